@@ -1,0 +1,108 @@
+"""Choose the defaults: cross-validation beside MLPClassifier, with and without scaling.
+
+    python benchmarks/defaults.py                      # digits and breast_cancer
+    python benchmarks/defaults.py --data FOLDER        # and satimage, from FOLDER/satimage.csv.gz
+    python benchmarks/defaults.py --only default       # one row
+
+Each figure is the mean accuracy of five repetitions of three-fold cross-validation, each with its
+own folds and random_state; the same for all rows.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from sklearn_moe import AttentiveGate, MLPExperts, MoEClassifier, SoftmaxGate
+
+ROWS = {
+    "MLPClassifier": MLPClassifier(),
+    "default": MoEClassifier(),
+    "lr 1e-3 constant": MoEClassifier(learning_rate=1e-3, learning_rate_schedule="constant"),
+    "lr 1e-2 constant": MoEClassifier(learning_rate=1e-2, learning_rate_schedule="constant"),
+    "lr 3e-3": MoEClassifier(learning_rate=3e-3),
+    "lr 5e-3": MoEClassifier(learning_rate=5e-3),
+    "lr 2e-2": MoEClassifier(learning_rate=2e-2),
+    "gate with 64 hidden units": MoEClassifier(gate=SoftmaxGate((64,))),
+    "experts of 32 units": MoEClassifier(experts=MLPExperts((32,))),
+    "experts of 100 units": MoEClassifier(experts=MLPExperts((100,))),
+    "4 experts": MoEClassifier(n_experts=4),
+    "weight_decay 1e-2": MoEClassifier(weight_decay=1e-2),
+    "weight_decay 1e-1": MoEClassifier(weight_decay=1e-1),
+    "batch_size 64": MoEClassifier(batch_size=64),
+    "early_stopping": MoEClassifier(early_stopping=True),
+    "logit mixing": MoEClassifier(mixing="logit"),
+    "top_k": MoEClassifier(gate="top_k"),
+    "hard": MoEClassifier(gate="hard"),
+    "attentive": MoEClassifier(gate="attentive"),
+    "attentive, linear": MoEClassifier(gate=AttentiveGate(())),
+    "importance": MoEClassifier(regularization="importance"),
+    "sample_similarity": MoEClassifier(regularization="sample_similarity"),
+    "attentive, sample_similarity": MoEClassifier(
+        gate="attentive", regularization="sample_similarity"
+    ),
+}
+
+
+def load_sets(folder):
+    sets = {
+        "digits": load_digits(return_X_y=True),
+        "breast_cancer": load_breast_cancer(return_X_y=True),
+    }
+    if folder is not None:
+        import pandas as pd
+
+        frame = pd.read_csv(folder / "satimage.csv.gz").sample(3000, random_state=0)
+        y = frame.pop(frame.columns[-1]).to_numpy()
+        sets["satimage"] = frame.to_numpy(float), y
+    return sets
+
+
+def evaluate(estimator, X, y, scaler, seed):
+    """Return accuracy and log loss of one repetition of cross-validation."""
+    scores = []
+    for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(X, y):
+        model = make_pipeline(scaler, clone(estimator).set_params(random_state=seed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLPClassifier's ConvergenceWarning
+            model.fit(X[train], y[train])
+        proba = model.predict_proba(X[test])
+        predicted = model.classes_[proba.argmax(axis=1)]
+        scores.append((accuracy_score(y[test], predicted), log_loss(y[test], proba)))
+    return np.mean(scores, axis=0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with satimage.csv.gz")
+    parser.add_argument("--only", nargs="+", default=list(ROWS), help="rows to run")
+    parser.add_argument("--n-jobs", type=int, default=1)
+    args = parser.parse_args()
+
+    sets = load_sets(args.data)
+    columns = [f"{name}, {kind}" for name in sets for kind in ("scaled", "raw")]
+    print("accuracy (log loss) | " + " | ".join(columns))
+    print("|".join(["---"] * (len(columns) + 1)))
+    for row in args.only:
+        cells = []
+        for X, y in sets.values():
+            for scaler in (StandardScaler(), FunctionTransformer()):
+                scores = Parallel(n_jobs=args.n_jobs)(
+                    delayed(evaluate)(ROWS[row], X, y, scaler, seed) for seed in range(5)
+                )
+                accuracy, loss = np.mean(scores, axis=0)
+                cells.append(f".{round(1000 * accuracy):03d} ({loss:.3f})")
+        print(f"{row} | " + " | ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Mixture of experts for scikit-learn, with a decomposition that can be measured and shaped."""
+
+from sklearn_moe.decomposition import (
+    SCORERS,
+    Decomposition,
+    decomposition_entropy,
+    expert_class_information,
+    sample_entropy,
+    usage_entropy,
+)
+from sklearn_moe.estimator import MoEClassifier
+from sklearn_moe.experts import EXPERTS, CustomExperts, MLPExperts
+from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
+from sklearn_moe.mixture import MixtureOutput
+from sklearn_moe.model_selection import TuneResult, cross_validate, tune
+from sklearn_moe.regularizers import (
+    REGULARIZERS,
+    Entropy,
+    Importance,
+    Load,
+    Regularizer,
+    SampleSimilarity,
+    ZLoss,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EXPERTS",
+    "GATES",
+    "REGULARIZERS",
+    "SCORERS",
+    "AttentiveGate",
+    "CustomExperts",
+    "Decomposition",
+    "Entropy",
+    "Importance",
+    "Load",
+    "MLPExperts",
+    "MixtureOutput",
+    "MoEClassifier",
+    "Regularizer",
+    "SampleSimilarity",
+    "SoftmaxGate",
+    "TuneResult",
+    "ZLoss",
+    "cross_validate",
+    "decomposition_entropy",
+    "expert_class_information",
+    "sample_entropy",
+    "tune",
+    "usage_entropy",
+]

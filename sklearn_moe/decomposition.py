@@ -1,0 +1,315 @@
+r"""How the experts divide the work: sample entropy, usage entropy, expert-class information.
+
+All entropies are in bits and computed over all samples at once:
+
+.. math:: H_s = \frac{1}{N} \sum_n H(p_n), \qquad H_u = H\Big(\frac{1}{N} \sum_n p_n\Big),
+          \qquad I(E; Y) = H(E) + H(Y) - H(E, Y)
+
+with the gate probabilities :math:`p_n` of sample :math:`n`, the chosen expert :math:`E` and the
+class :math:`Y`. A good decomposition has a low :math:`H_s` (one expert answers for a sample), a
+high :math:`H_u` (all experts are used) and a high :math:`I(E; Y)` (experts are tied to classes).
+
+References
+----------
+Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mixture of Experts,
+2023, arXiv 2302.14703.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
+from sklearn.metrics import mutual_info_score
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing, check_array, gen_batches
+from sklearn.utils.validation import check_consistent_length, column_or_1d
+
+# So many rows at a time pass through the experts.
+CHUNK_SIZE = 8192
+
+
+def sample_entropy(gate_proba: ArrayLike) -> float:
+    """Return H_s, the mean over samples of the entropy of the gate, in bits.
+
+    Parameters
+    ----------
+    gate_proba : array-like of shape (n_samples, n_experts)
+        Gate probabilities; rows sum to 1.
+
+    Returns
+    -------
+    float
+        Between 0 (one expert answers for each sample) and log2(n_experts).
+
+    Examples
+    --------
+    >>> sample_entropy([[1, 0], [0.5, 0.5]])
+    0.5
+    """
+    return _entropy(_check_gate_proba(gate_proba), axis=1).mean().item()
+
+
+def usage_entropy(gate_proba: ArrayLike) -> float:
+    """Return H_u, the entropy of the mean gate probabilities, in bits.
+
+    Parameters
+    ----------
+    gate_proba : array-like of shape (n_samples, n_experts)
+        Gate probabilities; rows sum to 1.
+
+    Returns
+    -------
+    float
+        Between 0 (one expert answers for all samples) and log2(n_experts).
+
+    Examples
+    --------
+    >>> usage_entropy([[1, 0], [0, 1]])
+    1.0
+    """
+    return _entropy(_check_gate_proba(gate_proba).mean(axis=0)).item()
+
+
+def expert_class_information(gate_proba: ArrayLike, y: ArrayLike) -> float:
+    """Return I(E;Y), the mutual information of the chosen expert and the class, in bits.
+
+    Parameters
+    ----------
+    gate_proba : array-like of shape (n_samples, n_experts)
+        Gate probabilities; the chosen expert is the most probable one.
+    y : array-like of shape (n_samples,)
+        Classes.
+
+    Returns
+    -------
+    float
+        Between 0 (the expert says nothing about the class) and the smaller of log2(n_experts) and
+        the entropy of the classes.
+
+    Examples
+    --------
+    >>> expert_class_information([[1, 0], [1, 0], [0, 1], [0, 1]], ["a", "a", "b", "b"])
+    1.0
+    """
+    gate_proba = _check_gate_proba(gate_proba)
+    y = column_or_1d(y)
+    check_consistent_length(gate_proba, y)
+    nats = mutual_info_score(y, gate_proba.argmax(axis=1))
+    return max(0.0, float(nats / np.log(2)))
+
+
+def _check_gate_proba(gate_proba):
+    gate_proba = check_array(gate_proba, dtype=np.float64, input_name="gate_proba")
+    if gate_proba.min() < 0 or not np.allclose(gate_proba.sum(axis=1), 1, atol=1e-3):
+        raise ValueError("gate_proba must hold probabilities: rows at least 0 that sum to 1.")
+    return gate_proba
+
+
+def _entropy(proba, axis=None):
+    """Entropy in bits; never -0.0."""
+    return np.maximum(entr(proba).sum(axis=axis) / np.log(2), 0.0)
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """How a mixture of experts divides a set of samples; ``print`` shows it as a table.
+
+    Attributes
+    ----------
+    sample_entropy : float
+        H_s in bits, 0 to log2(n_experts): how many experts share a sample. Low is good.
+    usage_entropy : float
+        H_u in bits, 0 to log2(n_experts): how evenly the experts are used. High is good.
+    expert_class_information : float
+        I(E;Y) in bits: how much the choice of the expert says about the class.
+    normalized_sample_entropy, normalized_usage_entropy : float
+        The same as shares of log2(n_experts), 0 to 1.
+    normalized_expert_class_information : float
+        The same as share of the most that is possible, the smaller of log2(n_experts) and the
+        entropy of the classes, 0 to 1.
+    usage : ndarray of shape (n_experts,)
+        Mean gate probability of each expert.
+    table : ndarray of shape (n_experts, n_classes)
+        Number of samples of each class for which each expert was chosen.
+    classes : ndarray of shape (n_classes,)
+        The classes of the table's columns.
+    chosen_expert_accuracy : float or None
+        Accuracy of the chosen expert alone, without the others; None without labels.
+    """
+
+    sample_entropy: float
+    usage_entropy: float
+    expert_class_information: float
+    normalized_sample_entropy: float
+    normalized_usage_entropy: float
+    normalized_expert_class_information: float
+    usage: NDArray[np.float64]
+    table: NDArray[np.int64]
+    classes: NDArray
+    chosen_expert_accuracy: float | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{label:34}{value:6.3f} bits  ({share:4.0%} of {of})"
+            for label, value, share, of in (
+                (
+                    "H_s     sample entropy",
+                    self.sample_entropy,
+                    self.normalized_sample_entropy,
+                    "log2(n_experts)",
+                ),
+                (
+                    "H_u     usage entropy",
+                    self.usage_entropy,
+                    self.normalized_usage_entropy,
+                    "log2(n_experts)",
+                ),
+                (
+                    "I(E;Y)  expert-class information",
+                    self.expert_class_information,
+                    self.normalized_expert_class_information,
+                    "the possible",
+                ),
+            )
+        ]
+        if self.chosen_expert_accuracy is not None:
+            lines.append(f"{'accuracy of the chosen expert':34}{self.chosen_expert_accuracy:6.3f}")
+        names = [_cut(name) for name in self.classes]
+        width = max(5, *map(len, names), len(str(self.table.max(initial=0)))) + 1
+        lines.append("")
+        lines.append("expert  usage" + "".join(f"{name:>{width}}" for name in names))
+        for expert, (share, counts) in enumerate(zip(self.usage, self.table, strict=True)):
+            row = "".join(f"{count:>{width}}" for count in counts)
+            lines.append(f"{expert:>6} {share:6.1%}{row}")
+        return "\n".join(lines)
+
+
+def _cut(name, length=12):
+    name = str(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposition:
+    """Measure how a fitted mixture of experts divides the samples among its experts.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier, Pipeline or search
+        A fitted ``MoEClassifier``, a pipeline that ends in one, or a search (such as
+        ``GridSearchCV``) with a ``best_estimator_`` of these.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Samples.
+    y : array-like of shape (n_samples,), default=None
+        Labels. None takes the class that the chosen expert predicts in their place, as the
+        reference does.
+
+    Returns
+    -------
+    Decomposition
+        H_s, H_u and I(E;Y) in bits and normalised, usage, and the expert by class table.
+
+    References
+    ----------
+    Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mixture of
+    Experts, 2023, arXiv 2302.14703.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_moe import MoEClassifier, decomposition_entropy
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = make_pipeline(StandardScaler(), MoEClassifier(n_experts=3, random_state=0))
+    >>> decomposition = decomposition_entropy(clf.fit(X, y), X, y)
+    >>> decomposition.table.sum()
+    np.int64(150)
+    >>> 0 <= decomposition.sample_entropy <= decomposition.usage_entropy
+    True
+    """
+    model, X = final_model(estimator, X)
+    gate_proba, predicted = [], []
+    for rows in gen_batches(len(X), CHUNK_SIZE):
+        chunk = _safe_indexing(X, rows)
+        gate_proba.append(model.gate_proba(chunk))
+        chosen = gate_proba[-1].argmax(axis=1)
+        expert_proba = model.expert_proba(chunk)
+        predicted.append(expert_proba[np.arange(len(chosen)), chosen].argmax(axis=1))
+    gate_proba = np.concatenate(gate_proba)
+    predicted = model.classes_[np.concatenate(predicted)]
+
+    labels = predicted if y is None else column_or_1d(y)
+    check_consistent_length(gate_proba, labels)
+    classes = model.classes_ if y is None else np.union1d(model.classes_, labels)
+    table = np.zeros((gate_proba.shape[1], len(classes)), dtype=np.int64)
+    np.add.at(table, (gate_proba.argmax(axis=1), np.searchsorted(classes, labels)), 1)
+
+    most = np.log2(gate_proba.shape[1])
+    h_s, h_u = sample_entropy(gate_proba), usage_entropy(gate_proba)
+    information = expert_class_information(gate_proba, labels)
+    return Decomposition(
+        sample_entropy=h_s,
+        usage_entropy=h_u,
+        expert_class_information=information,
+        normalized_sample_entropy=_share(h_s, most),
+        normalized_usage_entropy=_share(h_u, most),
+        normalized_expert_class_information=_share(
+            information, min(most, _entropy(table.sum(axis=0) / table.sum()))
+        ),
+        usage=gate_proba.mean(axis=0, dtype=np.float64),
+        table=table,
+        classes=classes,
+        chosen_expert_accuracy=None if y is None else float(np.mean(predicted == labels)),
+    )
+
+
+def _share(value, most):
+    """Part of the possible; nothing where nothing is possible."""
+    return float(min(value / most, 1.0)) if most > 0 else 0.0
+
+
+def final_model(estimator, X):
+    """Return the mixture at the end of searches and pipelines, and X as it sees it."""
+    while not hasattr(estimator, "gate_proba"):
+        if hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        elif isinstance(estimator, Pipeline):
+            X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+            estimator = estimator[-1]
+        else:
+            raise TypeError(
+                "Expected a fitted MoEClassifier, a pipeline that ends in one, or a fitted search "
+                f"for one; got {estimator!r}, which has no gate_proba."
+            )
+    return estimator, X
+
+
+def neg_sample_entropy_scorer(estimator, X, y=None) -> float:
+    """Score a mixture by -H_s, in bits: higher means surer gates."""
+    return -_measure_gate(estimator, X, sample_entropy)
+
+
+def usage_entropy_scorer(estimator, X, y=None) -> float:
+    """Score a mixture by H_u, in bits: higher means more even use of the experts."""
+    return _measure_gate(estimator, X, usage_entropy)
+
+
+def expert_class_information_scorer(estimator, X, y) -> float:
+    """Score a mixture by I(E;Y), in bits: higher means experts tied to classes."""
+    return _measure_gate(estimator, X, expert_class_information, y)
+
+
+def _measure_gate(estimator, X, measure, *args):
+    model, X = final_model(estimator, X)
+    return measure(model.gate_proba(X), *args)
+
+
+SCORERS = {
+    "neg_sample_entropy": neg_sample_entropy_scorer,
+    "usage_entropy": usage_entropy_scorer,
+    "expert_class_information": expert_class_information_scorer,
+}
+"""Scorers of the decomposition by name, for ``scoring=`` of scikit-learn's searches."""

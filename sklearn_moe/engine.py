@@ -1,0 +1,383 @@
+"""The skorch net behind the estimator: loss, batches, device, threads, progress.
+
+``MoENet`` is an ordinary skorch net, so its callbacks, history and checkpoints work as usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from threading import Lock
+
+import numpy as np
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughScoring, PrintLog
+from skorch.dataset import Dataset
+from skorch.helper import predefined_split
+from skorch.utils import data_from_dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sklearn_moe.experts import seeded_globally
+from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
+
+# Predictions are made in chunks of this many rows, whatever the batch size of the training was.
+CHUNK_SIZE = 8192
+
+
+class TensorBatches:
+    """Batches as slices of tensors that already live on the device.
+
+    skorch uses it in place of torch's ``DataLoader``, which would collate single rows. The rows
+    are dealt into batches of at most ``batch_size`` that are as equal as possible.
+
+    Parameters
+    ----------
+    dataset : skorch.dataset.Dataset
+        Holds a tensor, or a dict of tensors, and the targets.
+    batch_size : int
+        Largest number of rows of a batch.
+    """
+
+    def __init__(self, dataset, batch_size: int):
+        self.X, self.y = data_from_dataset(dataset)
+        self.n_samples = len(dataset)
+        self.n_batches = math.ceil(self.n_samples / batch_size)
+        self.generator: torch.Generator | None = None  # shuffles; None keeps the order
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator:
+        if self.generator is None or self.n_batches == 1:
+            bounds = np.linspace(0, self.n_samples, self.n_batches + 1).astype(int)
+            batches = [slice(*pair) for pair in pairwise(bounds)]
+        else:
+            device = self.generator.device
+            order = torch.randperm(self.n_samples, generator=self.generator, device=device)
+            batches = order.tensor_split(self.n_batches)
+        for batch in batches:
+            if isinstance(self.X, dict):
+                X = {name: values[batch] for name, values in self.X.items()}
+            else:
+                X = self.X[batch]
+            yield X, (None if self.y is None else self.y[batch])
+
+
+class MoENet(NeuralNetClassifier):
+    """The skorch net that trains a mixture of experts.
+
+    Parameters
+    ----------
+    experts, gate : object
+        Hyperparameter objects with a ``build`` method.
+    regularizations : list of callable
+        Penalties that are added to the loss.
+    input_shape : tuple of int
+        Shape of one sample.
+    n_experts, n_classes : int
+        Sizes of the mixture.
+    mixing : {"probability", "logit"}
+        How experts become one prediction.
+    seed : int
+        Seed of the initial weights.
+    n_threads : int or "auto"
+        Number of torch's intra-op threads in training and prediction.
+    **kwargs
+        Arguments of ``skorch.NeuralNetClassifier``.
+    """
+
+    def __init__(
+        self,
+        experts,
+        gate,
+        *,
+        regularizations,
+        input_shape,
+        n_experts,
+        n_classes,
+        mixing,
+        seed,
+        n_threads,
+        **kwargs,
+    ):
+        self.experts = experts
+        self.gate = gate
+        self.regularizations = regularizations
+        self.input_shape = input_shape
+        self.n_experts = n_experts
+        self.n_classes = n_classes
+        self.mixing = mixing
+        self.seed = seed
+        self.n_threads = n_threads
+        ours = {
+            "module": MixtureOfExperts,
+            "criterion": torch.nn.NLLLoss,
+            "criterion__reduction": "none",
+            "iterator_train": TensorBatches,
+            "iterator_valid": TensorBatches,
+            "iterator_valid__batch_size": CHUNK_SIZE,
+            "train_split": None,
+            "predict_nonlinearity": None,
+            "classes": list(range(n_classes)),
+        }
+        super().__init__(**{**ours, **kwargs})
+
+    # What skorch asks of a net
+
+    @property
+    def _default_callbacks(self):
+        return [
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
+            ("print_log", PrintLog()),
+        ]
+
+    def initialize_module(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        experts = self.experts.build(self.input_shape, self.n_experts, self.n_classes, generator)
+        gate = self.gate.build(self.input_shape, self.n_experts, experts.hidden_size, generator)
+        self.module_ = self.module(experts, gate, mixing=self.mixing)
+        return self
+
+    def check_data(self, X, y=None):
+        """Leave the checks to the estimator."""
+
+    def get_iterator(self, dataset, training=False):
+        iterator = super().get_iterator(dataset, training)
+        if training:
+            iterator.generator = self.generator_
+        return iterator
+
+    def on_epoch_begin(self, net, **kwargs):
+        self._forget_batches()
+        super().on_epoch_begin(net, **kwargs)
+
+    def on_train_end(self, net, **kwargs):
+        super().on_train_end(net, **kwargs)
+        self._forget_batches()
+
+    def _forget_batches(self):
+        # Epoch figures stay; the figures of single batches would outgrow the model.
+        if self.history:
+            self.history[-1]["batches"].clear()
+
+    def notify(self, method_name, **kwargs):
+        try:
+            super().notify(method_name, **kwargs)
+        except KeyboardInterrupt:
+            # skorch's callbacks end a training by this exception, as a user does by Ctrl-C.
+            self.stopped_by_callback_ = method_name == "on_epoch_end"
+            raise
+
+    def train_step_single(self, batch, **fit_params):
+        self._set_training(True)
+        inputs, y = batch
+        x, sample_weight = inputs["x"], inputs["sample_weight"]
+        mixture = self.module_(x, self.generator_)
+        loss = (self.criterion_(mixture.log_proba, y) * sample_weight).mean()
+        for regularization in self.regularizations:
+            loss = loss + regularization(mixture, x, y, sample_weight)
+        loss.backward()
+        return {"loss": loss.detach(), "y_pred": mixture.log_proba.detach().softmax(dim=1)}
+
+    def validation_step(self, batch, **fit_params):
+        self._set_training(False)
+        inputs, y = batch
+        sample_weight = inputs["sample_weight"]
+        with torch.no_grad():
+            log_proba = self.module_(inputs["x"]).log_proba
+            loss = (self.criterion_(log_proba, y) * sample_weight).mean()
+            correct = ((log_proba.argmax(dim=1) == y) * sample_weight).mean()
+        self.history.record_batch("valid_accuracy", correct.item())
+        return {"loss": loss, "y_pred": log_proba.softmax(dim=1)}
+
+    def evaluation_step(self, batch, training=False):
+        self.check_is_fitted()
+        inputs, _ = batch
+        x = inputs["x"] if isinstance(inputs, dict) else inputs
+        self._set_training(training)
+        with torch.set_grad_enabled(training):
+            return self.module_(torch.as_tensor(x, device=self.device)).log_proba.softmax(dim=1)
+
+    # What the estimator asks of a net
+
+    def train(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray,
+        *,
+        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        epochs: int | None = None,
+        callbacks: list[Callback],
+        seed: int,
+    ) -> bool:
+        """Train, with callbacks that live as long as this training.
+
+        Returns
+        -------
+        interrupted : bool
+            True if a user interrupted the training.
+        """
+        device = torch.device(self.device)
+        own_callbacks, own_split = self.callbacks_, self.train_split
+        self.callbacks_ = own_callbacks + [
+            (type(callback).__name__, callback.initialize()) for callback in callbacks
+        ]
+        if validation is not None:
+            self.train_split = predefined_split(self._dataset(*validation))
+        self.generator_ = torch.Generator(device).manual_seed(seed)
+        self.stopped_by_callback_ = False
+        self.interrupted_ = False
+        uses_global_state = getattr(self.module_.experts, "uses_global_random_state", False)
+        try:
+            with (
+                self.threads(min(self.batch_size, len(X))),
+                seeded_globally(seed, device) if uses_global_state else nullcontext(),
+            ):
+                self.partial_fit(self._dataset(X, y, sample_weight), epochs=epochs)
+        finally:
+            self.callbacks_, self.train_split = own_callbacks, own_split
+            self.generator_ = None
+        return self.interrupted_
+
+    def fit_loop(self, *args, **kwargs):
+        try:
+            return super().fit_loop(*args, **kwargs)
+        except KeyboardInterrupt:
+            self.interrupted_ = not self.stopped_by_callback_
+            raise
+
+    def evaluate(self, X: np.ndarray, part: Callable[[MixtureOutput], Tensor]) -> np.ndarray:
+        """Return one part of what the mixture says about each row of X."""
+        self._set_training(False)
+        parts = []
+        with self.threads(min(CHUNK_SIZE, len(X))), torch.inference_mode():
+            for start in range(0, len(X), CHUNK_SIZE):
+                x = _tensor(X[start : start + CHUNK_SIZE], self.device)
+                parts.append(part(self.module_(x)).cpu().numpy())
+        return np.concatenate(parts)
+
+    def to(self, device: str) -> None:
+        """Move module and optimizer to a device."""
+        self.device = device
+        self.module_.to(device)
+        # Loading its own state moves an optimizer's tensors to where its parameters are.
+        self.optimizer_.load_state_dict(self.optimizer_.state_dict())
+
+    def threads(self, n_rows: int):
+        """Return a context in which torch uses the right number of threads for such batches."""
+        n_threads = self.n_threads
+        if n_threads == "auto":
+            n_parameters = sum(parameter.numel() for parameter in self.module_.parameters())
+            n_threads = 2 if n_rows * n_parameters >= WORK_FOR_TWO_THREADS else 1
+        return intra_op_threads(n_threads)
+
+    def _dataset(self, X, y, sample_weight):
+        inputs = {
+            "x": _tensor(X, self.device),
+            "sample_weight": _tensor(sample_weight, self.device),
+        }
+        return Dataset(inputs, _tensor(y, self.device))
+
+
+def _tensor(array: np.ndarray, device) -> Tensor:
+    if not array.flags.writeable:  # torch would warn; nothing here writes to it
+        array = array.copy()
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+# Multiply-adds of a batch from which a second thread pays. The choice depends on the work alone,
+# never on the machine, because sums in another order give other bits.
+WORK_FOR_TWO_THREADS = 2e8
+
+_threads_lock = Lock()
+_threads_users = 0
+_threads_before = 0
+
+
+@contextmanager
+def intra_op_threads(n_threads: int):
+    """Set torch's intra-op threads for a while; the last of overlapping users restores them."""
+    global _threads_users, _threads_before
+    with _threads_lock:
+        if _threads_users == 0:
+            _threads_before = torch.get_num_threads()
+        _threads_users += 1
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        with _threads_lock:
+            _threads_users -= 1
+            if _threads_users == 0:
+                torch.set_num_threads(_threads_before)
+
+
+class Progress(Callback):
+    """A progress bar over the epochs."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_train_begin(self, net, **kwargs):
+        self.bar = tqdm(total=self.epochs, unit="epoch", desc="MoEClassifier")
+
+    def on_epoch_end(self, net, **kwargs):
+        row = net.history[-1]
+        self.bar.set_postfix(
+            {key: f"{row[key]:.4g}" for key in ("train_loss", "valid_loss") if key in row}
+        )
+        self.bar.update()
+
+    def on_train_end(self, net, **kwargs):
+        self.bar.close()
+
+
+class StopOnNaN(Callback):
+    """Stop a training whose loss is no longer a number."""
+
+    def on_epoch_end(self, net, **kwargs):
+        row = net.history[-1]
+        if not math.isfinite(row["train_loss"]):
+            raise ValueError(
+                f"The training loss became {row['train_loss']} in epoch {row['epoch']}. Lower "
+                f"learning_rate (it is {net.lr}), scale the features (for example with "
+                "StandardScaler), or lower the strength of the regularization."
+            )
+
+
+def one_cycle(n_steps: int, warm_up: float = 0.3) -> LRScheduler:
+    """Return a callback that raises the learning rate to its peak and lowers it to zero again."""
+
+    def factor(step):
+        progress = (step + 1) / (n_steps + 1)
+        if progress < warm_up:
+            return progress / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+    # last_epoch=-1 starts a new cycle in a warm start, too.
+    return LRScheduler(
+        policy=torch.optim.lr_scheduler.LambdaLR,
+        lr_lambda=factor,
+        step_every="batch",
+        event_name=None,
+        last_epoch=-1,
+    )
+
+
+def stop_early(patience: int, tol: float) -> EarlyStopping:
+    """Return a callback that ends a training without progress and restores the best weights."""
+    return EarlyStopping(
+        monitor="valid_loss",
+        patience=patience,
+        threshold=tol,
+        threshold_mode="abs",
+        load_best=True,
+        sink=lambda text: None,
+    )

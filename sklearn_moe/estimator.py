@@ -1,0 +1,833 @@
+"""MoEClassifier: the scikit-learn face of the mixture of experts."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+from skorch.callbacks import Callback
+from torch import nn
+
+from sklearn_moe.decomposition import usage_entropy
+from sklearn_moe.engine import MoENet, Progress, StopOnNaN, one_cycle, stop_early
+from sklearn_moe.experts import EXPERTS, CustomExperts
+from sklearn_moe.gates import GATES
+from sklearn_moe.regularizers import REGULARIZERS
+
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # scikit-learn < 1.9 has no callbacks
+
+    class CallbackSupportMixin:
+        pass
+
+
+class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
+    r"""Mixture of experts for classification.
+
+    Several small networks, the experts, and a gate that decides for each sample how much each
+    expert says. They are trained together by maximum likelihood,
+
+    .. math:: -\log \sum_e p_e(x)\, o_{ey}(x) + \text{regularization},
+
+    with the gate's probabilities :math:`p` and the experts' class probabilities :math:`o`. What
+    divides the work among the experts, the gate and the regularization, is chosen by name or, to
+    tune it, as an object. Scale the features first, as for any neural network.
+
+    Parameters
+    ----------
+    n_experts : int, default=8
+        Number of experts.
+    experts : {"auto", "mlp"}, object or callable, default="auto"
+        Kind of experts: a name, an object such as ``MLPExperts(hidden_layer_sizes=(128,))``, or
+        a function ``(input_shape, n_outputs) -> torch.nn.Module`` that makes one expert; its
+        forward returns logits or (logits, hidden). "auto" is "mlp", which flattens images.
+    gate : {"softmax", "top_k", "noisy_top_k", "hard", "attentive"} or object, default="softmax"
+        How experts are chosen: a name, or an object such as ``AttentiveGate(key_size=16)``.
+        "top_k" keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden
+        vectors.
+    regularization : str, object, list of these or None, default=None
+        Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
+        "entropy", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a function
+        ``(mixture_output, x, y, sample_weight) -> scalar tensor``.
+    mixing : {"probability", "logit"}, default="probability"
+        Whether the experts' probabilities or their logits are averaged. Logits predict slightly
+        better, but experts no longer stand on their own.
+    learning_rate : float, default=1e-2
+        Learning rate of AdamW; the peak of the schedule.
+    learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
+        "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
+        to zero along a cosine. ``partial_fit`` is always constant.
+    weight_decay : float, default=0.0
+        Decoupled weight decay of AdamW.
+    batch_size : int or "auto", default="auto"
+        Largest number of samples of a training batch; "auto" is ``min(256, n_samples)``. An epoch
+        is dealt into batches that are as equal as possible.
+    max_iter : int, default=100
+        Number of epochs.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, which multiply ``sample_weight``; "balanced" makes all classes
+        count alike.
+    early_stopping : bool, default=False
+        Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
+        stratified part of the training data) stops falling, and to restore the best weights.
+    validation_fraction : float, default=0.1
+        Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
+    n_iter_no_change : int, default=10
+        Early stopping waits for this many epochs.
+    tol : float, default=1e-4
+        Early stopping counts a fall of the loss by more than this, in nats.
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from the weights of the last one.
+    device : str, default="auto"
+        A torch device such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is one.
+    n_threads : int or "auto", default="auto"
+        Torch's threads within an operation, in fit and predict. "auto" takes two where the work of
+        a batch is worth it and one otherwise, whatever the machine, so that results do not depend
+        on it.
+    net_params : dict, default=None
+        Arguments of the skorch net, for all that has no parameter here. They win over ours; its
+        ``callbacks`` are added. For example ``{"optimizer": torch.optim.SGD}``.
+    verbose : int, default=0
+        0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
+    random_state : int, RandomState instance or None, default=None
+        Seed of initial weights, batches, dropout and gate noise. An int gives the same result each
+        time. Global random states stay untouched.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    n_features_in_ : int
+        Number of features; for images the length of their first axis.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where ``X`` had string column names.
+    n_iter_ : int
+        Number of epochs trained, over all warm starts and partial fits.
+    loss_curve_ : list of float of length n_iter_
+        Mean training loss of each epoch, regularization included, in nats.
+    validation_loss_curve_ : list of float or None
+        Mean validation loss of each epoch, without regularization, in nats; None without a
+        validation set.
+    validation_scores_ : list of float or None
+        Accuracy on the validation set after each epoch.
+    best_validation_score_ : float or None
+        Accuracy on the validation set in the epoch of the lowest validation loss.
+    expert_usage_ : ndarray of shape (n_experts,)
+        Mean gate probability of each expert over the training data.
+    device_ : str
+        Where the mixture is.
+    net_ : MoENet
+        The skorch net.
+    module_ : MixtureOfExperts
+        The torch module.
+
+    See Also
+    --------
+    decomposition_entropy : Measures how the experts divide the samples.
+    sklearn.neural_network.MLPClassifier : One network.
+
+    References
+    ----------
+    R. A. Jacobs, M. I. Jordan, S. J. Nowlan, G. E. Hinton, Adaptive Mixtures of Local Experts,
+    Neural Computation 3, 1991.
+
+    Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mixture of
+    Experts, 2023, arXiv 2302.14703.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_moe import MoEClassifier
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
+    >>> moe = MoEClassifier(n_experts=4, gate="attentive", regularization="importance",
+    ...                     random_state=0)
+    >>> clf = make_pipeline(StandardScaler(), moe).fit(X_train, y_train)
+    >>> clf.score(X_test, y_test) > 0.9
+    True
+    >>> moe.gate_proba(X_test).shape
+    (143, 4)
+    """
+
+    _parameter_constraints: dict = {
+        "n_experts": [Interval(Integral, 1, None, closed="left")],
+        "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
+        "gate": [StrOptions(set(GATES)), HasMethods("build")],
+        "regularization": [StrOptions(set(REGULARIZERS)), callable, list, tuple, None],
+        "mixing": [StrOptions({"probability", "logit"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "device": [str],
+        "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "net_params": [dict, None],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        n_experts: int = 8,
+        *,
+        experts: str | object | Callable[[tuple[int, ...], int], nn.Module] = "auto",
+        gate: str | object = "softmax",
+        regularization: str | Callable | Sequence | None = None,
+        mixing: str = "probability",
+        learning_rate: float = 1e-2,
+        learning_rate_schedule: str = "one_cycle",
+        weight_decay: float = 0.0,
+        batch_size: int | str = "auto",
+        max_iter: int = 100,
+        class_weight: dict | str | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        device: str = "auto",
+        n_threads: int | str = "auto",
+        net_params: dict[str, Any] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.n_experts = n_experts
+        self.experts = experts
+        self.gate = gate
+        self.regularization = regularization
+        self.mixing = mixing
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.device = device
+        self.n_threads = n_threads
+        self.net_params = net_params
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def set_params(self, **params) -> MoEClassifier:
+        """Set parameters, also nested ones such as ``gate__top_k``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : MoEClassifier
+
+        Raises
+        ------
+        ValueError
+            For an unknown parameter, and for a nested parameter of something that is given by
+            name, as only objects have parameters.
+        """
+        for key in params:
+            name, _, nested = key.partition("__")
+            if nested and name in ("experts", "gate", "regularization"):
+                value = params.get(name, getattr(self, name))
+                if not hasattr(value, "set_params"):
+                    raise ValueError(
+                        f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass "
+                        f"an object to tune it, for example {name}={_EXAMPLES[name]}."
+                    )
+        return super().set_params(**params)
+
+    # Training
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+        sample_weight_val: ArrayLike | None = None,
+    ) -> MoEClassifier:
+        """Fit the mixture of experts.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Training samples; they become float32.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples, at least 0; a weight of zero equals removal.
+        X_val : array-like of shape (n_val, n_features) or (n_val, ...), default=None
+            Validation samples. Their loss and accuracy are recorded each epoch, and early stopping
+            watches the loss.
+        y_val : array-like of shape (n_val,), default=None
+            Labels of the validation samples.
+        sample_weight_val : array-like of shape (n_val,), default=None
+            Weights of the validation samples.
+
+        Returns
+        -------
+        self : MoEClassifier
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter are not valid, or the loss becomes NaN.
+        """
+        return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val))
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> MoEClassifier:
+        """Train for one epoch on these samples, going on from the present weights.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Training samples.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples, at least 0.
+
+        Returns
+        -------
+        self : MoEClassifier
+
+        Raises
+        ------
+        ValueError
+            If the data or a parameter are not valid, the first call has no ``classes``, a label is
+            not among them, or ``early_stopping`` or ``class_weight="balanced"`` is set.
+        """
+        if self.early_stopping:
+            raise ValueError(
+                "partial_fit does not support early_stopping=True, as it never sees all data. Set "
+                "early_stopping=False."
+            )
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                "partial_fit does not support class_weight='balanced', as it never sees all data. "
+                "Pass a dict of class weights."
+            )
+        if classes is not None:
+            classes = np.unique(column_or_1d(classes))
+            if hasattr(self, "net_") and not np.array_equal(classes, self.classes_):
+                raise ValueError(
+                    f"classes={classes.tolist()} differ from those of the first call, "
+                    f"{self.classes_.tolist()}."
+                )
+        elif not hasattr(self, "net_"):
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        else:
+            classes = self.classes_
+        return self._fit(X, y, sample_weight, classes=classes)
+
+    def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
+        incremental = classes is not None
+        going_on = (incremental or self.warm_start) and hasattr(self, "net_")
+        device = _check_device(self.device)
+        X, y = self._validate(X, y, reset=not going_on)
+        check_classification_targets(y)
+        classes = np.unique(y) if classes is None else classes
+        if len(classes) < 2:
+            raise ValueError(
+                "MoEClassifier needs samples of at least 2 classes; y has one class: "
+                f"{classes.tolist()}."
+            )
+        if going_on and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"warm_start=True cannot change the classes from {self.classes_.tolist()} to "
+                f"{classes.tolist()}. Set warm_start=False."
+            )
+        y = _encode(y, classes, "y")
+        weight = _check_weight(sample_weight, X, "sample_weight")
+        validation = self._check_validation(*validation, X, classes)
+        class_weight = self._class_weights(y, weight, classes)
+        if going_on:
+            random_state = self._random_state
+        else:
+            random_state = check_random_state(self.random_state)
+        if self.early_stopping and validation is None:
+            X, y, weight, validation = self._split(X, y, weight, random_state)
+        weight = _normalize(weight * class_weight[y])
+        if validation is not None:
+            X_val, y_val, weight_val = validation
+            validation = X_val, y_val, _normalize(weight_val * class_weight[y_val])
+
+        build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
+        if going_on:
+            net = self._go_on(len(X))
+        else:
+            net = self._new_net(X, len(classes), build_seed, device)
+        epochs = 1 if incremental else net.max_epochs
+        callbacks: list[Callback] = [StopOnNaN()]
+        if self.learning_rate_schedule == "one_cycle" and not incremental:
+            callbacks.append(one_cycle(epochs * math.ceil(len(X) / net.batch_size)))
+        if self.verbose == 1:
+            callbacks.append(Progress(epochs))
+        if self.early_stopping:
+            callbacks.append(stop_early(self.n_iter_no_change, self.tol))
+        if hasattr(self, "_skl_callbacks"):
+            callbacks.append(_ScikitLearnCallbacks(self, X, classes[y], weight, classes, epochs))
+        interrupted = net.train(
+            X,
+            y,
+            weight,
+            validation=validation,
+            epochs=epochs,
+            callbacks=callbacks,
+            seed=train_seed,
+        )
+
+        self.net_ = net
+        self.classes_ = classes
+        self._random_state = random_state
+        self._record_curves()
+        usage = net.evaluate(X, lambda mixture: mixture.gate_proba).mean(axis=0, dtype=np.float64)
+        self.expert_usage_ = usage
+        if interrupted:
+            warnings.warn(
+                f"The training was interrupted after {self.n_iter_} complete epochs; the mixture "
+                "keeps the weights that it had by then.",
+                stacklevel=4,
+            )
+        elif self.n_experts > 1 and usage_entropy([usage]) < 0.1 * math.log2(self.n_experts):
+            warnings.warn(
+                f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
+                "of the training samples. Use a regularization that spreads the work, such as "
+                "regularization='importance' or 'sample_similarity', or fewer experts.",
+                stacklevel=4,
+            )
+        return self
+
+    def _validate(self, X, y="no_validation", *, reset):
+        """Return X as float32 array, or X and y, checked by scikit-learn."""
+        try:
+            checked = validate_data(self, X, y, reset=reset, **_X_CHECKS)
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise ValueError(
+                f"X must be numeric: {error}. Encode columns of text first, for example with "
+                "make_column_transformer((OneHotEncoder(), columns), remainder='passthrough')."
+            ) from error
+        if not reset:
+            X = checked[0] if isinstance(checked, tuple) else checked
+            _check_shape("X", X, self.net_.input_shape)
+        return checked
+
+    def _check_validation(self, X_val, y_val, weight_val, X, classes):
+        if X_val is None and y_val is None and weight_val is None:
+            return None
+        if X_val is None or y_val is None:
+            raise ValueError(
+                "X_val and y_val must be passed together, and sample_weight_val only with them."
+            )
+        X_val, y_val = validate_data(self, X_val, y_val, reset=False, **_X_CHECKS)
+        _check_shape("X_val", X_val, X.shape[1:])
+        return (
+            X_val,
+            _encode(y_val, classes, "y_val"),
+            _check_weight(weight_val, X_val, "sample_weight_val"),
+        )
+
+    def _class_weights(self, y, weight, classes):
+        """Return the weight of each class."""
+        if self.class_weight is None:
+            return np.ones(len(classes))
+        if self.class_weight == "balanced":
+            totals = np.bincount(y, weights=weight, minlength=len(classes))
+            return np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
+        unknown = [label for label in self.class_weight if label not in classes]
+        if unknown:
+            raise ValueError(
+                f"class_weight has weights for {unknown}, which are not among the classes "
+                f"{classes.tolist()}."
+            )
+        return np.array([self.class_weight.get(label, 1.0) for label in classes.tolist()])
+
+    def _split(self, X, y, weight, random_state):
+        """Set a part of the data aside, stratified unless a class is too rare for that."""
+        counts = np.bincount(y)
+        smallest_part = min(self.validation_fraction, 1 - self.validation_fraction) * len(X)
+        stratify = (
+            y if min(counts[counts > 0].min() / 2, smallest_part / len(counts)) >= 1 else None
+        )
+        X, X_val, y, y_val, weight, weight_val = train_test_split(
+            X,
+            y,
+            weight,
+            test_size=self.validation_fraction,
+            stratify=stratify,
+            random_state=random_state,
+        )
+        return X, y, weight, (X_val, y_val, weight_val)
+
+    def _settings(self, n_samples):
+        """Return what a net takes from the parameters anew in each training."""
+        batch_size = min(256, n_samples) if self.batch_size == "auto" else self.batch_size
+        settings = {
+            "regularizations": self._regularizations(),
+            "n_threads": self.n_threads,
+            "lr": self.learning_rate,
+            "optimizer__weight_decay": self.weight_decay,
+            "max_epochs": self.max_iter,
+            "batch_size": batch_size,
+            "verbose": int(self.verbose >= 2),
+        }
+        return {**settings, **(self.net_params or {})}
+
+    def _architecture(self):
+        experts = "mlp" if self.experts == "auto" else self.experts
+        if callable(experts) and not hasattr(experts, "build"):
+            experts = CustomExperts(experts)
+        return {
+            "experts": _resolve("experts", experts, EXPERTS),
+            "gate": _resolve("gate", self.gate, GATES),
+            "n_experts": self.n_experts,
+            "mixing": self.mixing,
+        }
+
+    def _regularizations(self):
+        given = self.regularization
+        if given is None:
+            return []
+        given = given if isinstance(given, (list, tuple)) else [given]
+        regularizations = [_resolve("regularization", each, REGULARIZERS) for each in given]
+        return [each for each in regularizations if getattr(each, "strength", 1) != 0]
+
+    def _new_net(self, X, n_classes, seed, device):
+        optimizer = {"optimizer": torch.optim.AdamW}
+        if "optimizer" not in (self.net_params or {}):
+            optimizer["optimizer__fused"] = True
+        settings = {**optimizer, "device": device, **self._settings(len(X))}
+        net = MoENet(
+            **self._architecture(),
+            input_shape=X.shape[1:],
+            n_classes=n_classes,
+            seed=seed,
+            **settings,
+        )
+        return net.initialize()
+
+    def _go_on(self, n_samples):
+        """Return the present net with the present settings."""
+        for name, value in self._architecture().items():
+            before = getattr(self.net_, name)
+            if type(value) is not type(before) or _params(value) != _params(before):
+                raise ValueError(
+                    f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
+                    f"{value!r}. Fit with warm_start=False."
+                )
+        settings = self._settings(n_samples)
+        own = ("regularizations", "n_threads", "lr", "optimizer__weight_decay", "max_epochs")
+        self.net_.set_params(**{name: settings[name] for name in (*own, "batch_size", "verbose")})
+        return self.net_
+
+    def _record_curves(self):
+        rows = [row for row in self.net_.history if "train_loss" in row]
+        self.n_iter_ = len(rows)
+        self.loss_curve_ = [float(row["train_loss"]) for row in rows]
+        validated = [row for row in rows if "valid_loss" in row]
+        self.validation_loss_curve_ = self.validation_scores_ = self.best_validation_score_ = None
+        if validated:
+            self.validation_loss_curve_ = [float(row["valid_loss"]) for row in validated]
+            self.validation_scores_ = [float(row["valid_accuracy"]) for row in validated]
+            best = min(validated, key=lambda row: row["valid_loss"])
+            self.best_validation_score_ = float(best["valid_accuracy"])
+
+    # Prediction
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Predict the most probable class of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+        """
+        proba = self.predict_proba(X)
+        return self.classes_[proba.argmax(axis=1)]
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Predict the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities in the order of ``classes_``; rows sum to 1.
+        """
+        # The softmax of log-probabilities is their exp, but no rounding error takes it above 1.
+        return self._evaluate(X, lambda mixture: mixture.log_proba.softmax(dim=1))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Predict the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities, exact also where the probability is 0 in float32.
+        """
+        return self._evaluate(X, lambda mixture: mixture.log_proba.log_softmax(dim=1))
+
+    def gate_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return how much each expert says about each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_experts)
+            Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
+            one expert the whole sample here, although it trains on the full softmax.
+        """
+        return self._evaluate(X, lambda mixture: mixture.gate_proba)
+
+    def expert_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Predict the probability of each class by each expert on its own.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_experts, n_classes)
+            Each expert's probabilities.
+        """
+        return self._evaluate(X, lambda mixture: mixture.expert_logits.softmax(dim=2))
+
+    def apply(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Return the expert that the gate chooses for each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Index of the most probable expert.
+        """
+        return self._evaluate(X, lambda mixture: mixture.gate_proba.argmax(dim=1))
+
+    def _evaluate(self, X, part):
+        check_is_fitted(self)
+        return self.net_.evaluate(self._validate(X, reset=False), part)
+
+    # The machine
+
+    def to(self, device: str) -> MoEClassifier:
+        """Move the fitted mixture to a device.
+
+        Parameters
+        ----------
+        device : str
+            A torch device such as "cpu" or "cuda", or "auto".
+
+        Returns
+        -------
+        self : MoEClassifier
+        """
+        check_is_fitted(self)
+        self.net_.to(_check_device(device))
+        return self
+
+    @property
+    def device_(self) -> str:
+        """Where the fitted mixture is."""
+        return str(self.net_.device)
+
+    @property
+    def module_(self) -> nn.Module:
+        """The fitted torch module."""
+        return self.net_.module_
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "net_")
+
+
+_X_CHECKS = {"dtype": np.float32, "order": "C", "allow_nd": True}
+
+_EXAMPLES = {
+    "experts": "MLPExperts(hidden_layer_sizes=(128,))",
+    "gate": "SoftmaxGate(top_k=2)",
+    "regularization": "Importance(strength=0.5)",
+}
+
+
+def _resolve(name, value, room):
+    """Return the checked object that a name of the room stands for, or that a user passed."""
+    if isinstance(value, str):
+        if value not in room:
+            raise ValueError(f"{name}={value!r} is not known; the names are {sorted(room)}.")
+        value = room[value]
+    elif isinstance(value, type):
+        raise ValueError(
+            f"{name} must be an object, not a class: write {name}={value.__name__}(...)."
+        )
+    value = clone(value, safe=False)  # later changes of the user's object shall not reach the net
+    if isinstance(value, BaseEstimator):
+        value._validate_params()
+    return value
+
+
+def _params(value):
+    return value.get_params() if hasattr(value, "get_params") else value
+
+
+def _check_device(device):
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda' or 'cuda:1'."
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r}, but torch finds no CUDA device. Use device='cpu' or 'auto'."
+        )
+    return device
+
+
+def _check_shape(name, X, input_shape):
+    if X.shape[1:] != input_shape:
+        raise ValueError(
+            f"{name} has samples of shape {X.shape[1:]}, but MoEClassifier is fitted with samples "
+            f"of shape {input_shape}."
+        )
+
+
+def _encode(y, classes, name):
+    y = column_or_1d(y, warn=True)
+    known = np.isin(y, classes)
+    if not known.all():
+        raise ValueError(
+            f"{name} contains {np.unique(y[~known]).tolist()}, which are not among the classes "
+            f"{classes.tolist()}."
+        )
+    return np.searchsorted(classes, y)
+
+
+def _check_weight(sample_weight, X, name):
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    if weight.min() < 0:
+        raise ValueError(f"{name} must be at least 0, got {weight.min().item()}.")
+    return weight
+
+
+def _normalize(weight):
+    """Give the weights a mean of 1, once for all batches."""
+    if not weight.any():
+        raise ValueError(
+            "All weights are zero (sample_weight times class_weight). At least one sample of the "
+            "training set, and of the validation set, must have a positive weight."
+        )
+    return (weight / weight.mean()).astype(np.float32)
+
+
+class _ScikitLearnCallbacks(Callback):
+    """Tell scikit-learn's callbacks of each epoch."""
+
+    def __init__(self, estimator, X, y, sample_weight, classes, epochs):
+        self.estimator = estimator
+        self.classes = classes
+        self.task = {
+            "estimator": estimator,
+            "X": X,
+            "y": y,
+            "metadata": {"sample_weight": sample_weight},
+        }
+        self.context = estimator._init_callback_context(max_subtasks=epochs)
+
+    def on_train_begin(self, net, **kwargs):
+        self.context.call_on_fit_task_begin(**self.task)
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epoch = self.context.subcontext(task_name="epoch")
+        self.epoch.call_on_fit_task_begin(**self.task)
+
+    def on_epoch_end(self, net, **kwargs):
+        if self._end(self.epoch, net):
+            raise KeyboardInterrupt  # skorch's signal to stop
+
+    def on_train_end(self, net, **kwargs):
+        self._end(self.context, net)
+
+    def _end(self, context, net):
+        def fitted():
+            return {"net_": copy.copy(net), "classes_": self.classes}
+
+        return context.call_on_fit_task_end(**self.task, reconstruction_attributes=fitted)

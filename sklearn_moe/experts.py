@@ -1,0 +1,214 @@
+"""Experts: small networks that map a sample to class logits.
+
+An experts object holds hyperparameters only; ``build`` turns it into one torch module that runs
+all experts and returns their logits (n_samples, n_experts, n_classes) and hidden vectors
+(n_samples, n_experts, hidden_size). ``EXPERTS`` names the usual choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from numbers import Integral, Real
+from threading import RLock
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor, nn
+
+from sklearn_moe.layers import ACTIVATIONS, StackedLinear, check_layer_sizes, dropout
+
+
+class MLPExperts(BaseEstimator):
+    """Fully connected experts, for tables (images are flattened).
+
+    The weights of all experts are stacked in one parameter per layer, and each expert is
+    initialised as a network of ``nn.Linear`` layers would be. The hidden vector that an attentive
+    gate reads is the last hidden layer before its activation, or the logits where there is no
+    hidden layer.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=(64,)
+        Sizes of each expert's hidden layers; without any the experts are linear.
+    activation : {"relu", "gelu", "tanh"}, default="relu"
+        Activation of the hidden layers.
+    dropout : float, default=0.0
+        Probability, at least 0 and below 1, with which a hidden unit is dropped in training.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MLPExperts, MoEClassifier
+    >>> MoEClassifier(experts=MLPExperts(hidden_layer_sizes=(32, 16), dropout=0.1)).experts
+    MLPExperts(dropout=0.1, hidden_layer_sizes=(32, 16))
+    """
+
+    _parameter_constraints: dict = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (64,),
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.dropout = dropout
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """Return the torch module of these experts."""
+        self._validate_params()
+        hidden_sizes = check_layer_sizes(
+            "The experts' hidden_layer_sizes", self.hidden_layer_sizes
+        )
+        sizes = (math.prod(input_shape), *hidden_sizes, n_classes)
+        return _MLPExpertsModule(sizes, n_experts, self.activation, self.dropout, generator)
+
+
+class _MLPExpertsModule(nn.Module):
+    def __init__(self, sizes, n_experts, activation, dropout, generator):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(n_experts, n_in, n_out, generator) for n_in, n_out in pairwise(sizes)
+        )
+        self.activation = activation
+        self.dropout = dropout
+        self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        first, *others = self.layers
+        out = hidden = first(x.flatten(1))
+        for layer in others:
+            hidden = out
+            out = ACTIVATIONS[self.activation](hidden)
+            if self.training and self.dropout > 0:
+                out = dropout(out, self.dropout, generator)
+            out = layer(out)
+        return out.transpose(0, 1), hidden.transpose(0, 1)
+
+
+class CustomExperts(BaseEstimator):
+    """Experts from a user's own function; ``MoEClassifier(experts=function)`` wraps it in this.
+
+    Parameters
+    ----------
+    factory : callable
+        ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. Its forward
+        takes a batch (n_samples, *input_shape) and returns the logits (n_samples, n_outputs), or
+        the pair (logits, hidden) with hidden vectors (n_samples, hidden_size) for an attentive
+        gate to read. Without them it reads the logits.
+
+    Notes
+    -----
+    Such modules draw their initial weights and their dropout from torch's global random state. It
+    is seeded from ``random_state`` and restored afterwards, under a lock: mixtures of custom
+    experts that are fitted in several threads wait for one another.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier
+    >>> from torch import nn
+    >>> def linear_expert(input_shape, n_outputs):
+    ...     return nn.Linear(input_shape[0], n_outputs)
+    >>> clf = MoEClassifier(experts=linear_expert)
+    """
+
+    _parameter_constraints: dict = {"factory": [callable]}
+
+    def __init__(self, factory: Callable[[tuple[int, ...], int], nn.Module]):
+        self.factory = factory
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """Return the torch module of these experts."""
+        self._validate_params()
+        experts = []
+        for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():
+            with seeded_globally(seed):
+                expert = self.factory(input_shape, n_classes)
+                if not isinstance(expert, nn.Module):
+                    raise TypeError(
+                        "experts(input_shape, n_outputs) must return a torch.nn.Module, got "
+                        f"{expert!r}."
+                    )
+                hidden_size = _probe_expert(expert, input_shape, n_classes)
+            experts.append(expert)
+        return _CustomExpertsModule(experts, hidden_size)
+
+
+def _probe_expert(expert, input_shape, n_classes):
+    """Run one sample through an expert, check what comes out and return its hidden size."""
+    with torch.no_grad():
+        logits, hidden = _logits_and_hidden(expert.eval()(torch.zeros(1, *input_shape)))
+    for name, tensor, shape in (
+        ("logits", logits, (1, n_classes)),
+        ("hidden", hidden, (1, hidden.shape[-1])),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(
+                f"The experts' {name} must have the shape {('n_samples', *shape[1:])}; a batch of "
+                f"shape {(1, *input_shape)} gave {tuple(tensor.shape)}."
+            )
+    return hidden.shape[1]
+
+
+def _logits_and_hidden(output):
+    return output if isinstance(output, tuple) else (output, output)
+
+
+class _CustomExpertsModule(nn.Module):
+    uses_global_random_state = True
+
+    def __init__(self, experts, hidden_size):
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.hidden_size = hidden_size
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        outputs = [_logits_and_hidden(expert(x)) for expert in self.experts]
+        logits, hidden = zip(*outputs, strict=True)
+        return torch.stack(logits, dim=1), torch.stack(hidden, dim=1)
+
+
+_GLOBAL_RANDOM_STATE = RLock()
+
+
+@contextmanager
+def seeded_globally(seed: int, device: torch.device | str = "cpu"):
+    """Seed torch's global random state for modules that know no other, and restore it."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with _GLOBAL_RANDOM_STATE, torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for used in cuda:
+            with torch.cuda.device(used):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+EXPERTS: dict[str, BaseEstimator] = {
+    "mlp": MLPExperts(),
+}
+"""The experts that ``MoEClassifier(experts=...)`` knows by name."""

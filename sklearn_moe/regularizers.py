@@ -1,0 +1,265 @@
+r"""Regularizations: penalties that shape how the experts divide the work.
+
+Each is called with a training batch and returns a scalar that is added to the loss. Sample weights
+count as samples: a weight of zero equals removal. ``REGULARIZERS`` names the usual choices.
+
+Symbols: :math:`p` gate_proba after masking, :math:`q` softmax of the full gate logits :math:`l`,
+:math:`w` sample weights; samples :math:`n`, :math:`m`; experts :math:`e`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
+
+from sklearn_moe.mixture import MixtureOutput
+
+
+class Regularizer(BaseEstimator):
+    """Base class of the regularizations: ``strength`` times ``penalty``."""
+
+    _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
+
+    def __call__(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
+        """Return the weighted penalty of a batch as a scalar tensor."""
+        return self.strength * self.penalty(mixture, x, y, sample_weight)
+
+
+def _squared_variation(values: Tensor) -> Tensor:
+    """Squared coefficient of variation, unbiased; 0 for one value or all zeros."""
+    if len(values) == 1:
+        return values.sum() * 0
+    tiny = torch.finfo(values.dtype).tiny
+    return values.var() / values.mean().square().clamp_min(tiny)
+
+
+class Importance(Regularizer):
+    r"""Use all experts equally often.
+
+    .. math:: L = \lambda \, \mathrm{CV}^2\Big(\sum_n w_n p_{n1}, \dots, \sum_n w_n p_{nE}\Big)
+
+    The squared coefficient of variation (with the unbiased variance) of the batch's importances is
+    zero when every expert gets the same share of the batch and :math:`E` when one gets all of it.
+
+    Parameters
+    ----------
+    strength : float, default=0.2
+        Weight :math:`\lambda`, in nats of loss per unit of squared variation.
+
+    References
+    ----------
+    N. Shazeer et al., Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
+    Layer, 2017, arXiv 1701.06538.
+
+    Examples
+    --------
+    >>> from sklearn_moe import Importance, MoEClassifier
+    >>> MoEClassifier(regularization=Importance(0.5)).get_params()["regularization__strength"]
+    0.5
+    """
+
+    def __init__(self, strength: float = 0.2):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the squared variation of the importances."""
+        return _squared_variation(sample_weight @ mixture.gate_proba)
+
+
+class Load(Regularizer):
+    r"""Choose all experts equally often, for noisy top-k gates.
+
+    The load of an expert is the number of samples that it is expected to get if the noise were
+    drawn again,
+
+    .. math:: L = \lambda \, \mathrm{CV}^2\Big(\sum_n w_n P_{n1}, \dots, \sum_n w_n P_{nE}\Big),
+              \qquad P_{ne} = \Phi\Big(\frac{l_{ne} - t_n}{\sigma}\Big)
+
+    with the sample's :math:`k`-th largest noisy logit :math:`t_n` and the noise's standard
+    deviation :math:`\sigma`.
+
+    Parameters
+    ----------
+    strength : float, default=0.1
+        Weight :math:`\lambda`, in nats of loss per unit of squared variation.
+
+    References
+    ----------
+    N. Shazeer et al., Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
+    Layer, 2017, arXiv 1701.06538.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier
+    >>> clf = MoEClassifier(gate="noisy_top_k", regularization=["importance", "load"])
+    """
+
+    def __init__(self, strength: float = 0.1):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the squared variation of the loads."""
+        if mixture.routing is None or mixture.routing.top_k is None:
+            raise ValueError(
+                "regularization='load' needs a gate that draws noise and keeps the top k experts, "
+                "such as gate='noisy_top_k' or gate=SoftmaxGate(top_k=2, noise=1.0)."
+            )
+        noisy_logits, noise_scale, top_k = mixture.routing
+        threshold = noisy_logits.topk(top_k, dim=1).values[:, -1:]
+        chosen = torch.special.ndtr((mixture.gate_logits - threshold) / noise_scale)
+        return _squared_variation(sample_weight @ chosen)
+
+
+class SampleSimilarity(Regularizer):
+    r"""Send similar samples to the same expert and different samples to different ones.
+
+    .. math:: L = \lambda \, E \,
+              \frac{\sum_{nm} w_n w_m (p p^T)_{nm} d_{nm}}{\sum_{nm} w_n w_m d_{nm}}
+
+    :math:`(p p^T)_{nm}` is the chance that two samples meet in one expert and :math:`d_{nm}` their
+    distance. The ratio does not change with the scale of the data, the size of the batch or the
+    number of experts: it is 1 for a uniform gate, :math:`E` when one expert gets everything and 0
+    when every expert owns one cluster of equal samples. This is the sample similarity loss of the
+    reference in closed form: as rows of :math:`p` sum to 1, its terms for the same and for
+    different experts are one.
+
+    Parameters
+    ----------
+    strength : float, default=0.3
+        Weight :math:`\lambda`, in nats of loss. The reference's :math:`\beta_s` for batches of
+        :math:`N` samples corresponds to :math:`\beta_s N^2 \bar d / E^2`; the default is its
+        choice for MNIST.
+    metric : "euclidean" or callable, default="euclidean"
+        Distance of samples, computed without gradient from what gate and experts see, flattened. A
+        callable gets the tensor twice, as ``torch.cdist`` does, and returns the matrix of
+        distances (n_samples, n_samples). Scale the features first where their units differ.
+    max_samples : int, default=512
+        At most this many samples of a batch are compared.
+
+    References
+    ----------
+    Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mixture of
+    Experts, 2023, arXiv 2302.14703.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, SampleSimilarity
+    >>> clf = MoEClassifier(gate="attentive", regularization=SampleSimilarity(strength=0.1))
+    """
+
+    _parameter_constraints: dict = {
+        **Regularizer._parameter_constraints,
+        "metric": [StrOptions({"euclidean"}), callable],
+        "max_samples": [Interval(Integral, 2, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        strength: float = 0.3,
+        *,
+        metric: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
+        max_samples: int = 512,
+    ):
+        self.strength = strength
+        self.metric = metric
+        self.max_samples = max_samples
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the mean distance within experts relative to that of all samples, times E."""
+        # Batches are shuffled, so the first samples are as good as any.
+        x, weight = x[: self.max_samples].flatten(1), sample_weight[: self.max_samples]
+        gate_proba = mixture.gate_proba[: self.max_samples]
+        with torch.no_grad():
+            if callable(self.metric):
+                distance = self.metric(x, x)
+            else:
+                distance = _euclidean(x - x.mean(dim=0))
+            distance = distance * weight.outer(weight)
+            total = distance.sum().clamp_min(torch.finfo(distance.dtype).tiny)
+        # sum((p p^T) * d) without the (N, N) product of the gate.
+        within_experts = ((distance @ gate_proba) * gate_proba).sum()
+        return gate_proba.shape[1] * within_experts / total
+
+
+def _euclidean(centred: Tensor) -> Tensor:
+    # By a matrix product, which is exact enough only near the origin: hence centred samples.
+    return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist")
+
+
+class Entropy(Regularizer):
+    r"""Make the gate sure of its choice: one expert for a sample instead of a little of each.
+
+    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Big(-\sum_e q_{ne} \ln q_{ne}\Big)
+
+    It says nothing about balance: combine it with ``Importance`` or ``SampleSimilarity`` if few
+    experts take over.
+
+    Parameters
+    ----------
+    strength : float, default=0.01
+        Weight :math:`\lambda`, per nat of the gate's entropy.
+
+    References
+    ----------
+    A. Muzio, A. Sun, C. He, SEER-MoE: Sparse Expert Efficiency through Regularization for
+    Mixture-of-Experts, 2024, arXiv 2404.05089.
+
+    Examples
+    --------
+    >>> from sklearn_moe import Entropy, MoEClassifier
+    >>> clf = MoEClassifier(regularization=["importance", Entropy(0.1)])
+    """
+
+    def __init__(self, strength: float = 0.01):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the mean entropy of the full gate distribution."""
+        log_q = mixture.gate_logits.log_softmax(dim=1)
+        return (sample_weight * -(log_q.exp() * log_q).sum(dim=1)).mean()
+
+
+class ZLoss(Regularizer):
+    r"""Keep the gate's logits small, so that the gate stays trainable.
+
+    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Big(\ln \sum_e e^{l_{ne}}\Big)^2
+
+    Parameters
+    ----------
+    strength : float, default=0.001
+        Weight :math:`\lambda`, in nats of loss.
+
+    References
+    ----------
+    B. Zoph et al., ST-MoE: Designing Stable and Transferable Sparse Expert Models, 2022,
+    arXiv 2202.08906.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, ZLoss
+    >>> clf = MoEClassifier(regularization=ZLoss(0.01))
+    """
+
+    def __init__(self, strength: float = 1e-3):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the mean squared log-partition of the gate."""
+        return (sample_weight * mixture.gate_logits.logsumexp(dim=1).square()).mean()
+
+
+REGULARIZERS: dict[str, Regularizer] = {
+    "importance": Importance(),
+    "load": Load(),
+    "sample_similarity": SampleSimilarity(),
+    "entropy": Entropy(),
+    "z_loss": ZLoss(),
+}
+"""The regularizations that ``MoEClassifier(regularization=...)`` knows by name."""

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+from sklearn.metrics import mutual_info_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_moe import (
+    SCORERS,
+    MoEClassifier,
+    decomposition_entropy,
+    expert_class_information,
+    sample_entropy,
+    usage_entropy,
+)
+
+
+@pytest.mark.parametrize(
+    "gate_proba, y, h_s, h_u, information",
+    [
+        ([[1, 0], [1, 0], [0, 1]], [0, 0, 1], 0, 0.9182958, 0.9182958),
+        ([[0.5, 0.5]] * 4, [0, 0, 1, 1], 1, 1, 0),
+        ([[1, 0]] * 4, [0, 0, 1, 1], 0, 0, 0),  # collapse
+        ([[1], [1]], [0, 1], 0, 0, 0),  # one expert
+        ([[0.25, 0.75]], [0], 0.8112781, 0.8112781, 0),  # one sample
+    ],
+)
+def test_measures_by_hand(gate_proba, y, h_s, h_u, information):
+    measures = (
+        sample_entropy(gate_proba),
+        usage_entropy(gate_proba),
+        expert_class_information(gate_proba, y),
+    )
+    assert measures == pytest.approx((h_s, h_u, information), abs=1e-7)
+    assert "-0.0" not in [str(measure) for measure in measures]
+
+
+def test_measures_against_the_definitions():
+    rng = np.random.RandomState(0)
+    p = rng.dirichlet(np.full(5, 0.3), size=400)
+    y = rng.randint(4, size=400)
+    assert sample_entropy(p) == pytest.approx(np.mean([-np.sum(r * np.log2(r)) for r in p]))
+    mean = p.mean(axis=0)
+    assert usage_entropy(p) == pytest.approx(-np.sum(mean * np.log2(mean)))
+    in_bits = mutual_info_score(p.argmax(axis=1), y) / np.log(2)
+    assert expert_class_information(p, y) == pytest.approx(in_bits)
+    assert 0 <= sample_entropy(p) <= usage_entropy(p) <= np.log2(5)
+
+
+@pytest.mark.parametrize("wrong", [[[0.5, 0.6]], [[1.5, -0.5]]])
+def test_gate_proba_must_be_probabilities(wrong):
+    with pytest.raises(ValueError, match="rows at least 0 that sum to 1"):
+        sample_entropy(wrong)
+
+
+@pytest.fixture(scope="module")
+def fitted(iris):
+    return MoEClassifier(n_experts=3, max_iter=30, random_state=0).fit(*iris)
+
+
+def test_decomposition_of_a_classifier(fitted, iris):
+    X, y = iris
+    result = decomposition_entropy(fitted, X, y)
+    gate_proba = fitted.gate_proba(X)
+    chosen = gate_proba.argmax(axis=1)
+    assert result.sample_entropy == pytest.approx(sample_entropy(gate_proba))
+    assert result.usage_entropy == pytest.approx(usage_entropy(gate_proba))
+    assert result.expert_class_information == expert_class_information(gate_proba, y)
+    assert result.usage == pytest.approx(gate_proba.mean(axis=0))
+    for expert, label in np.ndindex(3, 3):
+        assert result.table[expert, label] == np.sum((chosen == expert) & (y == label))
+    alone = fitted.expert_proba(X)[np.arange(len(X)), chosen].argmax(axis=1)
+    assert result.chosen_expert_accuracy == np.mean(alone == y)
+    for measure in ("sample_entropy", "usage_entropy", "expert_class_information"):
+        assert 0 <= getattr(result, f"normalized_{measure}") <= 1
+
+
+def test_decomposition_without_labels_takes_the_predicted_classes(fitted, iris):
+    X, _ = iris
+    result = decomposition_entropy(fitted, X)
+    chosen = fitted.apply(X)
+    alone = fitted.expert_proba(X)[np.arange(len(X)), chosen].argmax(axis=1)
+    assert result.table.sum(axis=0).tolist() == np.bincount(alone, minlength=3).tolist()
+    assert result.chosen_expert_accuracy is None
+
+
+def test_decomposition_prints_a_table(fitted, iris):
+    X, y = iris
+    text = str(decomposition_entropy(fitted, X, y))
+    for part in ("H_s", "H_u", "I(E;Y)", "bits", "accuracy of the chosen expert", "usage"):
+        assert part in text
+    assert len(text.splitlines()) == 4 + 1 + 1 + 3
+
+
+def test_decomposition_cuts_long_class_names_and_takes_strings(iris):
+    X, y = iris
+    names = np.array(["setosa", "versicolor", "a name that is much too long for a column"])
+    clf = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, names[y])
+    text = str(decomposition_entropy(clf, X, names[y]))
+    assert "versicolor" in text and "a name that…" in text
+    assert max(map(len, text.splitlines())) < 99
+
+
+def test_decomposition_looks_through_pipelines_and_searches(fitted, iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=2, max_iter=5, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), clf).fit(X, y)
+    search = GridSearchCV(pipeline, {"moeclassifier__n_experts": [2]}, cv=2).fit(X, y)
+    expected = usage_entropy(pipeline[-1].gate_proba(pipeline[:-1].transform(X)))
+    for estimator in (pipeline, search, make_pipeline(clf)):
+        assert decomposition_entropy(estimator, X, y).usage_entropy == pytest.approx(
+            expected, abs=1e-5
+        )
+    with pytest.raises(TypeError, match="has no gate_proba"):
+        decomposition_entropy(StandardScaler().fit(X), X, y)
+
+
+def test_one_expert_and_one_sample(iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=1, max_iter=5, random_state=0).fit(X, y)
+    result = decomposition_entropy(clf, X[:1], y[:1])
+    assert result.normalized_sample_entropy == result.normalized_usage_entropy == 0
+    assert result.normalized_expert_class_information == 0
+    str(result)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorers(name, fitted, iris):
+    X, y = iris
+    result = decomposition_entropy(fitted, X, y)
+    sign = -1 if name.startswith("neg_") else 1
+    expected = sign * getattr(result, name.removeprefix("neg_"))
+    assert SCORERS[name](fitted, X, y) == pytest.approx(expected)

@@ -1,0 +1,94 @@
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from skorch.dataset import Dataset
+
+from sklearn_moe import MoEClassifier
+from sklearn_moe.engine import TensorBatches, intra_op_threads
+
+
+@pytest.mark.parametrize(
+    "n_samples, batch_size, sizes",
+    [
+        (10, 4, [3, 3, 4]),
+        (257, 256, [128, 129]),
+        (8, 4, [4, 4]),
+        (3, 8, [3]),
+        (1, 1, [1]),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_are_as_equal_as_possible(n_samples, batch_size, sizes, shuffle):
+    X, y = torch.arange(n_samples).float().unsqueeze(1), torch.arange(n_samples)
+    batches = TensorBatches(Dataset({"x": X}, y), batch_size)
+    if shuffle:
+        batches.generator = torch.Generator().manual_seed(0)
+    dealt = list(batches)
+    assert sorted(len(y) for _, y in dealt) == sizes
+    assert len(batches) == len(sizes)
+    assert sorted(torch.cat([y for _, y in dealt]).tolist()) == list(range(n_samples))
+    for inputs, y in dealt:
+        assert torch.equal(inputs["x"][:, 0], y.float())
+
+
+def test_batches_are_shuffled_anew_in_each_epoch():
+    batches = TensorBatches(Dataset(torch.arange(100), torch.arange(100)), 10)
+    batches.generator = torch.Generator().manual_seed(0)
+    first, second = (torch.cat([y for _, y in batches]).tolist() for _ in range(2))
+    assert first != second != list(range(100))
+
+
+def test_threads_are_restored():
+    """In a new thread, because torch keeps a part of the count for each thread."""
+    seen = []
+
+    def use():
+        before = torch.get_num_threads()
+        with intra_op_threads(3):
+            seen.append(torch.get_num_threads())
+            with intra_op_threads(1):
+                seen.append(torch.get_num_threads())
+        seen.append(torch.get_num_threads() == before)
+
+    thread = Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [3, 1, True]
+
+
+def test_threads_are_restored_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), intra_op_threads(before + 1):
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+
+
+def test_threads_are_set_for_training_and_prediction(iris):
+    X, y = iris
+    seen = []
+
+    class Spy(torch.nn.Linear):
+        def __init__(self, input_shape, n_outputs):
+            super().__init__(input_shape[0], n_outputs)
+
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    clf = MoEClassifier(n_experts=2, experts=Spy, max_iter=2, n_threads=3).fit(X, y)
+    assert set(seen[2:]) == {3}  # after the two probes of the build
+    seen.clear()
+    clf.set_params(n_threads="auto").set_params(warm_start=True).fit(X, y).predict(X)
+    assert set(seen) == {1}
+
+
+def test_the_net_is_a_skorch_net(iris):
+    X, y = iris
+    net = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, y).net_
+    X = X.astype(np.float32)
+    assert net.predict_proba(X).shape == (150, 3)
+    assert net.predict(X).shape == (150,)
+    assert net.history[:, "train_loss"] == pytest.approx(net.history[:, "train_loss"])
+    assert len(net.history) == 5

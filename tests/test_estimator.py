@@ -1,0 +1,606 @@
+import signal
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss
+from sklearn.model_selection import cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_readonly_memmap_input
+from skorch.callbacks import Callback
+from torch import nn
+
+from sklearn_moe import (
+    EXPERTS,
+    GATES,
+    REGULARIZERS,
+    AttentiveGate,
+    Importance,
+    MLPExperts,
+    MoEClassifier,
+    SampleSimilarity,
+    SoftmaxGate,
+)
+
+
+def make(**params):
+    return MoEClassifier(**{"n_experts": 3, "max_iter": 10, "random_state": 0, **params})
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("mixing", ["probability", "logit"])
+@pytest.mark.parametrize("gate", GATES)
+def test_shapes_and_sums(gate, mixing, iris):
+    X, y = iris
+    clf = make(gate=gate, mixing=mixing).fit(X, y)
+    proba = clf.predict_proba(X)
+    assert proba.shape == (150, 3) and 0 <= proba.min() and proba.max() <= 1
+    assert clf.gate_proba(X).shape == (150, 3)
+    assert clf.expert_proba(X).shape == (150, 3, 3)
+    for rows in (proba, clf.gate_proba(X), clf.expert_proba(X)):
+        np.testing.assert_allclose(rows.sum(axis=-1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.exp(clf.predict_log_proba(X)), proba, atol=1e-6)
+    assert np.array_equal(clf.predict(X), clf.classes_[proba.argmax(axis=1)])
+    assert np.array_equal(clf.apply(X), clf.gate_proba(X).argmax(axis=1))
+    if mixing == "probability":
+        mixed = np.einsum("ne,nec->nc", clf.gate_proba(X), clf.expert_proba(X))
+        np.testing.assert_allclose(proba, mixed, atol=1e-6)
+    assert np.isfinite(log_loss(y, proba))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_probabilities_reach_certainty_on_separable_data(gate):
+    rng = np.random.RandomState(0)
+    y = rng.randint(2, size=200)
+    X = rng.normal(size=(200, 2)) + 20 * y[:, None]
+    assert (
+        make(gate=gate, max_iter=100, batch_size=20).fit(X, y).predict_proba(X).max(axis=1).min()
+        > 0.99
+    )
+
+
+def test_prediction_does_not_depend_on_the_batch_size_or_its_neighbours(digits):
+    X, y = digits
+    clf = make(batch_size=7, max_iter=1).fit(X[:300], y[:300])
+    one_by_one = np.concatenate([clf.predict_proba(row[None]) for row in X[:20]])
+    np.testing.assert_allclose(clf.predict_proba(X)[:20], one_by_one, atol=1e-6)
+    many = np.repeat(X, 6, axis=0)  # more than a chunk
+    np.testing.assert_allclose(clf.predict_proba(many)[::6], clf.predict_proba(X), atol=1e-6)
+
+
+def test_noise_and_dropout_are_off_in_prediction(iris):
+    X, y = iris
+    clf = make(gate="noisy_top_k", experts=MLPExperts(dropout=0.5)).fit(X, y)
+    assert np.array_equal(clf.predict_proba(X), clf.predict_proba(X))
+
+
+def test_accuracy_on_digits(digits):
+    X, y = digits
+    for params in ({}, {"gate": "attentive", "regularization": "sample_similarity"}):
+        clf = MoEClassifier(random_state=0, **params).fit(X[:1200], y[:1200])
+        assert clf.score(X[1200:], y[1200:]) > 0.93
+        assert clf.expert_usage_.shape == (8,) and clf.expert_usage_.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_samples", [2, 3, 5])
+def test_few_samples(n_samples, iris):
+    X, y = iris[0][::30][:n_samples], np.arange(n_samples) % 2
+    assert make().fit(X, y).predict(X).shape == (n_samples,)
+
+
+# Determinism
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"gate": "noisy_top_k", "regularization": ["load", "importance"]},
+        {"experts": MLPExperts(dropout=0.3), "regularization": "sample_similarity"},
+        {"gate": "attentive", "early_stopping": True},
+    ],
+)
+def test_same_seed_same_bits_also_from_threads(params, digits):
+    X, y = digits[0][:300], digits[1][:300]
+
+    def fit_predict(seed):
+        return (
+            make(batch_size=50, **params).set_params(random_state=seed).fit(X, y).predict_proba(X)
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second, other = pool.map(fit_predict, [0, 0, 1])
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, fit_predict(0))
+    assert not np.array_equal(first, other)
+
+
+def test_global_states_stay_untouched(iris):
+    X, y = iris
+    torch_state, numpy_state = (
+        torch.random.get_rng_state(),
+        np.random.mtrand._rand.get_state()[1].copy(),
+    )
+    threads = torch.get_num_threads()
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    make(gate="noisy_top_k", experts=MLPExperts(dropout=0.5)).fit(X, y).predict(X)
+    make(experts=dropout_expert, early_stopping=True).fit(X, y).predict(X)
+    assert torch.equal(torch_state, torch.random.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.mtrand._rand.get_state()[1])
+    assert (threads, grad, dtype) == (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+    )
+
+
+def dropout_expert(input_shape, n_outputs):
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(int(np.prod(input_shape)), 16),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(16, n_outputs),
+    )
+
+
+def test_custom_experts_are_reproducible(iris):
+    X, y = iris
+    one, other = (make(experts=dropout_expert).fit(X, y).predict_proba(X) for _ in range(2))
+    assert np.array_equal(one, other)
+
+
+def test_random_state_none_and_instance(iris):
+    X, y = iris
+    one, other = (make(random_state=None).fit(X, y).predict_proba(X) for _ in range(2))
+    assert not np.array_equal(one, other)
+    instance = np.random.RandomState(3)
+    one, other = (make(random_state=instance).fit(X, y).predict_proba(X) for _ in range(2))
+    assert not np.array_equal(one, other)
+
+
+# Weights
+
+
+@pytest.mark.parametrize("regularization", [None, *REGULARIZERS])
+@pytest.mark.parametrize("gate", ["softmax", "attentive"])
+def test_zero_weight_equals_removal(regularization, gate, digits):
+    if regularization == "load":
+        pytest.skip("its noise depends on the rows; test_regularizers.py compares the penalty")
+    X, y = digits[0][:200], digits[1][:200]
+    rows = np.arange(200) % 4 > 0
+    clf = make(gate=gate, regularization=regularization, batch_size=200, max_iter=20)
+    weighted = clone(clf).fit(X, y, sample_weight=rows).predict_proba(X)
+    removed = clone(clf).fit(X[rows], y[rows]).predict_proba(X)
+    np.testing.assert_allclose(weighted, removed, atol=1e-5)
+
+
+def test_weights_act_by_their_ratio(iris):
+    X, y = iris
+    weight = np.random.RandomState(0).uniform(size=len(X))
+    one, other = (make().fit(X, y, scale * weight).predict_proba(X) for scale in (1, 1000))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_class_weight_equals_sample_weight(iris):
+    X, y = iris
+    names = np.array(["a", "b", "c"])[y]
+    weight = {"a": 1.0, "b": 3.0, "c": 0.5}
+    by_class = make(class_weight=weight).fit(X, names).predict_proba(X)
+    by_sample = make().fit(X, names, [weight[name] for name in names]).predict_proba(X)
+    np.testing.assert_allclose(by_class, by_sample, atol=1e-6)
+
+
+def test_balanced_class_weight_takes_sample_weight_into_account(iris):
+    X, y = iris
+    rows = (y == 2) | (np.arange(150) % 5 == 0)
+    balanced = make(class_weight="balanced", batch_size=150)
+    weighted = clone(balanced).fit(X, y, sample_weight=rows).predict_proba(X)
+    removed = clone(balanced).fit(X[rows], y[rows]).predict_proba(X)
+    np.testing.assert_allclose(weighted, removed, atol=1e-5)
+
+
+# Stopping, validation
+
+
+def test_early_stopping_restores_the_best_weights(digits):
+    X, y = digits[0][:400], digits[1][:400]
+    X_val, y_val = digits[0][400:800], digits[1][400:800]
+    clf = make(
+        early_stopping=True,
+        max_iter=300,
+        n_iter_no_change=3,
+        tol=0,
+        learning_rate=0.05,
+        learning_rate_schedule="constant",
+    ).fit(X, y, X_val=X_val, y_val=y_val)
+    assert clf.n_iter_ == len(clf.loss_curve_) == len(clf.validation_loss_curve_) < 300
+    best = np.argmin(clf.validation_loss_curve_)
+    assert best == clf.n_iter_ - 1 - 3
+    restored = log_loss(y_val, clf.predict_proba(X_val))
+    assert restored == pytest.approx(clf.validation_loss_curve_[best], rel=1e-4)
+    assert clf.score(X_val, y_val) == pytest.approx(clf.validation_scores_[best], abs=1e-6)
+    assert clf.best_validation_score_ == clf.validation_scores_[best]
+
+
+def test_early_stopping_sets_a_part_aside(iris):
+    X, y = iris
+    clf = make(early_stopping=True, max_iter=3).fit(X, y)
+    assert len(clf.validation_scores_) == 3
+    # A class with one sample cannot be stratified; the split goes on without.
+    rare = np.where(np.arange(150) == 0, 9, y)
+    assert len(make(early_stopping=True, max_iter=3).fit(X, rare).validation_scores_) == 3
+
+
+def test_validation_set_alone_only_records(iris):
+    X, y = iris
+    with_val = make().fit(X, y, X_val=X[::2], y_val=y[::2], sample_weight_val=np.ones(75))
+    without = make().fit(X, y)
+    assert np.array_equal(with_val.predict_proba(X), without.predict_proba(X))
+    assert len(with_val.validation_loss_curve_) == 10
+    assert without.validation_loss_curve_ is without.best_validation_score_ is None
+    assert with_val.best_validation_score_ in with_val.validation_scores_
+
+
+def test_validation_loss_is_weighted(iris):
+    X, y = iris
+    weight = np.random.RandomState(0).uniform(size=150)
+    clf = make().fit(X, y, X_val=X, y_val=y, sample_weight_val=weight)
+    expected = log_loss(y, clf.predict_proba(X), sample_weight=weight)
+    # The last epoch of one cycle ends with the weights that fit leaves.
+    assert clf.validation_loss_curve_[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_warm_start_goes_on(iris):
+    X, y = iris
+    clf = make(warm_start=True, learning_rate_schedule="constant", batch_size=150).fit(X, y)
+    losses = list(clf.loss_curve_)
+    clf.set_params(max_iter=5, regularization="importance", learning_rate=1e-3).fit(X, y)
+    assert clf.n_iter_ == len(clf.loss_curve_) == 15
+    assert clf.loss_curve_[:10] == losses
+    assert clf.net_.optimizer_.param_groups[0]["lr"] == 1e-3
+    assert len(clf.net_.regularizations) == 1
+    cold = make().fit(X, y).fit(X, y)
+    assert cold.n_iter_ == 10
+
+
+def test_two_warm_starts_equal_one_fit(iris):
+    X, y = iris
+    params = {"learning_rate_schedule": "constant", "batch_size": 150}
+    halves = make(warm_start=True, max_iter=5, **params).fit(X, y).fit(X, y)
+    np.testing.assert_allclose(
+        halves.predict_proba(X), make(**params).fit(X, y).predict_proba(X), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_experts": 4}, {"gate": "hard"}, {"mixing": "logit"}, {"experts": MLPExperts((3,))}],
+)
+def test_warm_start_cannot_change_the_architecture(change, iris):
+    clf = make(warm_start=True).fit(*iris)
+    with pytest.raises(ValueError, match=f"cannot change {next(iter(change))} from"):
+        clf.set_params(**change).fit(*iris)
+
+
+def test_warm_start_sees_a_nested_change(iris):
+    clf = make(warm_start=True, gate=SoftmaxGate()).fit(*iris)
+    with pytest.raises(ValueError, match="cannot change gate from"):
+        clf.set_params(gate__top_k=1).fit(*iris)
+
+
+def test_partial_fit_is_an_epoch(iris):
+    X, y = iris
+    clf = make()
+    for n_calls in range(1, 4):
+        clf.partial_fit(X[:100], y[:100], classes=[0, 1, 2] if n_calls == 1 else None)
+        assert clf.n_iter_ == len(clf.loss_curve_) == n_calls
+    assert clf.classes_.tolist() == [0, 1, 2]
+    for _ in range(100):
+        clf.partial_fit(X, y)
+    assert clf.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_interruption_leaves_a_usable_model(experts, iris):
+    X, y = iris
+
+    class CtrlC(Callback):
+        def on_batch_end(self, net, training, **kwargs):
+            if training and len(net.history) == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    clf = make(experts=experts, net_params={"callbacks": [CtrlC()]})
+    with pytest.warns(UserWarning, match="interrupted after 3 complete epochs"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == len(clf.loss_curve_) == 3
+    assert clf.predict(X).shape == (150,)
+    assert clf.net_.train_split is None and len(clf.net_.callbacks_) == 5
+
+
+def test_nan_loss_stops_with_advice(iris):
+    X, y = iris
+    with pytest.raises(ValueError, match=r"loss became nan in epoch \d+. Lower learning_rate"):
+        make(learning_rate=1e30, learning_rate_schedule="constant").fit(X, y)
+
+
+def test_collapse_warns_and_names_what_helps(iris):
+    def send_all_to_the_first(mixture, x, y, sample_weight):
+        return -100 * mixture.gate_proba[:, 0].log().mean()
+
+    with pytest.warns(UserWarning, match="collapsed: expert 0 .*regularization='importance'"):
+        make(learning_rate=0.1, batch_size=20, regularization=send_all_to_the_first).fit(*iris)
+
+
+# Skorch and scikit-learn behind it
+
+
+def test_net_params_win_and_callbacks_are_added(iris):
+    X, y = iris
+    seen = []
+
+    class Spy(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            seen.append(net.history[-1, "train_loss"])
+
+    net_params = {"optimizer": torch.optim.SGD, "lr": 0.5, "callbacks": [("spy", Spy())]}
+    clf = make(net_params=net_params, learning_rate_schedule="constant").fit(X, y)
+    assert isinstance(clf.net_.optimizer_, torch.optim.SGD)
+    assert clf.net_.optimizer_.param_groups[0]["lr"] == 0.5
+    assert seen == clf.loss_curve_
+    assert clone(clf).fit(X, y).loss_curve_ == clf.loss_curve_
+
+
+def test_skorch_early_stopping_is_no_interruption(iris):
+    class Stop(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                raise KeyboardInterrupt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make(net_params={"callbacks": [Stop()]}).fit(*iris).n_iter_ == 2
+
+
+def test_scikit_learn_callbacks(iris):
+    pytest.importorskip("sklearn.callback")
+    X, y = iris
+
+    class Recorder:
+        def __init__(self):
+            self.events, self.scores = [], []
+
+        def setup(self, estimator, context):
+            self.events.append("setup")
+
+        def on_fit_task_begin(self, estimator, context):
+            self.events.append(f"begin {context.task_name}")
+
+        def on_fit_task_end(self, estimator, context, *, X, y, fitted_estimator):
+            self.events.append(f"end {context.task_name}")
+            self.scores.append(fitted_estimator.score(X, y))
+            return len(self.scores) == 3
+
+        def teardown(self, estimator, context):
+            self.events.append("teardown")
+
+    recorder = Recorder()
+    clf = make(max_iter=5).set_callbacks(recorder).fit(X, np.array(["a", "b", "c"])[y])
+    epoch = ["begin epoch", "end epoch"]
+    assert recorder.events == ["setup", "begin fit", *(3 * epoch), "end fit", "teardown"]
+    assert clf.n_iter_ == 3
+    assert recorder.scores[-1] == clf.score(X, np.array(["a", "b", "c"])[y])
+
+
+def test_progress_bar_and_lines(iris, capsys):
+    make(verbose=1).fit(*iris)
+    assert "10/10" in capsys.readouterr().err
+    make(verbose=2).fit(*iris)
+    assert "train_loss" in capsys.readouterr().out
+    make().fit(*iris)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_heavy_stays(digits):
+    import pickle
+
+    X, y = digits
+    clf = make(early_stopping=True, max_iter=20, batch_size=16).fit(X, y)
+    n_parameters = sum(parameter.numel() for parameter in clf.module_.parameters())
+    # The weights and AdamW's two moments, 4 bytes each, and little else.
+    assert len(pickle.dumps(clf)) < 3 * 4 * n_parameters + 40_000
+    assert all(row["batches"] == [] for row in clf.net_.history)
+
+
+def test_repr_shows_what_was_set():
+    clf = MoEClassifier(gate=AttentiveGate(top_k=2), regularization=[Importance(0.5)])
+    text = "MoEClassifier(gate=AttentiveGate(top_k=2), regularization=[Importance(strength=0.5)])"
+    assert " ".join(repr(clf).split()) == text
+    assert "AttentiveGate" in clf._repr_html_()
+
+
+def test_the_users_objects_are_not_shared(iris):
+    gate = SoftmaxGate(top_k=2)
+    clf = make(gate=gate).fit(*iris)
+    gate.top_k = 1
+    assert (clf.gate_proba(iris[0]) > 0).sum(axis=1).max() == 2
+    assert (
+        clf.net_.gate is not gate
+        and GATES["top_k"].get_params() == SoftmaxGate(top_k=2).get_params()
+    )
+
+
+def test_readonly_memmap():
+    check_readonly_memmap_input("MoEClassifier", make())
+
+
+def test_to_device(iris):
+    clf = make().fit(*iris)
+    before = clf.predict_proba(iris[0])
+    assert clf.to("cpu").device_ == "cpu"
+    assert np.array_equal(clf.predict_proba(iris[0]), before)
+    clf.partial_fit(*iris)
+
+
+# Images
+
+
+def conv_expert(input_shape, n_outputs):
+    return nn.Sequential(
+        nn.Unflatten(1, (1, input_shape[0])),
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(n_outputs),
+    )
+
+
+@pytest.mark.parametrize("gate", ["softmax", "attentive"])
+def test_images_with_own_experts(gate, digits):
+    X, y = digits[0].reshape(-1, 8, 8)[:600], digits[1][:600]
+    clf = make(
+        experts=conv_expert, gate=gate, regularization="importance", max_iter=30, batch_size=64
+    )
+    pipeline = make_pipeline(FunctionTransformer(lambda X: X * 2), clf)
+    scores = cross_validate(pipeline, X, y, cv=2, error_score="raise")
+    assert scores["test_score"].min() > 0.8
+    clf.fit(X, y)
+    with pytest.raises(ValueError, match=r"samples of shape \(8, 7\).*fitted with.*\(8, 8\)"):
+        clf.predict(X[:, :, :7])
+    with pytest.raises(ValueError, match="X has 7 features, but MoEClassifier is expecting 8"):
+        clf.predict(X[:, :7])
+    with pytest.raises(ValueError, match=r"X_val has samples of shape \(8, 7\)"):
+        clf.fit(X, y, X_val=X[:, :, :7], y_val=y)
+
+
+def test_images_are_flattened_by_default(digits):
+    X, y = digits[0][:300], digits[1][:300]
+    images = make(regularization="sample_similarity").fit(X.reshape(-1, 8, 8), y)
+    rows = make(regularization="sample_similarity").fit(X, y)
+    assert np.array_equal(images.predict_proba(X.reshape(-1, 8, 8)), rows.predict_proba(X))
+
+
+# Bad input: each raises at once and names the parameter, the value and what to do
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        (
+            {"gate": "sofmax"},
+            r"The 'gate' parameter of MoEClassifier must be a str among.*'attentive'",
+        ),
+        ({"experts": "cnn"}, r"The 'experts' parameter.*'mlp'"),
+        ({"regularization": "l2"}, r"The 'regularization' parameter.*'sample_similarity'"),
+        (
+            {"regularization": ["l2"]},
+            r"regularization='l2' is not known; the names are \['entropy'",
+        ),
+        ({"gate": SoftmaxGate}, r"gate must be an object, not a class: write gate=SoftmaxGate\("),
+        ({"experts": MLPExperts}, r"experts must be an object, not a class"),
+        ({"regularization": Importance}, r"regularization must be an object, not a class"),
+        ({"regularization": Importance(-1)}, r"The 'strength' parameter of Importance"),
+        ({"regularization": SampleSimilarity(max_samples=1)}, r"The 'max_samples' parameter"),
+        ({"gate": SoftmaxGate(top_k=5)}, r"top_k=5 must not be larger than n_experts=3"),
+        ({"gate": "top_k", "n_experts": 1}, r"top_k=2 must not be larger than n_experts=1"),
+        ({"n_experts": 0}, r"The 'n_experts' parameter.*Got 0"),
+        ({"learning_rate": 0}, r"The 'learning_rate' parameter"),
+        ({"max_iter": 0}, r"The 'max_iter' parameter"),
+        ({"mixing": "proba"}, r"The 'mixing' parameter.*'logit'"),
+        ({"device": "gpu"}, r"device='gpu' is not a torch device; use 'auto', 'cpu'"),
+        ({"class_weight": {7: 2.0}}, r"class_weight has weights for \[7\].*\[0, 1, 2\]"),
+        ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, r"All weights are zero"),
+        ({"regularization": "load"}, r"regularization='load' needs a gate that draws noise"),
+        ({"net_params": {"batch": 3}}, r"batch"),
+    ],
+)
+def test_wrong_parameters(params, message, iris):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(**params).fit(*iris)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_a_gpu(iris):
+    with pytest.raises(ValueError, match=r"torch finds no CUDA device\. Use device='cpu'"):
+        make(device="cuda").fit(*iris)
+
+
+def _wrong_data():
+    X, y = np.random.RandomState(0).normal(size=(30, 2)), np.arange(30) % 3
+    with_nan, with_inf = X.copy(), X.copy()
+    with_nan[3, 1], with_inf[3, 1] = np.nan, np.inf
+    text = X.astype(object)
+    text[:, 1] = "red"
+    yield "nan", with_nan, y, {}, "Input X contains NaN"
+    yield "infinity", with_inf, y, {}, "Input X contains infinity"
+    yield "too large", X * 1e300, y, {}, "Input X contains infinity or a value too large"
+    yield "text", text, y, {}, r"X must be numeric.*'red'.*OneHotEncoder"
+    yield "sparse", csr_array(X), y, {}, "Sparse data was passed"
+    yield "complex", X + 1j, y, {}, "Complex data not supported"
+    yield "no samples", X[:0], y[:0], {}, "0 sample"
+    yield "no features", X[:, :0], y, {}, "0 feature"
+    yield "one class", X, y * 0, {}, r"at least 2 classes; y has one class: \[0\]"
+    yield "real y", X, X[:, 0], {}, "Unknown label type"
+    yield "lengths", X, y[:-1], {}, "inconsistent numbers of samples"
+    yield (
+        "weight",
+        X,
+        y,
+        {"sample_weight": -np.ones(30)},
+        "sample_weight must be at least 0, got -1",
+    )
+    yield "weight 0", X, y, {"sample_weight": np.zeros(30)}, "zero"
+    yield "y_val alone", X, y, {"y_val": y}, "X_val and y_val must be passed together"
+    yield "weight_val", X, y, {"sample_weight_val": y}, "X_val and y_val must be passed together"
+    yield "y_val", X, y, {"X_val": X, "y_val": y + 1}, r"y_val contains \[3\].*\[0, 1, 2\]"
+    yield "X_val", X, y, {"X_val": X[:, :1], "y_val": y}, "1 feature"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the cast of 1e300 to float32
+@pytest.mark.parametrize(
+    "X, y, fit_params, message",
+    [pytest.param(*case, id=name) for name, *case in _wrong_data()],
+)
+def test_wrong_data(X, y, fit_params, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make().fit(X, y, **fit_params)
+
+
+def test_wrong_data_for_a_fitted_mixture(iris):
+    X, y = iris
+    with pytest.raises(NotFittedError):
+        make().predict(X)
+    clf = make().fit(X, y)
+    with pytest.raises(ValueError, match="X has 3 features, but MoEClassifier is expecting 4"):
+        clf.predict(X[:, :3])
+    with pytest.raises(ValueError, match=r"y contains \[7\], which are not among the classes"):
+        clf.partial_fit(X, np.full(150, 7))
+    with pytest.raises(ValueError, match=r"classes=\[0, 1\] differ from those of the first call"):
+        clf.partial_fit(X, y, classes=[0, 1])
+    with pytest.raises(ValueError, match="cannot change the classes from"):
+        clf.set_params(warm_start=True).fit(X, y + 1)
+
+
+def test_partial_fit_says_what_it_cannot_do(iris):
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        make().partial_fit(*iris)
+    with pytest.raises(ValueError, match="does not support early_stopping=True"):
+        make(early_stopping=True).partial_fit(*iris, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match="does not support class_weight='balanced'"):
+        make(class_weight="balanced").partial_fit(*iris, classes=[0, 1, 2])
+
+
+def test_nested_parameters_of_a_name_are_explained():
+    with pytest.raises(
+        ValueError, match=r"Cannot set gate__top_k: gate='softmax' has no param.*gate="
+    ):
+        MoEClassifier().set_params(gate__top_k=2)
+    clf = MoEClassifier().set_params(gate=SoftmaxGate(), gate__top_k=2)
+    assert clf.gate.top_k == 2

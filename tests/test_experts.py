@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from sklearn_moe import EXPERTS, CustomExperts, MLPExperts
+
+N, D, E, C = 7, 6, 3, 4
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("input_shape", [(D,), (2, 5, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_samples, n_experts", [(N, E), (1, E), (N, 1)])
+def test_shapes(name, input_shape, dtype, n_samples, n_experts, generator):
+    module = EXPERTS[name].build(input_shape, n_experts, C, generator).to(dtype)
+    logits, hidden = module(torch.randn(n_samples, *input_shape, dtype=dtype), generator)
+    assert logits.shape == (n_samples, n_experts, C)
+    assert hidden.shape == (n_samples, n_experts, module.hidden_size)
+    assert logits.dtype == hidden.dtype == dtype
+
+
+@pytest.mark.parametrize("sizes", [(), (5,), (5, 8)])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_mlp_experts_equal_separate_networks(sizes, activation, generator):
+    module = MLPExperts(sizes, activation=activation).build((D,), E, C, generator)
+    x = torch.randn(N, D, generator=generator)
+    logits, hidden = module(x)
+    function = {"relu": torch.relu, "gelu": nn.functional.gelu, "tanh": torch.tanh}[activation]
+    for e in range(E):
+        out = tapped = nn.functional.linear(
+            x, module.layers[0].weight[e], module.layers[0].bias[e]
+        )
+        for layer in module.layers[1:]:
+            tapped = out  # the hidden vector is taken before its activation
+            out = nn.functional.linear(function(out), layer.weight[e], layer.bias[e])
+        torch.testing.assert_close(logits[:, e], out)
+        torch.testing.assert_close(hidden[:, e], tapped)
+
+
+def test_dropout_acts_in_training_only(generator):
+    module = MLPExperts((32,), dropout=0.5).build((D,), E, C, generator)
+    x = torch.randn(N, D, generator=generator)
+    module.train()
+    assert not torch.equal(module(x, generator)[0], module(x, generator)[0])
+    module.eval()
+    assert torch.equal(module(x, generator)[0], module(x, generator)[0])
+
+
+@pytest.mark.parametrize(
+    "experts, message",
+    [
+        (MLPExperts(activation="sine"), "The 'activation' parameter of MLPExperts"),
+        (MLPExperts(dropout=1.0), "The 'dropout' parameter of MLPExperts"),
+        (MLPExperts((3, 0)), r"hidden_layer_sizes must hold integers of at least 1, got \(3, 0\)"),
+    ],
+)
+def test_wrong_parameters(experts, message, generator):
+    with pytest.raises(ValueError, match=message):
+        experts.build((D,), E, C, generator)
+
+
+class WithHidden(nn.Module):
+    def __init__(self, input_shape, n_outputs):
+        super().__init__()
+        self.body = nn.Linear(input_shape[0], 8)
+        self.head = nn.Linear(8, n_outputs)
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return self.head(hidden.relu()), hidden
+
+
+def without_hidden(input_shape, n_outputs):
+    return nn.Linear(input_shape[0], n_outputs)
+
+
+@pytest.mark.parametrize("factory, hidden_size", [(WithHidden, 8), (without_hidden, C)])
+def test_custom_experts(factory, hidden_size, generator):
+    state = generator.get_state()
+    before = torch.random.get_rng_state()
+    module = CustomExperts(factory).build((D,), E, C, generator)
+    logits, hidden = module(torch.randn(N, D))
+    assert logits.shape == (N, E, C)
+    assert hidden.shape == (N, E, hidden_size) and module.hidden_size == hidden_size
+    again = CustomExperts(factory).build((D,), E, C, generator.set_state(state))
+    parameters = list(module.parameters())
+    assert all(map(torch.equal, parameters, again.parameters()))
+    assert not torch.equal(parameters[0], parameters[2])  # the experts differ
+    torch.random.set_rng_state(before)
+
+
+def test_custom_experts_leave_the_global_random_state_alone(generator):
+    before = torch.random.get_rng_state()
+    CustomExperts(without_hidden).build((D,), E, C, generator)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_custom_experts_say_what_is_wrong(generator):
+    with pytest.raises(ValueError, match=r"logits must have the shape \('n_samples', 4\)"):
+        CustomExperts(lambda shape, n: nn.Linear(shape[0], n + 1)).build((D,), E, C, generator)
+    with pytest.raises(TypeError, match=r"must return a torch.nn.Module, got 'nothing'"):
+        CustomExperts(lambda shape, n: "nothing").build((D,), E, C, generator)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from sklearn_moe import GATES, MLPExperts, SoftmaxGate
+from sklearn_moe.mixture import MixtureOfExperts
+
+N, D, E, C = 8, 5, 4, 3
+
+
+def build(generator, gate="softmax", mixing="probability", n_experts=E):
+    experts = MLPExperts((6,)).build((D,), n_experts, C, generator)
+    gate = GATES[gate].build((D,), n_experts, experts.hidden_size, generator)
+    return MixtureOfExperts(experts, gate, mixing=mixing)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("mixing", ["probability", "logit"])
+@pytest.mark.parametrize("training", [True, False])
+def test_mixture_equals_a_loop(gate, mixing, training, generator):
+    module = build(generator, gate, mixing).double().train(training)
+    out = module(torch.randn(N, D, generator=generator, dtype=torch.float64), generator)
+    for n in range(N):
+        mixed = torch.zeros(C, dtype=torch.float64)
+        for e in range(E):
+            logits = out.expert_logits[n, e]
+            mixed += out.gate_proba[n, e] * (
+                logits.softmax(0) if mixing == "probability" else logits
+            )
+        expected = mixed if mixing == "probability" else mixed.softmax(0)
+        torch.testing.assert_close(out.log_proba[n].exp(), expected)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gradients_are_finite_with_very_sure_gates(gate, generator):
+    module = build(generator, gate)
+    x = 1e4 * torch.randn(N, D, generator=generator)
+    out = module(x, generator)
+    assert torch.isfinite(out.log_proba).all()
+    out.log_proba[:, 0].mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
+
+
+def test_probabilities_are_not_softmaxed_twice(generator):
+    # A second softmax could not take a class above e / (e + C - 1) = 0.576.
+    module = build(generator)
+    with torch.no_grad():
+        module.experts.layers[-1].bias[:, 0] = 100.0
+    assert module(torch.randn(N, D, generator=generator)).log_proba[:, 0].exp().min() > 0.99
+
+
+def test_permuting_experts_changes_nothing(generator):
+    module, x = build(generator), torch.randn(N, D, generator=generator)
+    before = module(x)
+    order = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        for parameter in (*module.experts.parameters(), *module.gate.parameters()):
+            parameter.copy_(parameter[order])
+    after = module(x)
+    torch.testing.assert_close(after.log_proba, before.log_proba)
+    torch.testing.assert_close(after.gate_proba, before.gate_proba[:, order])
+
+
+@pytest.mark.parametrize("mixing", ["probability", "logit"])
+def test_one_expert_is_the_plain_network(mixing, generator):
+    module = build(generator, mixing=mixing, n_experts=1)
+    out = module(torch.randn(N, D, generator=generator))
+    torch.testing.assert_close(out.log_proba, out.expert_logits[:, 0].log_softmax(dim=1))
+
+
+def test_top_1_prediction_is_the_chosen_expert(generator):
+    experts = MLPExperts((6,)).build((D,), E, C, generator)
+    gate = SoftmaxGate(top_k=1).build((D,), E, 6, generator)
+    out = MixtureOfExperts(experts, gate).eval()(torch.randn(N, D, generator=generator))
+    chosen = out.expert_logits[torch.arange(N), out.gate_proba.argmax(dim=1)]
+    torch.testing.assert_close(out.log_proba, chosen.log_softmax(dim=1))

@@ -1,0 +1,108 @@
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_moe import (
+    SCORERS,
+    MoEClassifier,
+    cross_validate,
+    decomposition_entropy,
+    tune,
+)
+
+MEASURES = ("sample_entropy", "usage_entropy", "expert_class_information")
+
+
+@pytest.fixture
+def clf():
+    return MoEClassifier(n_experts=3, max_iter=10, random_state=0)
+
+
+def test_cross_validate_adds_the_measures(clf, iris):
+    X, y = iris
+    result = cross_validate(clf, X, y, cv=3, return_estimator=True, return_indices=True)
+    assert result["test_score"].tolist() == cross_val_score(clf, X, y, cv=3).tolist()
+    for fold, (estimator, test) in enumerate(
+        zip(result["estimator"], result["indices"]["test"], strict=True)
+    ):
+        decomposition = decomposition_entropy(estimator, X[test], y[test])
+        for measure in MEASURES:
+            assert result[f"test_{measure}"][fold] == pytest.approx(
+                getattr(decomposition, measure)
+            )
+
+
+@pytest.mark.parametrize(
+    "scoring, keys",
+    [
+        ("neg_log_loss", ["test_score"]),
+        ("neg_sample_entropy", ["test_score"]),
+        (["accuracy", "neg_sample_entropy"], ["test_accuracy", "test_neg_sample_entropy"]),
+        ({"acc": "accuracy", **SCORERS}, ["test_acc", "test_usage_entropy"]),
+    ],
+)
+def test_cross_validate_scoring(scoring, keys, clf, iris):
+    X, y = iris
+    pipeline = make_pipeline(StandardScaler(), clf)
+    result = cross_validate(pipeline, X, y, cv=3, scoring=scoring, return_train_score=True)
+    for key in [*keys, *(f"test_{measure}" for measure in MEASURES), "train_sample_entropy"]:
+        assert np.isfinite(result[key]).all() and len(result[key]) == 3
+    pd.DataFrame(result)
+
+
+def test_cross_validate_groups_and_params(clf, iris):
+    X, y = iris
+    weight = np.ones(len(X))
+    result = cross_validate(
+        clf, X, y, cv=KFold(3, shuffle=True, random_state=0), params={"sample_weight": weight}
+    )
+    assert result["test_score"].min() > 0.5
+
+
+def test_tune_searches_the_default_space(clf, iris):
+    X, y = iris
+    pipeline = make_pipeline(StandardScaler(), clf.set_params(max_iter=3))
+    result = tune(pipeline, X, y, n_trials=6, cv=2, scoring="neg_log_loss", random_state=0)
+    assert len(result.study_.trials) == 6
+    assert result.best_score_ == max(trial.value for trial in result.study_.trials)
+    best = result.best_estimator_
+    for name, value in result.best_params_.items():
+        assert repr(best.get_params()[name]) == repr(value)
+    assert set(result.best_params_) == {
+        f"moeclassifier__{name}" for name in ("n_experts", "gate", "regularization")
+    }
+    assert best.predict(X).shape == y.shape
+    assert not hasattr(pipeline[-1], "net_")  # the estimator that was passed stays as it was
+
+
+def test_tune_is_reproducible(clf, iris):
+    X, y = iris
+    one, other = (tune(clf, X, y, n_trials=3, cv=2, random_state=1) for _ in range(2))
+    assert [trial.params for trial in one.study_.trials] == [
+        trial.params for trial in other.study_.trials
+    ]
+    assert one.best_score_ == other.best_score_
+
+
+def test_tune_with_an_own_space_and_decomposition_as_goal(clf, iris):
+    X, y = iris
+
+    def space(trial):
+        return {"n_experts": trial.suggest_int("n_experts", 1, 3)}
+
+    result = tune(
+        clf, X, y, n_trials=4, space=space, cv=StratifiedKFold(2), scoring="usage_entropy"
+    )
+    assert isinstance(result.study_, optuna.Study)
+    assert set(result.best_params_) == {"n_experts"}
+    assert 0 <= result.best_score_ <= np.log2(3)
+
+
+def test_tune_needs_a_mixture(iris):
+    with pytest.raises(ValueError, match="needs exactly one MoEClassifier"):
+        tune(LogisticRegression(), *iris, n_trials=1)
