@@ -18,6 +18,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughSc
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from skorch.utils import data_from_dataset
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -303,7 +304,11 @@ _threads_before = 0
 
 @contextmanager
 def intra_op_threads(n_threads: int):
-    """Set torch's intra-op threads for a while; the last of overlapping users restores them."""
+    """Set torch's intra-op threads for a while.
+
+    A part of torch's count belongs to the calling thread (OpenMP), another to the process (MKL).
+    Of several threads that use this at once, the last one out restores the process's part.
+    """
     global _threads_users, _threads_before
     with _threads_lock:
         if _threads_users == 0:
@@ -317,6 +322,10 @@ def intra_op_threads(n_threads: int):
             _threads_users -= 1
             if _threads_users == 0:
                 torch.set_num_threads(_threads_before)
+            else:
+                for library in ThreadpoolController().lib_controllers:
+                    if library.user_api == "openmp" and "torch" in library.filepath:
+                        library.set_num_threads(_threads_before)
 
 
 class Progress(Callback):

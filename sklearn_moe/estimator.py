@@ -71,7 +71,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     mixing : {"probability", "logit"}, default="probability"
         Whether the experts' probabilities or their logits are averaged. Logits predict slightly
         better, but experts no longer stand on their own.
-    learning_rate : float, default=1e-2
+    learning_rate : float, default=3e-3
         Learning rate of AdamW; the peak of the schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
@@ -79,8 +79,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW.
     batch_size : int or "auto", default="auto"
-        Largest number of samples of a training batch; "auto" is ``min(256, n_samples)``. An epoch
-        is dealt into batches that are as equal as possible.
+        Largest number of samples of a training batch; "auto" is a sixteenth of the samples, but at
+        least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
     max_iter : int, default=100
         Number of epochs.
     class_weight : dict, "balanced" or None, default=None
@@ -203,7 +203,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         gate: str | object = "softmax",
         regularization: str | Callable | Sequence | None = None,
         mixing: str = "probability",
-        learning_rate: float = 1e-2,
+        learning_rate: float = 3e-3,
         learning_rate_schedule: str = "one_cycle",
         weight_decay: float = 0.0,
         batch_size: int | str = "auto",
@@ -415,10 +415,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             callbacks.append(one_cycle(epochs * math.ceil(len(X) / net.batch_size)))
         if self.verbose == 1:
             callbacks.append(Progress(epochs))
-        if self.early_stopping:
-            callbacks.append(stop_early(self.n_iter_no_change, self.tol))
         if hasattr(self, "_skl_callbacks"):
             callbacks.append(_ScikitLearnCallbacks(self, X, classes[y], weight, classes, epochs))
+        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
+            callbacks.append(stop_early(self.n_iter_no_change, self.tol))
         interrupted = net.train(
             X,
             y,
@@ -514,8 +514,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return X, y, weight, (X_val, y_val, weight_val)
 
     def _settings(self, n_samples):
-        """Return what a net takes from the parameters anew in each training."""
-        batch_size = min(256, n_samples) if self.batch_size == "auto" else self.batch_size
+        """Return what a net takes anew from the parameters in each training."""
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            batch_size = min(max(n_samples // 16, 32), 256)
         settings = {
             "regularizations": self._regularizations(),
             "n_threads": self.n_threads,
@@ -525,7 +527,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "batch_size": batch_size,
             "verbose": int(self.verbose >= 2),
         }
-        return {**settings, **(self.net_params or {})}
+        won = self.net_params or {}
+        return {name: won.get(name, value) for name, value in settings.items()}
 
     def _architecture(self):
         experts = "mlp" if self.experts == "auto" else self.experts
@@ -547,18 +550,18 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return [each for each in regularizations if getattr(each, "strength", 1) != 0]
 
     def _new_net(self, X, n_classes, seed, device):
-        optimizer = {"optimizer": torch.optim.AdamW}
-        if "optimizer" not in (self.net_params or {}):
-            optimizer["optimizer__fused"] = True
-        settings = {**optimizer, "device": device, **self._settings(len(X))}
-        net = MoENet(
+        arguments = {
             **self._architecture(),
-            input_shape=X.shape[1:],
-            n_classes=n_classes,
-            seed=seed,
-            **settings,
-        )
-        return net.initialize()
+            **self._settings(len(X)),
+            "input_shape": X.shape[1:],
+            "n_classes": n_classes,
+            "seed": seed,
+            "device": device,
+            **(self.net_params or {}),
+        }
+        if "optimizer" not in arguments:
+            arguments.update(optimizer=torch.optim.AdamW, optimizer__fused=True)
+        return MoENet(**arguments).initialize()
 
     def _go_on(self, n_samples):
         """Return the present net with the present settings."""
@@ -569,10 +572,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                     f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
                     f"{value!r}. Fit with warm_start=False."
                 )
-        settings = self._settings(n_samples)
-        own = ("regularizations", "n_threads", "lr", "optimizer__weight_decay", "max_epochs")
-        self.net_.set_params(**{name: settings[name] for name in (*own, "batch_size", "verbose")})
-        return self.net_
+        return self.net_.set_params(**self._settings(n_samples))
 
     def _record_curves(self):
         rows = [row for row in self.net_.history if "train_loss" in row]

@@ -1,4 +1,4 @@
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -56,6 +56,32 @@ def test_threads_are_restored():
     thread.start()
     thread.join()
     assert seen == [3, 1, True]
+
+
+def test_threads_are_restored_where_threads_overlap():
+    before = torch.get_num_threads()
+    entered, leave, seen = Event(), Event(), []
+
+    def use():
+        with intra_op_threads(before + 1):
+            entered.set()
+            leave.wait()
+            seen.append(torch.get_num_threads())
+        seen.append(torch.get_num_threads())
+
+    thread = Thread(target=use)
+    with intra_op_threads(before + 1):
+        thread.start()
+        entered.wait()
+    assert torch.get_num_threads() == before
+    leave.set()
+    thread.join()
+    assert seen == [before + 1, before]
+    assert torch.get_num_threads() == before
+    new = Thread(target=lambda: seen.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert seen[-1] == before
 
 
 def test_threads_are_restored_after_an_error():

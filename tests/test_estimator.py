@@ -336,7 +336,7 @@ def test_collapse_warns_and_names_what_helps(iris):
         return -100 * mixture.gate_proba[:, 0].log().mean()
 
     with pytest.warns(UserWarning, match="collapsed: expert 0 .*regularization='importance'"):
-        make(learning_rate=0.1, batch_size=20, regularization=send_all_to_the_first).fit(*iris)
+        make(learning_rate=0.1, max_iter=100, regularization=send_all_to_the_first).fit(*iris)
 
 
 # Skorch and scikit-learn behind it

@@ -32,13 +32,13 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from sklearn_moe import SCORERS, MLPExperts, MoEClassifier, SampleSimilarity, SoftmaxGate
+from sklearn_moe import SCORERS, MoEClassifier, SampleSimilarity, SoftmaxGate
 
 
 @pytest.fixture
 def clf():
     return MoEClassifier(
-        n_experts=2, experts=MLPExperts((16,)), batch_size=32, max_iter=40, random_state=0
+        n_experts=2, learning_rate=1e-2, batch_size=32, max_iter=40, random_state=0
     )
 
 

@@ -1,0 +1,86 @@
+"""The same on a GPU; skipped without one."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_moe import GATES, MLPExperts, MoEClassifier, decomposition_entropy
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_fit_and_predict(gate, digits):
+    X, y = digits
+    params = {"gate": gate, "regularization": ["importance", "sample_similarity"]}
+    accuracy = {}
+    for device in ("cpu", "cuda"):
+        clf = MoEClassifier(device=device, random_state=0, **params).fit(X[:1200], y[:1200])
+        assert clf.device_ == device
+        assert next(clf.module_.parameters()).device.type == device
+        accuracy[device] = clf.score(X[1200:], y[1200:])
+        np.testing.assert_allclose(clf.predict_proba(X).sum(axis=1), 1, atol=1e-6)
+    assert accuracy["cuda"] == pytest.approx(accuracy["cpu"], abs=0.03)
+    decomposition_entropy(clf, X, y)
+
+
+def test_same_seed_same_result_and_untouched_global_state(digits):
+    X, y = digits
+    before = torch.cuda.get_rng_state(), torch.random.get_rng_state()
+    clf = MoEClassifier(
+        gate="noisy_top_k",
+        experts=MLPExperts(dropout=0.2),
+        device="cuda",
+        max_iter=5,
+        random_state=0,
+    )
+    one, other = (clf.fit(X, y).predict_proba(X) for _ in range(2))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    after = torch.cuda.get_rng_state(), torch.random.get_rng_state()
+    assert all(map(torch.equal, before, after))
+
+
+def test_custom_experts_with_dropout(digits):
+    X, y = digits
+
+    def expert(input_shape, n_outputs):
+        return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, n_outputs))
+
+    before = torch.cuda.get_rng_state()
+    clf = MoEClassifier(experts=expert, device="cuda", max_iter=10, random_state=0).fit(X, y)
+    assert torch.equal(before, torch.cuda.get_rng_state())
+    assert clf.score(X, y) > 0.5
+
+
+def test_pickle_loads_without_cuda(digits, monkeypatch):
+    X, y = digits
+    clf = MoEClassifier(device="cuda", max_iter=10, random_state=0).fit(X, y)
+    data = pickle.dumps(clf)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="CPU|cpu"):
+        twin = pickle.load(io.BytesIO(data))
+    assert twin.device_ == "cpu"
+    np.testing.assert_allclose(twin.predict_proba(X), clf.predict_proba(X), atol=1e-5)
+    twin.set_params(device="cpu").partial_fit(X, y)
+
+
+def test_to(digits):
+    X, y = digits
+    clf = MoEClassifier(device="cuda", max_iter=10, random_state=0).fit(X, y)
+    on_cuda = clf.predict_proba(X)
+    np.testing.assert_allclose(clf.to("cpu").predict_proba(X), on_cuda, atol=1e-5)
+    clf.partial_fit(X, y).to("cuda").partial_fit(X, y)
+    assert clf.device_ == "cuda"
+
+
+def test_early_stopping(digits):
+    X, y = digits
+    clf = MoEClassifier(early_stopping=True, device="cuda", random_state=0).fit(X, y)
+    assert len(clf.validation_scores_) == clf.n_iter_
