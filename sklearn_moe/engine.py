@@ -1,4 +1,4 @@
-"""The skorch net behind the estimator: loss, batches, device, threads, progress.
+"""The skorch net behind the estimator: loss, batches, device, threads.
 
 ``MoENet`` is an ordinary skorch net, so its callbacks, history and checkpoints work as usual.
 """
@@ -8,20 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from itertools import pairwise
 from threading import Lock
 
 import numpy as np
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, PassthroughScoring, PrintLog
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from skorch.utils import data_from_dataset
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from sklearn_moe.callbacks import StopEarly
 from sklearn_moe.experts import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
 
@@ -41,13 +42,15 @@ class TensorBatches:
         Holds a tensor, or a dict of tensors, and the targets.
     batch_size : int
         Largest number of rows of a batch.
+    generator : torch.Generator, default=None
+        Shuffles the rows of each epoch; None keeps their order.
     """
 
-    def __init__(self, dataset, batch_size: int):
+    def __init__(self, dataset, batch_size: int, generator: torch.Generator | None = None):
         self.X, self.y = data_from_dataset(dataset)
         self.n_samples = len(dataset)
         self.n_batches = math.ceil(self.n_samples / batch_size)
-        self.generator: torch.Generator | None = None  # shuffles; None keeps the order
+        self.generator = generator
 
     def __len__(self) -> int:
         return self.n_batches
@@ -57,9 +60,8 @@ class TensorBatches:
             bounds = np.linspace(0, self.n_samples, self.n_batches + 1).astype(int)
             batches = [slice(*pair) for pair in pairwise(bounds)]
         else:
-            device = self.generator.device
-            order = torch.randperm(self.n_samples, generator=self.generator, device=device)
-            batches = order.tensor_split(self.n_batches)
+            order = torch.randperm(self.n_samples, generator=self.generator)
+            batches = order.to(self.y.device).tensor_split(self.n_batches)
         for batch in batches:
             if isinstance(self.X, dict):
                 X = {name: values[batch] for name, values in self.X.items()}
@@ -148,32 +150,25 @@ class MoENet(NeuralNetClassifier):
     def check_data(self, X, y=None):
         """Leave the checks to the estimator."""
 
-    def get_iterator(self, dataset, training=False):
-        iterator = super().get_iterator(dataset, training)
-        if training:
-            iterator.generator = self.generator_
-        return iterator
-
     def on_epoch_begin(self, net, **kwargs):
         self._forget_batches()
         super().on_epoch_begin(net, **kwargs)
-
-    def on_train_end(self, net, **kwargs):
-        super().on_train_end(net, **kwargs)
-        self._forget_batches()
 
     def _forget_batches(self):
         # Epoch figures stay; the figures of single batches would outgrow the model.
         if self.history:
             self.history[-1]["batches"].clear()
 
-    def notify(self, method_name, **kwargs):
+    def fit_loop(self, *args, **kwargs):
         try:
-            super().notify(method_name, **kwargs)
+            super().fit_loop(*args, **kwargs)
         except KeyboardInterrupt:
-            # skorch's callbacks end a training by this exception, as a user does by Ctrl-C.
-            self.stopped_by_callback_ = method_name == "on_epoch_end"
-            raise
+            # skorch's callbacks end a training by this exception, too, but after a whole epoch.
+            self.interrupted_ = not self.history or "train_loss" not in self.history[-1]
+        for _, callback in self.callbacks_:
+            if isinstance(callback, StopEarly):
+                callback.restore(self)
+        return self
 
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
@@ -227,32 +222,42 @@ class MoENet(NeuralNetClassifier):
         """
         device = torch.device(self.device)
         own_callbacks, own_split = self.callbacks_, self.train_split
+        before = deepcopy((self.module_.state_dict(), self.optimizer_.state_dict()))
+        n_epochs_before = len(self.history)
         self.callbacks_ = own_callbacks + [
             (type(callback).__name__, callback.initialize()) for callback in callbacks
         ]
         if validation is not None:
             self.train_split = predefined_split(self._dataset(*validation))
+        self.iterator_train__generator = torch.Generator().manual_seed(seed + 1)
         self.generator_ = torch.Generator(device).manual_seed(seed)
-        self.stopped_by_callback_ = False
         self.interrupted_ = False
         uses_global_state = getattr(self.module_.experts, "uses_global_random_state", False)
+        dataset = self._dataset(X, y, sample_weight)
+        n_rows = len(X) if self.batch_size == -1 else min(self.batch_size, len(X))
         try:
             with (
-                self.threads(min(self.batch_size, len(X))),
+                self.threads(n_rows),
                 seeded_globally(seed, device) if uses_global_state else nullcontext(),
             ):
-                self.partial_fit(self._dataset(X, y, sample_weight), epochs=epochs)
+                self.partial_fit(dataset, epochs=epochs)
+        except BaseException:
+            # A model that was trained before is as it was.
+            self.module_.load_state_dict(before[0])
+            self.optimizer_.load_state_dict(before[1])
+            del self.history[n_epochs_before:]
+            raise
         finally:
             self.callbacks_, self.train_split = own_callbacks, own_split
-            self.generator_ = None
+            self.iterator_train__generator = self.generator_ = None
+            self._forget_batches()
         return self.interrupted_
 
-    def fit_loop(self, *args, **kwargs):
-        try:
-            return super().fit_loop(*args, **kwargs)
-        except KeyboardInterrupt:
-            self.interrupted_ = not self.stopped_by_callback_
-            raise
+    def snapshot(self) -> MoENet:
+        """Return a net that predicts as this one does now and shares the rest with it."""
+        net = object.__new__(type(self))
+        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_))
+        return net
 
     def evaluate(self, X: np.ndarray, part: Callable[[MixtureOutput], Tensor]) -> np.ndarray:
         """Return one part of what the mixture says about each row of X."""
@@ -326,67 +331,3 @@ def intra_op_threads(n_threads: int):
                 for library in ThreadpoolController().lib_controllers:
                     if library.user_api == "openmp" and "torch" in library.filepath:
                         library.set_num_threads(_threads_before)
-
-
-class Progress(Callback):
-    """A progress bar over the epochs."""
-
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-
-    def on_train_begin(self, net, **kwargs):
-        self.bar = tqdm(total=self.epochs, unit="epoch", desc="MoEClassifier")
-
-    def on_epoch_end(self, net, **kwargs):
-        row = net.history[-1]
-        self.bar.set_postfix(
-            {key: f"{row[key]:.4g}" for key in ("train_loss", "valid_loss") if key in row}
-        )
-        self.bar.update()
-
-    def on_train_end(self, net, **kwargs):
-        self.bar.close()
-
-
-class StopOnNaN(Callback):
-    """Stop a training whose loss is no longer a number."""
-
-    def on_epoch_end(self, net, **kwargs):
-        row = net.history[-1]
-        if not math.isfinite(row["train_loss"]):
-            raise ValueError(
-                f"The training loss became {row['train_loss']} in epoch {row['epoch']}. Lower "
-                f"learning_rate (it is {net.lr}), scale the features (for example with "
-                "StandardScaler), or lower the strength of the regularization."
-            )
-
-
-def one_cycle(n_steps: int, warm_up: float = 0.3) -> LRScheduler:
-    """Return a callback that raises the learning rate to its peak and lowers it to zero again."""
-
-    def factor(step):
-        progress = (step + 1) / (n_steps + 1)
-        if progress < warm_up:
-            return progress / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-    # last_epoch=-1 starts a new cycle in a warm start, too.
-    return LRScheduler(
-        policy=torch.optim.lr_scheduler.LambdaLR,
-        lr_lambda=factor,
-        step_every="batch",
-        event_name=None,
-        last_epoch=-1,
-    )
-
-
-def stop_early(patience: int, tol: float) -> EarlyStopping:
-    """Return a callback that ends a training without progress and restores the best weights."""
-    return EarlyStopping(
-        monitor="valid_loss",
-        patience=patience,
-        threshold=tol,
-        threshold_mode="abs",
-        load_best=True,
-        sink=lambda text: None,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,25 +11,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
-from sklearn.model_selection import train_test_split
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
-from skorch.callbacks import Callback
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import nn
 
+from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly, StopOnNaN
 from sklearn_moe.decomposition import usage_entropy
-from sklearn_moe.engine import MoENet, Progress, StopOnNaN, one_cycle, stop_early
+from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.validation import (
+    check_device,
+    check_shape,
+    check_weight,
+    class_weights,
+    encode,
+    normalize,
+    resolve,
+    same_parameters,
+    split,
+)
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -105,12 +109,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         on it.
     net_params : dict, default=None
         Arguments of the skorch net, for all that has no parameter here. They win over ours; its
-        ``callbacks`` are added. For example ``{"optimizer": torch.optim.SGD}``.
+        list of ``callbacks`` is added. For example ``{"optimizer": torch.optim.SGD}``, which then
+        has its own defaults for all but the learning rate. A warm start goes on with the net that
+        it finds.
     verbose : int, default=0
         0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batches, dropout and gate noise. An int gives the same result each
-        time. Global random states stay untouched.
+        time and leaves all global random states untouched; None draws a seed from numpy's.
 
     Attributes
     ----------
@@ -125,14 +131,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     loss_curve_ : list of float of length n_iter_
         Mean training loss of each epoch, regularization included, in nats.
     validation_loss_curve_ : list of float or None
-        Mean validation loss of each epoch, without regularization, in nats; None without a
-        validation set.
+        Mean validation loss, without regularization, in nats, after each epoch that had a
+        validation set; None if none had.
     validation_scores_ : list of float or None
-        Accuracy on the validation set after each epoch.
+        Accuracy on the validation set after the same epochs.
     best_validation_score_ : float or None
-        Accuracy on the validation set in the epoch of the lowest validation loss.
+        Accuracy on the validation set in that epoch of the last training in which its loss was
+        lowest, whose weights early stopping restores.
     expert_usage_ : ndarray of shape (n_experts,)
-        Mean gate probability of each expert over the training data.
+        Mean gate probability of each expert over the samples, with their weights, of the last
+        training.
     device_ : str
         Where the mixture is.
     net_ : MoENet
@@ -267,13 +275,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """
         for key in params:
             name, _, nested = key.partition("__")
-            if nested and name in ("experts", "gate", "regularization"):
-                value = params.get(name, getattr(self, name))
-                if not hasattr(value, "set_params"):
-                    raise ValueError(
-                        f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass "
-                        f"an object to tune it, for example {name}={_EXAMPLES[name]}."
-                    )
+            value = params.get(name, getattr(self, name, None))
+            if nested and name in _EXAMPLES and not hasattr(value, "set_params"):
+                raise ValueError(
+                    f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass an "
+                    f"object, for example {name}={_EXAMPLES[name]}, and not in a list."
+                )
         return super().set_params(**params)
 
     # Training
@@ -359,25 +366,95 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "partial_fit does not support class_weight='balanced', as it never sees all data. "
                 "Pass a dict of class weights."
             )
-        if classes is not None:
-            classes = np.unique(column_or_1d(classes))
-            if hasattr(self, "net_") and not np.array_equal(classes, self.classes_):
-                raise ValueError(
-                    f"classes={classes.tolist()} differ from those of the first call, "
-                    f"{self.classes_.tolist()}."
-                )
-        elif not hasattr(self, "net_"):
-            raise ValueError("classes must be passed on the first call to partial_fit.")
-        else:
-            classes = self.classes_
+        if classes is None:
+            if not hasattr(self, "net_"):
+                raise ValueError("classes must be passed on the first call to partial_fit.")
+            return self._fit(X, y, sample_weight, classes=self.classes_)
+        classes = np.unique(column_or_1d(classes))
+        if len(classes) < 2:
+            raise ValueError(f"classes={classes.tolist()} must name at least 2 classes.")
+        if hasattr(self, "net_") and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"classes={classes.tolist()} differ from those of the first call, "
+                f"{self.classes_.tolist()}."
+            )
         return self._fit(X, y, sample_weight, classes=classes)
 
     def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
         incremental = classes is not None
         going_on = (incremental or self.warm_start) and hasattr(self, "net_")
-        device = _check_device(self.device)
+        X, y, weight, classes = self._check_data(X, y, sample_weight, classes, going_on)
+        validation = self._check_validation(*validation, X, classes)
+        if going_on:
+            random_state = self._random_state
+        else:
+            seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+            random_state = np.random.RandomState(seed)
+
+        class_weight = class_weights(self.class_weight, y, weight, classes)
+        total = weight * class_weight[y]
+        if not total.all():
+            rows = total > 0
+            X, y, weight, total = X[rows], y[rows], weight[rows], total[rows]
+        if self.early_stopping and validation is None:
+            X, X_val, y, y_val, weight, _, total, total_val = split(
+                X, y, weight, total, fraction=self.validation_fraction, random_state=random_state
+            )
+            validation = X_val, y_val, normalize(total_val)
+        elif validation is not None:
+            X_val, y_val, weight_val = validation
+            validation = X_val, y_val, normalize(weight_val * class_weight[y_val])
+        total = normalize(total)
+        if sample_weight is not None:
+            sample_weight = weight
+
+        build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
+        if going_on:
+            net = self._go_on(len(X))
+        else:
+            net = self._new_net(X, len(classes), build_seed)
+        epochs = 1 if incremental else net.max_epochs
+        n_iter_before = self.n_iter_ if going_on else 0
+        interrupted = net.train(
+            X,
+            y,
+            total,
+            validation=validation,
+            epochs=epochs,
+            callbacks=self._callbacks(X, classes[y], sample_weight, classes, epochs, incremental),
+            seed=train_seed,
+        )
+
+        self.net_ = net
+        self.classes_ = classes
+        self._random_state = random_state
+        self._record_curves(n_iter_before)
+        gate_proba = net.evaluate(X, lambda mixture: mixture.gate_proba)
+        self.expert_usage_ = np.average(gate_proba, axis=0, weights=total.astype(np.float64))
+        self._warn(interrupted, incremental)
+        return self
+
+    def _callbacks(self, X, y, sample_weight, classes, epochs, incremental):
+        """Return the callbacks of one training."""
+        callbacks = [StopOnNaN()]
+        if self.learning_rate_schedule == "one_cycle" and not incremental:
+            callbacks.append(OneCycle(epochs))
+        if self.verbose == 1:
+            callbacks.append(Progress(epochs))
+        if hasattr(self, "_skl_callbacks"):
+            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+            task = {"X": X, "y": y, "metadata": metadata}
+            callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
+        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
+            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
+        return callbacks
+
+    def _check_data(self, X, y, sample_weight, classes, going_on):
+        """Return X as float32, y as indices of classes, weights and the sorted classes."""
+        check_device(self.device)
         X, y = self._validate(X, y, reset=not going_on)
         check_classification_targets(y)
+        y = column_or_1d(y, warn=True)
         classes = np.unique(y) if classes is None else classes
         if len(classes) < 2:
             raise ValueError(
@@ -389,66 +466,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 f"warm_start=True cannot change the classes from {self.classes_.tolist()} to "
                 f"{classes.tolist()}. Set warm_start=False."
             )
-        y = _encode(y, classes, "y")
-        weight = _check_weight(sample_weight, X, "sample_weight")
-        validation = self._check_validation(*validation, X, classes)
-        class_weight = self._class_weights(y, weight, classes)
-        if going_on:
-            random_state = self._random_state
-        else:
-            random_state = check_random_state(self.random_state)
-        if self.early_stopping and validation is None:
-            X, y, weight, validation = self._split(X, y, weight, random_state)
-        weight = _normalize(weight * class_weight[y])
-        if validation is not None:
-            X_val, y_val, weight_val = validation
-            validation = X_val, y_val, _normalize(weight_val * class_weight[y_val])
-
-        build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
-        if going_on:
-            net = self._go_on(len(X))
-        else:
-            net = self._new_net(X, len(classes), build_seed, device)
-        epochs = 1 if incremental else net.max_epochs
-        callbacks: list[Callback] = [StopOnNaN()]
-        if self.learning_rate_schedule == "one_cycle" and not incremental:
-            callbacks.append(one_cycle(epochs * math.ceil(len(X) / net.batch_size)))
-        if self.verbose == 1:
-            callbacks.append(Progress(epochs))
-        if hasattr(self, "_skl_callbacks"):
-            callbacks.append(_ScikitLearnCallbacks(self, X, classes[y], weight, classes, epochs))
-        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
-            callbacks.append(stop_early(self.n_iter_no_change, self.tol))
-        interrupted = net.train(
-            X,
-            y,
-            weight,
-            validation=validation,
-            epochs=epochs,
-            callbacks=callbacks,
-            seed=train_seed,
-        )
-
-        self.net_ = net
-        self.classes_ = classes
-        self._random_state = random_state
-        self._record_curves()
-        usage = net.evaluate(X, lambda mixture: mixture.gate_proba).mean(axis=0, dtype=np.float64)
-        self.expert_usage_ = usage
-        if interrupted:
-            warnings.warn(
-                f"The training was interrupted after {self.n_iter_} complete epochs; the mixture "
-                "keeps the weights that it had by then.",
-                stacklevel=4,
-            )
-        elif self.n_experts > 1 and usage_entropy([usage]) < 0.1 * math.log2(self.n_experts):
-            warnings.warn(
-                f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
-                "of the training samples. Use a regularization that spreads the work, such as "
-                "regularization='importance' or 'sample_similarity', or fewer experts.",
-                stacklevel=4,
-            )
-        return self
+        return X, encode(y, classes, "y"), check_weight(sample_weight, X, "sample_weight"), classes
 
     def _validate(self, X, y="no_validation", *, reset):
         """Return X as float32 array, or X and y, checked by scikit-learn."""
@@ -463,7 +481,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             ) from error
         if not reset:
             X = checked[0] if isinstance(checked, tuple) else checked
-            _check_shape("X", X, self.net_.input_shape)
+            check_shape("X", X, self.net_.input_shape)
         return checked
 
     def _check_validation(self, X_val, y_val, weight_val, X, classes):
@@ -473,48 +491,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 "X_val and y_val must be passed together, and sample_weight_val only with them."
             )
-        X_val, y_val = validate_data(self, X_val, y_val, reset=False, **_X_CHECKS)
-        _check_shape("X_val", X_val, X.shape[1:])
-        return (
-            X_val,
-            _encode(y_val, classes, "y_val"),
-            _check_weight(weight_val, X_val, "sample_weight_val"),
-        )
-
-    def _class_weights(self, y, weight, classes):
-        """Return the weight of each class."""
-        if self.class_weight is None:
-            return np.ones(len(classes))
-        if self.class_weight == "balanced":
-            totals = np.bincount(y, weights=weight, minlength=len(classes))
-            return np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
-        unknown = [label for label in self.class_weight if label not in classes]
-        if unknown:
-            raise ValueError(
-                f"class_weight has weights for {unknown}, which are not among the classes "
-                f"{classes.tolist()}."
-            )
-        return np.array([self.class_weight.get(label, 1.0) for label in classes.tolist()])
-
-    def _split(self, X, y, weight, random_state):
-        """Set a part of the data aside, stratified unless a class is too rare for that."""
-        counts = np.bincount(y)
-        smallest_part = min(self.validation_fraction, 1 - self.validation_fraction) * len(X)
-        stratify = (
-            y if min(counts[counts > 0].min() / 2, smallest_part / len(counts)) >= 1 else None
-        )
-        X, X_val, y, y_val, weight, weight_val = train_test_split(
-            X,
-            y,
-            weight,
-            test_size=self.validation_fraction,
-            stratify=stratify,
-            random_state=random_state,
-        )
-        return X, y, weight, (X_val, y_val, weight_val)
+        try:
+            X_val, y_val = validate_data(self, X_val, y_val, reset=False, **_X_CHECKS)
+            weight_val = check_weight(weight_val, X_val, "sample_weight_val")
+        except ValueError as error:
+            raise ValueError(f"The validation set X_val, y_val is not valid: {error}") from error
+        check_shape("X_val", X_val, X.shape[1:])
+        return X_val, encode(y_val, classes, "y_val"), weight_val
 
     def _settings(self, n_samples):
-        """Return what a net takes anew from the parameters in each training."""
+        """Return what a net takes anew in each training."""
         batch_size = self.batch_size
         if batch_size == "auto":
             batch_size = min(max(n_samples // 16, 32), 256)
@@ -531,12 +517,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return {name: won.get(name, value) for name, value in settings.items()}
 
     def _architecture(self):
+        """Return what a net keeps for good."""
         experts = "mlp" if self.experts == "auto" else self.experts
         if callable(experts) and not hasattr(experts, "build"):
             experts = CustomExperts(experts)
         return {
-            "experts": _resolve("experts", experts, EXPERTS),
-            "gate": _resolve("gate", self.gate, GATES),
+            "experts": resolve("experts", experts, EXPERTS),
+            "gate": resolve("gate", self.gate, GATES),
             "n_experts": self.n_experts,
             "mixing": self.mixing,
         }
@@ -545,36 +532,57 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         given = self.regularization
         if given is None:
             return []
-        given = given if isinstance(given, (list, tuple)) else [given]
-        regularizations = [_resolve("regularization", each, REGULARIZERS) for each in given]
-        return [each for each in regularizations if getattr(each, "strength", 1) != 0]
+        regularizations = []
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            regularization = resolve("regularization", each, REGULARIZERS)
+            if not callable(regularization):
+                raise ValueError(
+                    f"regularization={regularization!r} must be a name, a regularization such as "
+                    "Importance(), or a function."
+                )
+            if isinstance(regularization, BaseEstimator):
+                regularization._validate_params()
+            if getattr(regularization, "strength", 1) != 0:
+                regularizations.append(regularization)
+        return regularizations
 
-    def _new_net(self, X, n_classes, seed, device):
+    def _new_net(self, X, n_classes, seed):
+        net_params = self.net_params or {}
         arguments = {
             **self._architecture(),
             **self._settings(len(X)),
             "input_shape": X.shape[1:],
             "n_classes": n_classes,
             "seed": seed,
-            "device": device,
-            **(self.net_params or {}),
+            "device": self.device,
+            "optimizer": torch.optim.AdamW,
+            "optimizer__fused": True,
         }
-        if "optimizer" not in arguments:
-            arguments.update(optimizer=torch.optim.AdamW, optimizer__fused=True)
+        if "optimizer" in net_params:  # which need not know AdamW's arguments
+            del arguments["optimizer__fused"], arguments["optimizer__weight_decay"]
+        arguments.update(net_params)
+        if not isinstance(arguments.get("callbacks", []), list):
+            raise ValueError(
+                f"net_params['callbacks'] must be a list, got {arguments['callbacks']!r}."
+            )
+        arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 
     def _go_on(self, n_samples):
         """Return the present net with the present settings."""
         for name, value in self._architecture().items():
             before = getattr(self.net_, name)
-            if type(value) is not type(before) or _params(value) != _params(before):
+            if not same_parameters(value, before):
                 raise ValueError(
                     f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
                     f"{value!r}. Fit with warm_start=False."
                 )
-        return self.net_.set_params(**self._settings(n_samples))
+        settings = self._settings(n_samples)
+        if "optimizer" in (self.net_params or {}):
+            del settings["optimizer__weight_decay"]
+        return self.net_.set_params(**settings)
 
-    def _record_curves(self):
+    def _record_curves(self, n_iter_before):
         rows = [row for row in self.net_.history if "train_loss" in row]
         self.n_iter_ = len(rows)
         self.loss_curve_ = [float(row["train_loss"]) for row in rows]
@@ -583,8 +591,28 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if validated:
             self.validation_loss_curve_ = [float(row["valid_loss"]) for row in validated]
             self.validation_scores_ = [float(row["valid_accuracy"]) for row in validated]
-            best = min(validated, key=lambda row: row["valid_loss"])
+        new = [row for row in rows[n_iter_before:] if "valid_loss" in row]
+        if new:
+            best = min(new, key=lambda row: row["valid_loss"])
             self.best_validation_score_ = float(best["valid_accuracy"])
+
+    def _warn(self, interrupted, incremental):
+        usage = self.expert_usage_
+        if interrupted:
+            message = (
+                f"The training was interrupted after {self.n_iter_} complete epochs; the mixture "
+                "keeps the weights that it had by then."
+            )
+        # One chunk of a stream may well belong to one expert.
+        elif not incremental and usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
+            message = (
+                f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
+                "of the training samples. Use a regularization that spreads the work, such as "
+                "regularization='importance' or 'sample_similarity', or fewer experts."
+            )
+        else:
+            return
+        warnings.warn(message, stacklevel=5)  # at the user's call of fit
 
     # Prediction
 
@@ -700,7 +728,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self : MoEClassifier
         """
         check_is_fitted(self)
-        self.net_.to(_check_device(device))
+        self.net_.to(check_device(device))
         return self
 
     @property
@@ -724,110 +752,3 @@ _EXAMPLES = {
     "gate": "SoftmaxGate(top_k=2)",
     "regularization": "Importance(strength=0.5)",
 }
-
-
-def _resolve(name, value, room):
-    """Return the checked object that a name of the room stands for, or that a user passed."""
-    if isinstance(value, str):
-        if value not in room:
-            raise ValueError(f"{name}={value!r} is not known; the names are {sorted(room)}.")
-        value = room[value]
-    elif isinstance(value, type):
-        raise ValueError(
-            f"{name} must be an object, not a class: write {name}={value.__name__}(...)."
-        )
-    value = clone(value, safe=False)  # later changes of the user's object shall not reach the net
-    if isinstance(value, BaseEstimator):
-        value._validate_params()
-    return value
-
-
-def _params(value):
-    return value.get_params() if hasattr(value, "get_params") else value
-
-
-def _check_device(device):
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={device!r} is not a torch device; use 'auto', 'cpu', 'cuda' or 'cuda:1'."
-        ) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={device!r}, but torch finds no CUDA device. Use device='cpu' or 'auto'."
-        )
-    return device
-
-
-def _check_shape(name, X, input_shape):
-    if X.shape[1:] != input_shape:
-        raise ValueError(
-            f"{name} has samples of shape {X.shape[1:]}, but MoEClassifier is fitted with samples "
-            f"of shape {input_shape}."
-        )
-
-
-def _encode(y, classes, name):
-    y = column_or_1d(y, warn=True)
-    known = np.isin(y, classes)
-    if not known.all():
-        raise ValueError(
-            f"{name} contains {np.unique(y[~known]).tolist()}, which are not among the classes "
-            f"{classes.tolist()}."
-        )
-    return np.searchsorted(classes, y)
-
-
-def _check_weight(sample_weight, X, name):
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-    if weight.min() < 0:
-        raise ValueError(f"{name} must be at least 0, got {weight.min().item()}.")
-    return weight
-
-
-def _normalize(weight):
-    """Give the weights a mean of 1, once for all batches."""
-    if not weight.any():
-        raise ValueError(
-            "All weights are zero (sample_weight times class_weight). At least one sample of the "
-            "training set, and of the validation set, must have a positive weight."
-        )
-    return (weight / weight.mean()).astype(np.float32)
-
-
-class _ScikitLearnCallbacks(Callback):
-    """Tell scikit-learn's callbacks of each epoch."""
-
-    def __init__(self, estimator, X, y, sample_weight, classes, epochs):
-        self.estimator = estimator
-        self.classes = classes
-        self.task = {
-            "estimator": estimator,
-            "X": X,
-            "y": y,
-            "metadata": {"sample_weight": sample_weight},
-        }
-        self.context = estimator._init_callback_context(max_subtasks=epochs)
-
-    def on_train_begin(self, net, **kwargs):
-        self.context.call_on_fit_task_begin(**self.task)
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.epoch = self.context.subcontext(task_name="epoch")
-        self.epoch.call_on_fit_task_begin(**self.task)
-
-    def on_epoch_end(self, net, **kwargs):
-        if self._end(self.epoch, net):
-            raise KeyboardInterrupt  # skorch's signal to stop
-
-    def on_train_end(self, net, **kwargs):
-        self._end(self.context, net)
-
-    def _end(self, context, net):
-        def fitted():
-            return {"net_": copy.copy(net), "classes_": self.classes}
-
-        return context.call_on_fit_task_end(**self.task, reconstruction_attributes=fitted)

@@ -143,38 +143,42 @@ class CustomExperts(BaseEstimator):
     ) -> nn.Module:
         """Return the torch module of these experts."""
         self._validate_params()
+        if isinstance(self.factory, nn.Module):
+            raise TypeError(
+                "experts must be a function (input_shape, n_outputs) -> torch.nn.Module that makes "
+                f"one expert, not a module: {self.factory!r}."
+            )
         experts = []
         for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():
             with seeded_globally(seed):
                 expert = self.factory(input_shape, n_classes)
-                if not isinstance(expert, nn.Module):
+                if not isinstance(expert, nn.Module) or expert in experts:
                     raise TypeError(
-                        "experts(input_shape, n_outputs) must return a torch.nn.Module, got "
-                        f"{expert!r}."
+                        "experts(input_shape, n_outputs) must return a new torch.nn.Module in "
+                        f"each call, got {expert!r}."
                     )
-                hidden_size = _probe_expert(expert, input_shape, n_classes)
+                hidden_size = _probe(expert, input_shape, n_classes)
             experts.append(expert)
         return _CustomExpertsModule(experts, hidden_size)
 
 
-def _probe_expert(expert, input_shape, n_classes):
+def _probe(expert, input_shape, n_classes):
     """Run one sample through an expert, check what comes out and return its hidden size."""
     with torch.no_grad():
-        logits, hidden = _logits_and_hidden(expert.eval()(torch.zeros(1, *input_shape)))
-    for name, tensor, shape in (
-        ("logits", logits, (1, n_classes)),
-        ("hidden", hidden, (1, hidden.shape[-1])),
-    ):
-        if tensor.shape != shape:
-            raise ValueError(
-                f"The experts' {name} must have the shape {('n_samples', *shape[1:])}; a batch of "
-                f"shape {(1, *input_shape)} gave {tuple(tensor.shape)}."
-            )
-    return hidden.shape[1]
-
-
-def _logits_and_hidden(output):
-    return output if isinstance(output, tuple) else (output, output)
+        output = expert.eval()(torch.zeros(1, *input_shape))
+    tensors = output if isinstance(output, tuple) else (output,)
+    shapes = [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)]
+    if len(shapes) != len(tensors) or len(shapes) not in (1, 2) or shapes[0] != (1, n_classes):
+        raise ValueError(
+            f"An expert must return logits of shape (n_samples, {n_classes}), or the pair "
+            f"(logits, hidden); a batch of shape {(1, *input_shape)} gave {shapes or output!r}."
+        )
+    if len(shapes[-1]) != 2:
+        raise ValueError(
+            "An expert's hidden must have the shape (n_samples, hidden_size); a batch of shape "
+            f"{(1, *input_shape)} gave {shapes[-1]}."
+        )
+    return shapes[-1][1]
 
 
 class _CustomExpertsModule(nn.Module):
@@ -188,8 +192,10 @@ class _CustomExpertsModule(nn.Module):
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        outputs = [_logits_and_hidden(expert(x)) for expert in self.experts]
-        logits, hidden = zip(*outputs, strict=True)
+        # Each gets a copy, as its first layer may work in place.
+        outputs = [expert(x.clone()) for expert in self.experts]
+        pairs = [each if isinstance(each, tuple) else (each, each) for each in outputs]
+        logits, hidden = zip(*pairs, strict=True)
         return torch.stack(logits, dim=1), torch.stack(hidden, dim=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,9 @@ from sklearn import model_selection
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import check_scoring
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, validate_params
 
-from sklearn_moe.decomposition import (
-    SCORERS,
-    expert_class_information,
-    final_model,
-    sample_entropy,
-    usage_entropy,
-)
+from sklearn_moe.decomposition import SCORERS
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.regularizers import Importance, SampleSimilarity
 
@@ -73,7 +69,7 @@ def cross_validate(
     -------
     dict of arrays of shape (n_folds,)
         The result of scikit-learn's function with three more rows, in bits and for the test part
-        of each fold: ``test_sample_entropy``, ``test_usage_entropy``,
+        of each fold: ``test_neg_sample_entropy``, ``test_usage_entropy``,
         ``test_expert_class_information``.
 
     Examples
@@ -82,15 +78,18 @@ def cross_validate(
     >>> from sklearn_moe import MoEClassifier, cross_validate
     >>> X, y = load_iris(return_X_y=True)
     >>> result = cross_validate(MoEClassifier(n_experts=3, max_iter=50, random_state=0), X, y)
-    >>> sorted(key for key in result if key.startswith("test"))
-    ['test_expert_class_information', 'test_sample_entropy', 'test_score', 'test_usage_entropy']
+    >>> result["test_score"].shape, result["test_usage_entropy"].shape
+    ((5,), (5,))
     """
+    scoring = _by_name(scoring)
+    if not isinstance(scoring, dict):
+        scoring = {"score": check_scoring(estimator, scoring=scoring)}
     return model_selection.cross_validate(
         estimator,
         X,
         y,
         cv=cv,
-        scoring=_ScoreWithDecomposition(check_scoring(estimator, scoring=_by_name(scoring))),
+        scoring={**scoring, **SCORERS},
         groups=groups,
         params=params,
         n_jobs=n_jobs,
@@ -102,30 +101,14 @@ def cross_validate(
     )
 
 
-class _ScoreWithDecomposition:
-    """A scorer that adds the measures of the decomposition, from one pass through the gate."""
-
-    def __init__(self, scorer):
-        self.scorer = scorer
-
-    def __call__(self, estimator, X, y):
-        scores = self.scorer(estimator, X, y)
-        model, X = final_model(estimator, X)
-        gate_proba = model.gate_proba(X)
-        return {
-            **(scores if isinstance(scores, dict) else {"score": scores}),
-            "sample_entropy": sample_entropy(gate_proba),
-            "usage_entropy": usage_entropy(gate_proba),
-            "expert_class_information": expert_class_information(gate_proba, y),
-        }
-
-
 def _by_name(scoring):
     """Replace the names of our scorers by the scorers."""
     if isinstance(scoring, str):
         return SCORERS.get(scoring, scoring)
+    if isinstance(scoring, dict):
+        return {name: _by_name(scorer) for name, scorer in scoring.items()}
     if isinstance(scoring, (list, tuple, set)):
-        return {name: SCORERS.get(name, name) for name in scoring}
+        return {name: _by_name(name) for name in scoring}
     return scoring
 
 
@@ -184,6 +167,15 @@ class TuneResult:
     best_estimator_: BaseEstimator
 
 
+@validate_params(
+    {
+        "n_trials": [Interval(Integral, 1, None, closed="left")],
+        "space": [callable, None],
+        "timeout": [Interval(Real, 0, None, closed="neither"), None],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=False,
+)
 def tune(
     estimator: BaseEstimator,
     X: ArrayLike,
@@ -235,7 +227,8 @@ def tune(
     Raises
     ------
     ValueError
-        If no part of the estimator is a ``MoEClassifier`` and ``space`` is None.
+        If ``space`` is None and the estimator does not contain exactly one ``MoEClassifier``, or
+        if every trial fails. Single trials may fail; the search goes on.
 
     References
     ----------
@@ -256,20 +249,40 @@ def tune(
     """
     suggest = _default_space(estimator) if space is None else space
     scoring = _by_name(scoring)
+    cv = model_selection.check_cv(cv, y, classifier=True)
+    params, errors = {}, []
 
     def objective(trial):
-        candidate = clone(estimator).set_params(**suggest(trial))
-        scores = model_selection.cross_val_score(
-            candidate, X, y, cv=cv, scoring=scoring, n_jobs=n_jobs, error_score="raise"
-        )
+        params[trial.number] = suggest(trial)
+        candidate = clone(estimator).set_params(**params[trial.number])
+        try:
+            scores = model_selection.cross_val_score(
+                candidate, X, y, cv=cv, scoring=scoring, n_jobs=n_jobs, error_score="raise"
+            )
+        except ValueError as error:
+            errors.append(error)
+            raise
         return scores.mean().item()
 
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
-    )
-    study.optimize(objective, n_trials=n_trials, timeout=timeout, show_progress_bar=verbose > 0)
-    best_params = suggest(optuna.trial.FixedTrial(study.best_params))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        study = optuna.create_study(
+            direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
+        )
+        study.optimize(
+            objective,
+            n_trials=n_trials,
+            timeout=timeout,
+            catch=ValueError,
+            show_progress_bar=verbose > 0,
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    if len(errors) == len(study.trials):
+        raise ValueError("All trials failed; the last one with the error above.") from errors[-1]
+    best_params = params[study.best_trial.number]
     best_estimator = clone(estimator).set_params(**best_params).fit(X, y)
     return TuneResult(study, best_params, study.best_value, best_estimator)
 

@@ -62,7 +62,7 @@ def test_probabilities_reach_certainty_on_separable_data(gate):
     y = rng.randint(2, size=200)
     X = rng.normal(size=(200, 2)) + 20 * y[:, None]
     assert (
-        make(gate=gate, max_iter=100, batch_size=20).fit(X, y).predict_proba(X).max(axis=1).min()
+        make(gate=gate, max_iter=100, batch_size=10).fit(X, y).predict_proba(X).max(axis=1).min()
         > 0.99
     )
 
@@ -412,7 +412,7 @@ def test_nothing_heavy_stays(digits):
     import pickle
 
     X, y = digits
-    clf = make(early_stopping=True, max_iter=20, batch_size=16).fit(X, y)
+    clf = make(early_stopping=True, max_iter=20, regularization="importance").fit(X, y)
     n_parameters = sum(parameter.numel() for parameter in clf.module_.parameters())
     # The weights and AdamW's two moments, 4 bytes each, and little else.
     assert len(pickle.dumps(clf)) < 3 * 4 * n_parameters + 40_000
@@ -514,8 +514,8 @@ def test_images_are_flattened_by_default(digits):
         ({"learning_rate": 0}, r"The 'learning_rate' parameter"),
         ({"max_iter": 0}, r"The 'max_iter' parameter"),
         ({"mixing": "proba"}, r"The 'mixing' parameter.*'logit'"),
-        ({"device": "gpu"}, r"device='gpu' is not a torch device; use 'auto', 'cpu'"),
-        ({"class_weight": {7: 2.0}}, r"class_weight has weights for \[7\].*\[0, 1, 2\]"),
+        ({"device": "gpu"}, r"device='gpu' must be 'auto', 'cpu', 'cuda' or such as 'cuda:1'"),
+        ({"class_weight": {7: 2.0}}, r"class_weight has a weight for 7, .*\[0, 1, 2\]"),
         ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, r"All weights are zero"),
         ({"regularization": "load"}, r"regularization='load' needs a gate that draws noise"),
         ({"net_params": {"batch": 3}}, r"batch"),
@@ -528,7 +528,7 @@ def test_wrong_parameters(params, message, iris):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_a_gpu(iris):
-    with pytest.raises(ValueError, match=r"torch finds no CUDA device\. Use device='cpu'"):
+    with pytest.raises(ValueError, match=r"torch finds 0 CUDA devices\. Use device='cpu'"):
         make(device="cuda").fit(*iris)
 
 

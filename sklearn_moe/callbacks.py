@@ -1,0 +1,169 @@
+"""What happens around the epochs: progress, learning rate, stopping, scikit-learn's callbacks.
+
+These are skorch callbacks that live as long as one training.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+from skorch.callbacks import Callback
+from tqdm.auto import tqdm
+
+
+class Progress(Callback):
+    """A progress bar over the epochs."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_train_begin(self, net, **kwargs):
+        self.bar = tqdm(total=self.epochs, unit="epoch", desc="MoEClassifier")
+
+    def on_epoch_end(self, net, **kwargs):
+        row = net.history[-1]
+        losses = {key: f"{row[key]:.4g}" for key in ("train_loss", "valid_loss") if key in row}
+        self.bar.set_postfix(losses)
+        self.bar.update()
+
+    def on_train_end(self, net, **kwargs):
+        self.bar.close()
+
+
+class StopOnNaN(Callback):
+    """Stop a training whose loss is no longer a number."""
+
+    def on_epoch_end(self, net, **kwargs):
+        row = net.history[-1]
+        if not math.isfinite(row["train_loss"]):
+            raise ValueError(
+                f"The training loss became {row['train_loss']} in epoch {row['epoch']}. Lower "
+                f"learning_rate (it is {net.lr}), scale the features (for example with "
+                "StandardScaler), or lower the strength of the regularization."
+            )
+
+
+class OneCycle(Callback):
+    """Raise the learning rate linearly to its peak and lower it along a cosine to zero.
+
+    Parameters
+    ----------
+    epochs : int
+        Length of the cycle.
+    warm_up : float, default=0.3
+        Part of the cycle in which the rate rises.
+
+    References
+    ----------
+    L. N. Smith, N. Topin, Super-Convergence: Very Fast Training of Neural Networks Using Large
+    Learning Rates, 2017, arXiv 1708.07120.
+    """
+
+    def __init__(self, epochs: int, warm_up: float = 0.3):
+        self.epochs = epochs
+        self.warm_up = warm_up
+
+    def on_train_begin(self, net, **kwargs):
+        self.step = 0
+        self.peaks = [group["lr"] for group in net.optimizer_.param_groups]
+
+    def on_epoch_begin(self, net, dataset_train, **kwargs):
+        self.n_steps = self.epochs * len(net.get_iterator(dataset_train, training=True))
+
+    def on_batch_begin(self, net, training, **kwargs):
+        if training:
+            self.step += 1
+            self._set(net, self.factor(self.step / (self.n_steps + 1)))
+
+    def on_train_end(self, net, **kwargs):
+        self._set(net, 1.0)
+
+    def factor(self, progress: float) -> float:
+        """Return the part of the peak at a progress between 0 and 1."""
+        if progress < self.warm_up:
+            return progress / self.warm_up
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
+
+    def _set(self, net, factor):
+        for group, peak in zip(net.optimizer_.param_groups, self.peaks, strict=True):
+            group["lr"] = factor * peak
+
+
+class StopEarly(Callback):
+    """End a training whose validation loss stops falling, and restore the best weights.
+
+    Parameters
+    ----------
+    patience : int
+        The training ends after so many epochs without a fall of the loss.
+    tol : float
+        A fall by more than this counts.
+    """
+
+    def __init__(self, patience: int, tol: float):
+        self.patience = patience
+        self.tol = tol
+
+    def on_train_begin(self, net, **kwargs):
+        self.lowest = self.to_beat = math.inf
+        self.waited = 0
+        self.best_weights = None
+
+    def on_epoch_end(self, net, **kwargs):
+        loss = net.history[-1, "valid_loss"]
+        if loss < self.lowest:
+            self.lowest = loss
+            self.best_weights = deepcopy(net.module_.state_dict())
+        self.waited += 1
+        if loss < self.to_beat - self.tol:
+            self.to_beat = loss
+            self.waited = 0
+        if self.waited >= self.patience:
+            raise KeyboardInterrupt  # skorch's signal to stop
+
+    def restore(self, net):
+        """Give the net its best weights; the engine calls this before ``on_train_end``."""
+        if self.best_weights is not None:
+            net.module_.load_state_dict(self.best_weights)
+
+
+class ScikitLearnCallbacks(Callback):
+    """Tell scikit-learn's callbacks (``estimator.set_callbacks``) of each epoch.
+
+    Parameters
+    ----------
+    estimator : estimator
+        The estimator in training, which has the callbacks.
+    epochs : int
+        Number of epochs.
+    attributes : dict
+        Fitted attributes that, with ``net_``, make a copy of the estimator ready to predict.
+    X, y, metadata
+        What the callbacks get.
+    """
+
+    def __init__(self, estimator, epochs, attributes, *, X, y, metadata):
+        self.attributes = attributes
+        self.task = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
+        self.context = estimator._init_callback_context(max_subtasks=epochs)
+
+    def on_train_begin(self, net, **kwargs):
+        self.context.call_on_fit_task_begin(**self.task)
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epoch = self.context.subcontext(task_name="epoch")
+        self.epoch.call_on_fit_task_begin(**self.task)
+
+    def on_epoch_end(self, net, **kwargs):
+        if self._end(self.epoch, net):
+            raise KeyboardInterrupt  # skorch's signal to stop
+
+    def on_train_end(self, net, **kwargs):
+        self._end(self.context, net)
+
+    def _end(self, context, net):
+        def fitted():
+            return {**self.attributes, "net_": net.snapshot()}
+
+        return context.call_on_fit_task_end(**self.task, reconstruction_attributes=fitted)
