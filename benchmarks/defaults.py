@@ -22,34 +22,27 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sklearn_moe import AttentiveGate, MLPExperts, MoEClassifier, SoftmaxGate
+from sklearn_moe import MLPExperts, MoEClassifier, SoftmaxGate
 
 ROWS = {
     "MLPClassifier": MLPClassifier(),
     "default": MoEClassifier(),
-    "lr 1e-3 constant": MoEClassifier(learning_rate=1e-3, learning_rate_schedule="constant"),
-    "lr 1e-2 constant": MoEClassifier(learning_rate=1e-2, learning_rate_schedule="constant"),
-    "lr 3e-3": MoEClassifier(learning_rate=3e-3),
-    "lr 5e-3": MoEClassifier(learning_rate=5e-3),
-    "lr 2e-2": MoEClassifier(learning_rate=2e-2),
-    "gate with 64 hidden units": MoEClassifier(gate=SoftmaxGate((64,))),
-    "experts of 32 units": MoEClassifier(experts=MLPExperts((32,))),
-    "experts of 100 units": MoEClassifier(experts=MLPExperts((100,))),
-    "4 experts": MoEClassifier(n_experts=4),
-    "weight_decay 1e-2": MoEClassifier(weight_decay=1e-2),
-    "weight_decay 1e-1": MoEClassifier(weight_decay=1e-1),
-    "batch_size 64": MoEClassifier(batch_size=64),
-    "early_stopping": MoEClassifier(early_stopping=True),
-    "logit mixing": MoEClassifier(mixing="logit"),
-    "top_k": MoEClassifier(gate="top_k"),
-    "hard": MoEClassifier(gate="hard"),
-    "attentive": MoEClassifier(gate="attentive"),
-    "attentive, linear": MoEClassifier(gate=AttentiveGate(())),
-    "importance": MoEClassifier(regularization="importance"),
-    "sample_similarity": MoEClassifier(regularization="sample_similarity"),
-    "attentive, sample_similarity": MoEClassifier(
-        gate="attentive", regularization="sample_similarity"
+    "learning rate 1e-3, constant": MoEClassifier(
+        learning_rate=1e-3, learning_rate_schedule="constant"
     ),
+    "learning rate 1e-2": MoEClassifier(learning_rate=1e-2),
+    "batches of 256": MoEClassifier(batch_size=256),
+    "weight decay 0.1": MoEClassifier(weight_decay=0.1),
+    "4 experts": MoEClassifier(n_experts=4),
+    "experts of 32 units": MoEClassifier(experts=MLPExperts((32,))),
+    "gate with 64 hidden units": MoEClassifier(gate=SoftmaxGate((64,))),
+    "early stopping": MoEClassifier(early_stopping=True),
+    "logit mixing": MoEClassifier(mixing="logit"),
+    "top_k gate": MoEClassifier(gate="top_k"),
+    "hard gate": MoEClassifier(gate="hard"),
+    "attentive gate": MoEClassifier(gate="attentive"),
+    "importance": MoEClassifier(regularization="importance"),
+    "sample similarity": MoEClassifier(regularization="sample_similarity"),
 }
 
 

@@ -145,8 +145,8 @@ class CustomExperts(BaseEstimator):
         self._validate_params()
         if isinstance(self.factory, nn.Module):
             raise TypeError(
-                "experts must be a function (input_shape, n_outputs) -> torch.nn.Module that makes "
-                f"one expert, not a module: {self.factory!r}."
+                "experts must be a function (input_shape, n_outputs) -> torch.nn.Module that "
+                f"makes one expert, not a module: {self.factory!r}."
             )
         experts = []
         for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():

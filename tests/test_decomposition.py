@@ -111,6 +111,8 @@ def test_decomposition_looks_through_pipelines_and_searches(fitted, iris):
         assert decomposition_entropy(estimator, X, y).usage_entropy == pytest.approx(
             expected, abs=1e-5
         )
+    with pytest.raises(ValueError, match=r"y has none of the classes \[0, 1, 2\]"):
+        decomposition_entropy(pipeline, X, y.astype(str))
     with pytest.raises(TypeError, match="has no gate_proba"):
         decomposition_entropy(StandardScaler().fit(X), X, y)
 

@@ -1,3 +1,5 @@
+import functools
+import pickle
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from sklearn.model_selection import cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_readonly_memmap_input
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, TrainEndCheckpoint
 from torch import nn
 
 from sklearn_moe import (
@@ -27,6 +29,20 @@ from sklearn_moe import (
     SampleSimilarity,
     SoftmaxGate,
 )
+
+
+def nn_expert(input_shape, n_outputs, hidden_size):
+    return nn.Sequential(nn.Linear(input_shape[0], hidden_size), nn.Linear(hidden_size, n_outputs))
+
+
+MADE = nn.Linear(4, 3)
+
+
+class PlainGate:
+    """A user's own gate that is no scikit-learn estimator."""
+
+    def build(self, input_shape, n_experts, hidden_size, generator):
+        return SoftmaxGate().build(input_shape, n_experts, hidden_size, generator)
 
 
 def make(**params):
@@ -189,6 +205,20 @@ def test_weights_act_by_their_ratio(iris):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_huge_weights(iris):
+    X, y = iris
+    huge = make().fit(X, y, np.full(150, 1e308)).predict_proba(X)
+    assert np.array_equal(huge, make().fit(X, y).predict_proba(X))
+
+
+def test_expert_usage_is_weighted(iris):
+    X, y = iris
+    weight = np.random.RandomState(0).uniform(size=150)
+    clf = make().fit(X, y, weight)
+    expected = np.average(clf.gate_proba(X), axis=0, weights=weight)
+    np.testing.assert_allclose(clf.expert_usage_, expected, atol=1e-6)
+
+
 def test_class_weight_equals_sample_weight(iris):
     X, y = iris
     names = np.array(["a", "b", "c"])[y]
@@ -228,6 +258,39 @@ def test_early_stopping_restores_the_best_weights(digits):
     assert restored == pytest.approx(clf.validation_loss_curve_[best], rel=1e-4)
     assert clf.score(X_val, y_val) == pytest.approx(clf.validation_scores_[best], abs=1e-6)
     assert clf.best_validation_score_ == clf.validation_scores_[best]
+
+
+def test_early_stopping_restores_the_lowest_loss_whatever_the_tolerance(iris):
+    X, y = iris
+    clf = make(early_stopping=True, tol=10.0, n_iter_no_change=8, max_iter=50)
+    clf.fit(X, y, X_val=X, y_val=y)
+    assert clf.n_iter_ == 9  # the first epoch counts as a fall, no other does
+    assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
+        min(clf.validation_loss_curve_), rel=1e-4
+    )
+
+
+def test_callbacks_see_the_restored_weights_at_the_end(iris):
+    X, y = iris
+    seen = []
+
+    class Spy(Callback):
+        def on_train_end(self, net, X=None, y=None, **kwargs):
+            seen.append(
+                net.evaluate(iris[0].astype(np.float32), lambda mixture: mixture.log_proba)
+            )
+
+    net_params = {"callbacks": [Spy()]}
+    params = {"learning_rate": 0.3, "learning_rate_schedule": "constant", "n_iter_no_change": 2}
+    clf = make(early_stopping=True, max_iter=100, net_params=net_params, **params).fit(X, y)
+    np.testing.assert_allclose(seen[0], clf.predict_log_proba(X), atol=1e-5)
+
+
+def test_early_stopping_with_few_weighted_samples(iris):
+    X, y = iris
+    weight = np.arange(150) % 10 == 0
+    clf = make(early_stopping=True).fit(X, y, sample_weight=weight)
+    assert np.isfinite(clf.validation_loss_curve_).all()
 
 
 def test_early_stopping_sets_a_part_aside(iris):
@@ -271,6 +334,60 @@ def test_warm_start_goes_on(iris):
     assert cold.n_iter_ == 10
 
 
+def test_learning_rate_goes_up_and_down_in_each_training(iris):
+    X, y = iris
+    rates = []
+
+    class Spy(Callback):
+        def on_batch_end(self, net, **kwargs):
+            rates.append(net.optimizer_.param_groups[0]["lr"])
+
+    params = {"warm_start": True, "batch_size": 50, "net_params": {"callbacks": [Spy()]}}
+    clf = make(learning_rate=0.01, **params).fit(X, y)
+    expected = [
+        min(i / 31 / 0.3, 0.5 + 0.5 * np.cos(np.pi * (i / 31 - 0.3) / 0.7)) for i in range(1, 31)
+    ]
+    np.testing.assert_allclose(rates, np.multiply(0.01, expected))
+    rates.clear()
+    clf.set_params(learning_rate=0.1).fit(X, y)
+    np.testing.assert_allclose(rates, np.multiply(0.1, expected))
+    rates.clear()
+    clf.partial_fit(X, y)
+    assert rates == [0.1] * 3
+
+
+@pytest.mark.parametrize("net_params", [{"batch_size": -1}, {"iterator_train__batch_size": 40}])
+def test_schedule_knows_the_number_of_batches(net_params, iris):
+    clf = make(net_params=net_params, learning_rate_schedule="one_cycle")
+    rates = []
+
+    class Spy(Callback):
+        def on_batch_end(self, net, **kwargs):
+            rates.append(net.optimizer_.param_groups[0]["lr"])
+
+    net_params["callbacks"] = [Spy()]
+    clf.fit(*iris)
+    peak = np.argmax(rates)
+    assert 0 < peak < len(rates) - 1 and min(rates) > 0
+    assert sorted(rates[:peak]) == rates[:peak] and sorted(rates[peak:])[::-1] == rates[peak:]
+
+
+def test_failed_training_leaves_the_fitted_mixture_as_it_was(iris):
+    X, y = iris
+    clf = make(warm_start=True).fit(X, y)
+    before = clf.predict_proba(X)
+    for train in (clf.fit, clf.partial_fit):
+        clf.set_params(learning_rate=1e30, learning_rate_schedule="constant")
+        with pytest.raises(ValueError, match="loss became"):
+            for _ in range(5):
+                train(X, y)
+                before = clf.predict_proba(X)
+        assert np.array_equal(clf.predict_proba(X), before)
+        assert np.isfinite(before).all() and len(clf.net_.history) == clf.n_iter_
+    clf.set_params(learning_rate=1e-3).fit(X, y)
+    assert np.isfinite(clf.loss_curve_[-1])
+
+
 def test_two_warm_starts_equal_one_fit(iris):
     X, y = iris
     params = {"learning_rate_schedule": "constant", "batch_size": 150}
@@ -306,6 +423,27 @@ def test_partial_fit_is_an_epoch(iris):
     for _ in range(100):
         clf.partial_fit(X, y)
     assert clf.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"experts": functools.partial(nn_expert, hidden_size=4)},
+        {"experts": MLPExperts(np.array([8, 4]))},
+        {"gate": PlainGate()},
+    ],
+)
+def test_partial_fit_goes_on_with_any_kind_of_object(params, iris):
+    clf = make(**params).partial_fit(*iris, classes=[0, 1, 2])
+    clf.partial_fit(*iris)
+    assert pickle.loads(pickle.dumps(clf)).partial_fit(*iris).n_iter_ == 3
+
+
+def test_a_stream_of_single_classes_does_not_warn_of_collapse(iris):
+    X, y = iris
+    clf = make(gate="hard").partial_fit(X, y, classes=[0, 1, 2])
+    for label in range(3):
+        clf.partial_fit(X[y == label], y[y == label])
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -358,6 +496,29 @@ def test_net_params_win_and_callbacks_are_added(iris):
     assert clone(clf).fit(X, y).loss_curve_ == clf.loss_curve_
 
 
+def test_own_optimizer_has_its_own_defaults(iris):
+    net_params = {"optimizer": torch.optim.AdamW, "optimizer__betas": (0.8, 0.9)}
+    clf = make(net_params=net_params, weight_decay=0.7).fit(*iris)
+    (group,) = clf.net_.optimizer_.param_groups
+    assert (group["betas"], group["weight_decay"], group["fused"]) == ((0.8, 0.9), 0.01, None)
+    assert make(weight_decay=0.7).fit(*iris).net_.optimizer_.param_groups[0]["weight_decay"] == 0.7
+    slow = make(net_params={"optimizer__fused": False}).fit(*iris)
+    assert slow.net_.optimizer_.param_groups[0]["fused"] is False
+
+
+def test_torch_data_loader_is_reproducible(iris):
+    net_params = {"iterator_train": torch.utils.data.DataLoader, "iterator_train__shuffle": True}
+    curves = [make(net_params=net_params, batch_size=50).fit(*iris).loss_curve_ for _ in range(2)]
+    assert curves[0] == curves[1]
+
+
+def test_skorch_checkpoint(iris, tmp_path):
+    checkpoint = TrainEndCheckpoint(dirname=tmp_path)
+    clf = make(net_params={"callbacks": [checkpoint]}).fit(*iris)
+    assert {path.name for path in tmp_path.iterdir()} >= {"train_end_params.pt"}
+    assert all(row["batches"] == [] for row in clf.net_.history)
+
+
 def test_skorch_early_stopping_is_no_interruption(iris):
     class Stop(Callback):
         def on_epoch_end(self, net, **kwargs):
@@ -399,6 +560,32 @@ def test_scikit_learn_callbacks(iris):
     assert recorder.scores[-1] == clf.score(X, np.array(["a", "b", "c"])[y])
 
 
+def test_scikit_learn_callbacks_get_the_users_weights(iris):
+    pytest.importorskip("sklearn.callback")
+    X, y = iris
+    seen = []
+
+    class Recorder:
+        def setup(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            pass
+
+        def on_fit_task_end(self, estimator, context, *, X, metadata):
+            seen.append((len(X), metadata))
+
+        def teardown(self, estimator, context):
+            pass
+
+    clf = make(max_iter=1, class_weight={0: 5.0}).set_callbacks(Recorder())
+    clf.fit(X, y)
+    assert seen == [(150, None)] * 2
+    clf.fit(X, y, sample_weight=np.where(y == 0, 0.0, 2.0))
+    n_samples, metadata = seen[-1]
+    assert n_samples == 100 and set(metadata["sample_weight"]) == {2.0}
+
+
 def test_progress_bar_and_lines(iris, capsys):
     make(verbose=1).fit(*iris)
     assert "10/10" in capsys.readouterr().err
@@ -409,8 +596,6 @@ def test_progress_bar_and_lines(iris, capsys):
 
 
 def test_nothing_heavy_stays(digits):
-    import pickle
-
     X, y = digits
     clf = make(early_stopping=True, max_iter=20, regularization="importance").fit(X, y)
     n_parameters = sum(parameter.numel() for parameter in clf.module_.parameters())
@@ -480,6 +665,16 @@ def test_images_with_own_experts(gate, digits):
         clf.fit(X, y, X_val=X[:, :, :7], y_val=y)
 
 
+def test_experts_that_work_in_place_leave_the_data_alone(iris):
+    def in_place_expert(input_shape, n_outputs):
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(input_shape[0], n_outputs))
+
+    X, y = iris[0].astype(np.float32), iris[1]
+    before = X.copy()
+    make(experts=in_place_expert, batch_size=150).fit(X, y).predict(X)
+    assert np.array_equal(X, before)
+
+
 def test_images_are_flattened_by_default(digits):
     X, y = digits[0][:300], digits[1][:300]
     images = make(regularization="sample_similarity").fit(X.reshape(-1, 8, 8), y)
@@ -506,6 +701,14 @@ def test_images_are_flattened_by_default(digits):
         ({"gate": SoftmaxGate}, r"gate must be an object, not a class: write gate=SoftmaxGate\("),
         ({"experts": MLPExperts}, r"experts must be an object, not a class"),
         ({"regularization": Importance}, r"regularization must be an object, not a class"),
+        ({"regularization": [None]}, r"regularization=None must be a name, a regularization"),
+        ({"regularization": SoftmaxGate()}, r"The 'regularization' parameter"),
+        ({"experts": nn.Linear(4, 3)}, r"experts must be a function .* not a module"),
+        ({"experts": lambda shape, n: MADE}, r"must return a new torch.nn.Module in each call"),
+        ({"net_params": {"callbacks": "disable"}}, r"net_params\['callbacks'\] must be a list"),
+        ({"device": "meta"}, r"device='meta' must be 'auto'"),
+        ({"class_weight": {0: -1.0}}, r"class_weight must hold finite numbers.*got -1.0 for 0"),
+        ({"class_weight": {0: "a"}}, r"class_weight must hold finite numbers.*got 'a' for 0"),
         ({"regularization": Importance(-1)}, r"The 'strength' parameter of Importance"),
         ({"regularization": SampleSimilarity(max_samples=1)}, r"The 'max_samples' parameter"),
         ({"gate": SoftmaxGate(top_k=5)}, r"top_k=5 must not be larger than n_experts=3"),
@@ -560,7 +763,8 @@ def _wrong_data():
     yield "y_val alone", X, y, {"y_val": y}, "X_val and y_val must be passed together"
     yield "weight_val", X, y, {"sample_weight_val": y}, "X_val and y_val must be passed together"
     yield "y_val", X, y, {"X_val": X, "y_val": y + 1}, r"y_val contains \[3\].*\[0, 1, 2\]"
-    yield "X_val", X, y, {"X_val": X[:, :1], "y_val": y}, "1 feature"
+    yield "X_val", X, y, {"X_val": X[:, :1], "y_val": y}, "validation set X_val.*1 feature"
+    yield "X_val nan", X, y, {"X_val": with_nan, "y_val": y}, "validation set X_val.*NaN"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the cast of 1e300 to float32
@@ -584,6 +788,8 @@ def test_wrong_data_for_a_fitted_mixture(iris):
         clf.partial_fit(X, np.full(150, 7))
     with pytest.raises(ValueError, match=r"classes=\[0, 1\] differ from those of the first call"):
         clf.partial_fit(X, y, classes=[0, 1])
+    with pytest.raises(ValueError, match=r"classes=\[0\] must name at least 2 classes"):
+        clf.partial_fit(X, y, classes=[0])
     with pytest.raises(ValueError, match="cannot change the classes from"):
         clf.set_params(warm_start=True).fit(X, y + 1)
 

@@ -101,6 +101,41 @@ def test_tune_with_an_own_space_and_decomposition_as_goal(clf, iris):
     assert 0 <= result.best_score_ <= np.log2(3)
 
 
+def test_tune_survives_trials_that_fail_and_remembers_the_best(clf, iris):
+    X, y = iris
+
+    def space(trial):
+        return {"n_experts": trial.suggest_int("n_experts", 0, 2), "max_iter": 1 + trial.number}
+
+    folds = StratifiedKFold(2).split(X, y)  # an iterator, which a second trial would find empty
+    result = tune(clf, X, y, n_trials=6, space=space, cv=folds, random_state=0)
+    states = {trial.state.name for trial in result.study_.trials}
+    assert states == {"COMPLETE", "FAIL"}
+    best = result.study_.best_trial
+    assert result.best_params_ == {
+        "n_experts": best.params["n_experts"],
+        "max_iter": 1 + best.number,
+    }
+    with pytest.raises(ValueError, match="All trials failed") as raised:
+        tune(clf, X, y, n_trials=2, space=lambda trial: {"n_experts": 0})
+    assert "'n_experts' parameter" in str(raised.value.__cause__)
+
+
+def test_tune_leaves_the_verbosity_of_optuna_alone(clf, iris, capfd):
+    before = optuna.logging.get_verbosity()
+    tune(clf, *iris, n_trials=1, cv=2)
+    assert optuna.logging.get_verbosity() == before
+    assert "Trial 0" not in capfd.readouterr().err
+    tune(clf, *iris, n_trials=1, cv=2, verbose=1)
+    assert "1/1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"n_trials": 0}, {"space": {}}, {"timeout": -1}])
+def test_tune_wrong_parameters(wrong, clf, iris):
+    with pytest.raises(ValueError, match=f"The '{next(iter(wrong))}' parameter of tune"):
+        tune(clf, *iris, **wrong)
+
+
 def test_tune_needs_a_mixture(iris):
     with pytest.raises(ValueError, match="needs exactly one MoEClassifier"):
         tune(LogisticRegression(), *iris, n_trials=1)
