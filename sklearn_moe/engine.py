@@ -29,6 +29,10 @@ from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
 # Predictions are made in chunks of this many rows, whatever the batch size of the training was.
 CHUNK_SIZE = 8192
 
+# Multiply-adds of a batch from which a second thread pays. The choice depends on the work alone,
+# never on the machine, because sums in another order give other bits.
+WORK_FOR_TWO_THREADS = 2e8
+
 
 class TensorBatches:
     """Batches as slices of tensors that already live on the device.
@@ -221,6 +225,7 @@ class MoENet(NeuralNetClassifier):
             True if a user interrupted the training.
         """
         device = torch.device(self.device)
+        dataset = self._dataset(X, y, sample_weight)
         own_callbacks, own_split = self.callbacks_, self.train_split
         before = deepcopy((self.module_.state_dict(), self.optimizer_.state_dict()))
         n_epochs_before = len(self.history)
@@ -233,7 +238,6 @@ class MoENet(NeuralNetClassifier):
         self.generator_ = torch.Generator(device).manual_seed(seed)
         self.interrupted_ = False
         uses_global_state = getattr(self.module_.experts, "uses_global_random_state", False)
-        dataset = self._dataset(X, y, sample_weight)
         n_rows = len(X) if self.batch_size == -1 else min(self.batch_size, len(X))
         try:
             with (
@@ -297,10 +301,6 @@ def _tensor(array: np.ndarray, device) -> Tensor:
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-
-# Multiply-adds of a batch from which a second thread pays. The choice depends on the work alone,
-# never on the machine, because sums in another order give other bits.
-WORK_FOR_TWO_THREADS = 2e8
 
 _threads_lock = Lock()
 _threads_users = 0

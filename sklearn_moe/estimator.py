@@ -29,6 +29,7 @@ from sklearn_moe.validation import (
     check_shape,
     check_weight,
     class_weights,
+    drop_weightless,
     encode,
     normalize,
     resolve,
@@ -392,10 +393,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             random_state = np.random.RandomState(seed)
 
         class_weight = class_weights(self.class_weight, y, weight, classes)
-        total = weight * class_weight[y]
-        if not total.all():
-            rows = total > 0
-            X, y, weight, total = X[rows], y[rows], weight[rows], total[rows]
+        X, y, weight, total = drop_weightless(X, y, weight, weight * class_weight[y])
         if self.early_stopping and validation is None:
             X, X_val, y, y_val, weight, _, total, total_val = split(
                 X, y, weight, total, fraction=self.validation_fraction, random_state=random_state
@@ -403,7 +401,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             validation = X_val, y_val, normalize(total_val)
         elif validation is not None:
             X_val, y_val, weight_val = validation
-            validation = X_val, y_val, normalize(weight_val * class_weight[y_val])
+            X_val, y_val, total_val = drop_weightless(
+                X_val, y_val, weight_val * class_weight[y_val]
+            )
+            validation = X_val, y_val, normalize(total_val)
         total = normalize(total)
         if sample_weight is not None:
             sample_weight = weight

@@ -21,19 +21,39 @@ from sklearn_moe.layers import check_layer_sizes, linear, mlp
 
 
 class Routing(NamedTuple):
-    """What a noisy gate drew in this batch; ``Load`` reads it."""
+    """What a noisy gate drew in this batch; ``Load`` reads it.
 
-    noisy_logits: Tensor  # (n_samples, n_experts)
-    noise_scale: float  # standard deviation of the noise
+    Attributes
+    ----------
+    noisy_logits : Tensor of shape (n_samples, n_experts)
+        The logits with noise, before masking.
+    noise_scale : float
+        Standard deviation of the noise.
+    top_k : int or None
+        How many experts answer for a sample.
+    """
+
+    noisy_logits: Tensor
+    noise_scale: float
     top_k: int | None
 
 
 class GateOutput(NamedTuple):
-    """What a gate says about a batch."""
+    """What a gate says about a batch.
 
-    logits: Tensor  # (n_samples, n_experts), before noise and masking
-    log_proba: Tensor  # (n_samples, n_experts), after both; -inf for experts that do not answer
-    routing: Routing | None  # None unless the gate is noisy and in training
+    Attributes
+    ----------
+    logits : Tensor of shape (n_samples, n_experts)
+        Scores of the experts, before noise and masking.
+    log_proba : Tensor of shape (n_samples, n_experts)
+        Logarithm of the gate probabilities, after both; -inf for experts that do not answer.
+    routing : Routing or None
+        None unless the gate is noisy and in training.
+    """
+
+    logits: Tensor
+    log_proba: Tensor
+    routing: Routing | None
 
 
 class GateModule(nn.Module):
@@ -41,7 +61,17 @@ class GateModule(nn.Module):
 
     With ``top_k=1`` the softmax over the one kept logit would be the constant 1 and the gate would
     get no gradient. Such a gate therefore trains on the full softmax and keeps one expert in
-    prediction only. A subclass implements ``score(x, hidden)``.
+    prediction only. A subclass implements ``score(x, hidden)``, which returns one score for each
+    sample and expert.
+
+    Parameters
+    ----------
+    temperature : float
+        The scores are divided by it.
+    top_k : int or None
+        How many experts answer for a sample; None means all.
+    noise : float, default=0.0
+        Standard deviation of the noise in training, in units of ``1 / n_experts``.
     """
 
     def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
@@ -72,7 +102,11 @@ def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 
 class Gate(BaseEstimator):
-    """Base class of the gates: their common checks."""
+    """Base class of the gates, with the checks of what they have in common.
+
+    A gate has the parameters ``hidden_layer_sizes``, ``temperature`` and ``top_k``, and a method
+    ``build(input_shape, n_experts, hidden_size, generator)`` that returns a :class:`GateModule`.
+    """
 
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],

@@ -21,14 +21,45 @@ from sklearn_moe.mixture import MixtureOutput
 
 
 class Regularizer(BaseEstimator):
-    """Base class of the regularizations: ``strength`` times ``penalty``."""
+    """Base class of the regularizations: ``strength`` times ``penalty``.
+
+    A subclass has the parameter ``strength`` (at least 0; a regularization of strength 0 is left
+    out) and the method ``penalty(mixture, x, y, sample_weight)``, which returns a scalar tensor.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, Regularizer
+    >>> class SureExperts(Regularizer):
+    ...     def __init__(self, strength=0.1):
+    ...         self.strength = strength
+    ...     def penalty(self, mixture, x, y, sample_weight):
+    ...         log_proba = mixture.expert_logits.log_softmax(dim=2)
+    ...         return -(log_proba.exp() * log_proba).sum(dim=2).mean()
+    >>> clf = MoEClassifier(regularization=["importance", SureExperts()])
+    """
 
     _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
 
     def __call__(
         self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
     ) -> Tensor:
-        """Return the weighted penalty of a batch as a scalar tensor."""
+        """Return the weighted penalty of a batch.
+
+        Parameters
+        ----------
+        mixture : MixtureOutput
+            What the mixture says about the batch.
+        x : Tensor of shape (n_samples, ...)
+            What gate and experts see.
+        y : Tensor of shape (n_samples,)
+            Indices of the classes.
+        sample_weight : Tensor of shape (n_samples,)
+            Weights, with a mean of 1 over the training set.
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
         return self.strength * self.penalty(mixture, x, y, sample_weight)
 
 

@@ -101,13 +101,19 @@ def class_weights(class_weight, y, weight, classes):
     return np.array([class_weight.get(label, 1.0) for label in classes.tolist()])
 
 
-def normalize(weight):
-    """Give the weights a mean of 1, once for all batches."""
-    if not weight.any():
+def drop_weightless(*arrays):
+    """Drop the samples whose weight, the last array, is zero: they shall count as removed."""
+    rows = arrays[-1] > 0
+    if not rows.any():
         raise ValueError(
             "All weights are zero (sample_weight times class_weight). At least one training "
             "sample, and one validation sample, must have a positive weight."
         )
+    return arrays if rows.all() else tuple(array[rows] for array in arrays)
+
+
+def normalize(weight):
+    """Give the weights a mean of 1, once for all batches."""
     weight = weight / weight.max()  # the mean of very large weights would overflow
     return (weight / weight.mean()).astype(np.float32)
 
