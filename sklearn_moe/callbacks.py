@@ -35,10 +35,17 @@ class StopOnNaN(Callback):
     """Stop a training whose loss is no longer a number."""
 
     def on_epoch_end(self, net, **kwargs):
-        row = net.history[-1]
-        if not math.isfinite(row["train_loss"]):
+        self._check(net, net.history[-1]["train_loss"])
+
+    def on_train_end(self, net, X, **kwargs):
+        # The last step may leave weights with which there is no loss.
+        log_proba = net.evaluate(X.X["x"][:256], lambda mixture: mixture.log_proba)
+        self._check(net, -log_proba.mean().item())
+
+    def _check(self, net, value):
+        if not math.isfinite(value):
             raise ValueError(
-                f"The training loss became {row['train_loss']} in epoch {row['epoch']}. Lower "
+                f"The training loss became {value} in epoch {len(net.history)}. Lower "
                 f"learning_rate (it is {net.lr}), scale the features (for example with "
                 "StandardScaler), or lower the strength of the regularization."
             )

@@ -105,7 +105,7 @@ def _check_gate_proba(gate_proba):
     gate_proba = check_array(gate_proba, dtype=np.float64, input_name="gate_proba")
     if gate_proba.min() < 0 or not np.allclose(gate_proba.sum(axis=1), 1, atol=1e-3):
         raise ValueError("gate_proba must hold probabilities: rows at least 0 that sum to 1.")
-    return gate_proba
+    return gate_proba / gate_proba.sum(axis=1, keepdims=True)  # rounded to float32 before
 
 
 def _entropy(proba, axis=None):
@@ -113,7 +113,7 @@ def _entropy(proba, axis=None):
     return np.maximum(entr(proba).sum(axis=axis) / np.log(2), 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decomposition:
     """How a mixture of experts divides a set of samples; ``print`` shows it as a table.
 
@@ -307,7 +307,7 @@ def neg_sample_entropy_scorer(estimator, X, y=None) -> float:
     -------
     float
     """
-    return -_measure_gate(estimator, X, sample_entropy)
+    return 0.0 - _measure_gate(estimator, X, sample_entropy)  # never -0.0
 
 
 def usage_entropy_scorer(estimator, X, y=None) -> float:

@@ -263,7 +263,9 @@ class MoENet(NeuralNetClassifier):
         net.__dict__.update(self.__dict__, module_=deepcopy(self.module_))
         return net
 
-    def evaluate(self, X: np.ndarray, part: Callable[[MixtureOutput], Tensor]) -> np.ndarray:
+    def evaluate(
+        self, X: np.ndarray | Tensor, part: Callable[[MixtureOutput], Tensor]
+    ) -> np.ndarray:
         """Return one part of what the mixture says about each row of X."""
         self._set_training(False)
         parts = []
@@ -296,7 +298,9 @@ class MoENet(NeuralNetClassifier):
         return Dataset(inputs, _tensor(y, self.device))
 
 
-def _tensor(array: np.ndarray, device) -> Tensor:
+def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.to(device)
     if not array.flags.writeable:  # torch would warn; nothing here writes to it
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

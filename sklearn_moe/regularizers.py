@@ -107,8 +107,8 @@ class Importance(Regularizer):
 class Load(Regularizer):
     r"""Choose all experts equally often, for noisy top-k gates.
 
-    The load of an expert is the number of samples that it is expected to get if the noise were
-    drawn again,
+    The load of an expert is the number of samples for which it would be among the :math:`k` first
+    if its noise were drawn again, against the threshold that the sample's present noise sets:
 
     .. math:: L = \lambda \, \mathrm{CV}^2\Big(\sum_n w_n P_{n1}, \dots, \sum_n w_n P_{nE}\Big),
               \qquad P_{ne} = \Phi\Big(\frac{l_{ne} - t_n}{\sigma}\Big)
@@ -125,6 +125,9 @@ class Load(Regularizer):
     ----------
     N. Shazeer et al., Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
     Layer, 2017, arXiv 1701.06538.
+
+    C. Riquelme et al., Scaling Vision with Sparse Mixture of Experts, 2021, arXiv 2106.05974
+    (the form with one threshold for all experts).
 
     Examples
     --------
@@ -204,23 +207,25 @@ class SampleSimilarity(Regularizer):
 
     def penalty(self, mixture, x, y, sample_weight):
         """Return the mean distance within experts relative to that of all samples, times E."""
-        # Batches are shuffled, so the first samples are as good as any.
-        x, weight = x[: self.max_samples].flatten(1), sample_weight[: self.max_samples]
-        gate_proba = mixture.gate_proba[: self.max_samples]
+        gate_proba = mixture.gate_proba
+        if len(x) > self.max_samples:
+            # Evenly spaced, because a single batch of all samples is not shuffled.
+            rows = torch.linspace(0, len(x) - 1, self.max_samples, device=x.device).round().long()
+            x, gate_proba, sample_weight = x[rows], gate_proba[rows], sample_weight[rows]
+        x = x.flatten(1)
         with torch.no_grad():
-            if callable(self.metric):
-                distance = self.metric(x, x)
-            else:
-                distance = _euclidean(x - x.mean(dim=0))
-            distance = distance * weight.outer(weight)
-            total = distance.sum().clamp_min(torch.finfo(distance.dtype).tiny)
-        # sum((p p^T) * d) without the (N, N) product of the gate.
-        within_experts = ((distance @ gate_proba) * gate_proba).sum()
-        return gate_proba.shape[1] * within_experts / total
+            distance = self.metric(x, x) if callable(self.metric) else _euclidean(x)
+            distance = distance * sample_weight.outer(sample_weight)
+            distance = distance / distance.sum().clamp_min(torch.finfo(x.dtype).tiny)
+        # This is sum((p p^T) * d) without the product of the gate with itself.
+        return gate_proba.shape[1] * ((distance @ gate_proba) * gate_proba).sum()
 
 
-def _euclidean(centred: Tensor) -> Tensor:
-    # By a matrix product, which is exact enough only near the origin: hence centred samples.
+def _euclidean(x: Tensor) -> Tensor:
+    """Distances of the rows, up to a common factor."""
+    # Matrix products give distances that are exact enough near the origin, and finite up to there.
+    centred = x - x.mean(dim=0)
+    centred = centred / centred.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
     return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist")
 
 
@@ -265,7 +270,7 @@ class ZLoss(Regularizer):
     Parameters
     ----------
     strength : float, default=0.001
-        Weight :math:`\lambda`, in nats of loss.
+        Weight :math:`\lambda`, in nats of loss per squared nat.
 
     References
     ----------

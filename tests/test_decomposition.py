@@ -133,3 +133,35 @@ def test_scorers(name, fitted, iris):
     sign = -1 if name.startswith("neg_") else 1
     expected = sign * getattr(result, name.removeprefix("neg_"))
     assert SCORERS[name](fitted, X, y) == pytest.approx(expected)
+
+
+def test_normalised_measures_by_hand():
+    y = np.array([0, 1] * 50)
+
+    class TwoOfFour:
+        """Experts 0 and 1 own a class each; experts 2 and 3 are idle."""
+
+        classes_ = np.array([0, 1])
+
+        def gate_proba(self, X):
+            return np.eye(4)[y]
+
+        def expert_proba(self, X):
+            return np.tile(np.eye(2)[y][:, None], (1, 4, 1))
+
+    result = decomposition_entropy(TwoOfFour(), np.zeros((100, 1)), y)
+    assert result.normalized_expert_class_information == pytest.approx(1)
+    assert result.normalized_usage_entropy == pytest.approx(0.5)
+    assert result.normalized_sample_entropy == 0
+    assert str(SCORERS["neg_sample_entropy"](TwoOfFour(), np.zeros((100, 1)), y)) == "0.0"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bounds_of_the_information(seed):
+    rng = np.random.RandomState(seed)
+    p = rng.dirichlet(np.full(5, 0.3), size=200)
+    y = rng.choice(7, size=200, p=rng.dirichlet(np.ones(7)))
+    chosen = p.argmax(axis=1)
+    of_experts, of_classes = (usage_entropy(np.eye(7)[labels]) for labels in (chosen, y))
+    assert 0 <= expert_class_information(p, y) <= min(of_experts, of_classes) + 1e-12
+    assert expert_class_information(p, chosen) == pytest.approx(of_experts)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skorch.dataset import Dataset
 
-from sklearn_moe import MoEClassifier
+from sklearn_moe import MLPExperts, MoEClassifier
 from sklearn_moe.engine import TensorBatches, intra_op_threads
 
 
@@ -65,14 +65,14 @@ def test_threads_are_restored_where_threads_overlap():
     def use():
         with intra_op_threads(before + 1):
             entered.set()
-            leave.wait()
+            leave.wait(timeout=60)
             seen.append(torch.get_num_threads())
         seen.append(torch.get_num_threads())
 
     thread = Thread(target=use)
     with intra_op_threads(before + 1):
         thread.start()
-        entered.wait()
+        assert entered.wait(timeout=60)
     assert torch.get_num_threads() == before
     leave.set()
     thread.join()
@@ -110,11 +110,19 @@ def test_threads_are_set_for_training_and_prediction(iris):
     assert set(seen) == {1}
 
 
+def test_large_work_takes_two_threads():
+    X, y = np.random.RandomState(0).normal(size=(64, 64)), np.arange(64) % 2
+    net = MoEClassifier(n_experts=2, max_iter=1, experts=MLPExperts((512, 512))).fit(X, y).net_
+    with net.threads(1024):
+        assert torch.get_num_threads() == 2
+    with net.threads(1):
+        assert torch.get_num_threads() == 1
+
+
 def test_the_net_is_a_skorch_net(iris):
     X, y = iris
-    net = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, y).net_
+    clf = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, y)
     X = X.astype(np.float32)
-    assert net.predict_proba(X).shape == (150, 3)
-    assert net.predict(X).shape == (150,)
-    assert net.history[:, "train_loss"] == pytest.approx(net.history[:, "train_loss"])
-    assert len(net.history) == 5
+    assert np.array_equal(clf.net_.predict_proba(X), clf.predict_proba(X))
+    assert np.array_equal(clf.net_.predict(X), clf.predict(X))
+    assert clf.net_.history[:, "train_loss"] == clf.loss_curve_

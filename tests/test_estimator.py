@@ -24,6 +24,7 @@ from sklearn_moe import (
     REGULARIZERS,
     AttentiveGate,
     Importance,
+    Load,
     MLPExperts,
     MoEClassifier,
     SampleSimilarity,
@@ -90,6 +91,13 @@ def test_prediction_does_not_depend_on_the_batch_size_or_its_neighbours(digits):
     np.testing.assert_allclose(clf.predict_proba(X)[:20], one_by_one, atol=1e-6)
     many = np.repeat(X, 6, axis=0)  # more than a chunk
     np.testing.assert_allclose(clf.predict_proba(many)[::6], clf.predict_proba(X), atol=1e-6)
+
+
+def test_log_probability_is_finite_where_the_probability_is_zero(iris):
+    X, y = iris
+    clf = make(max_iter=50).fit(X, y)
+    assert (clf.predict_proba(100 * X) == 0).any()
+    assert np.isfinite(clf.predict_log_proba(100 * X)).all()
 
 
 def test_noise_and_dropout_are_off_in_prediction(iris):
@@ -167,10 +175,17 @@ def dropout_expert(input_shape, n_outputs):
     )
 
 
-def test_custom_experts_are_reproducible(iris):
+def test_custom_experts_are_reproducible_also_from_threads(iris):
     X, y = iris
-    one, other = (make(experts=dropout_expert).fit(X, y).predict_proba(X) for _ in range(2))
+
+    def fit_predict(seed):
+        clf = make(experts=dropout_expert, batch_size=50, random_state=seed)
+        return clf.fit(X, y).predict_proba(X)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(fit_predict, [0, 0])
     assert np.array_equal(one, other)
+    assert np.array_equal(one, fit_predict(0))
 
 
 def test_random_state_none_and_instance(iris):
@@ -216,6 +231,13 @@ def test_expert_usage_is_weighted(iris):
     weight = np.random.RandomState(0).uniform(size=150)
     clf = make().fit(X, y, weight)
     expected = np.average(clf.gate_proba(X), axis=0, weights=weight)
+    np.testing.assert_allclose(clf.expert_usage_, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_expert_usage_is_the_mean_of_gate_proba(gate, iris):
+    clf = make(gate=gate).fit(*iris)
+    expected = clf.gate_proba(iris[0]).mean(axis=0)
     np.testing.assert_allclose(clf.expert_usage_, expected, atol=1e-6)
 
 
@@ -303,6 +325,14 @@ def test_early_stopping_without_any_weight_says_so(iris):
 
 def test_early_stopping_sets_a_part_aside(iris):
     X, y = iris
+    seen = []
+
+    def spy(mixture, x, y, sample_weight):
+        seen.append(y)
+        return x.new_zeros(())
+
+    make(early_stopping=True, validation_fraction=0.2, max_iter=1, regularization=spy).fit(X, y)
+    assert np.bincount(torch.cat(seen)).tolist() == [40, 40, 40]  # stratified
     clf = make(early_stopping=True, max_iter=3).fit(X, y)
     assert len(clf.validation_scores_) == 3
     # A class with one sample cannot be stratified; the split goes on without.
@@ -323,10 +353,11 @@ def test_validation_set_alone_only_records(iris):
 def test_validation_loss_is_weighted(iris):
     X, y = iris
     weight = np.random.RandomState(0).uniform(size=150)
-    clf = make().fit(X, y, X_val=X, y_val=y, sample_weight_val=weight)
+    clf = make(max_iter=3).fit(X, y, X_val=X, y_val=y, sample_weight_val=weight)
     expected = log_loss(y, clf.predict_proba(X), sample_weight=weight)
-    # The last epoch of one cycle ends with the weights that fit leaves.
     assert clf.validation_loss_curve_[-1] == pytest.approx(expected, rel=1e-4)
+    assert clf.validation_scores_[-1] == pytest.approx(clf.score(X, y, weight), abs=1e-6)
+    assert abs(clf.score(X, y, weight) - clf.score(X, y)) > 1e-3
 
 
 def test_warm_start_goes_on(iris):
@@ -464,15 +495,73 @@ def test_interruption_leaves_a_usable_model(experts, iris):
                 signal.raise_signal(signal.SIGINT)
 
     clf = make(experts=experts, net_params={"callbacks": [CtrlC()]})
-    with pytest.warns(UserWarning, match="interrupted after 3 complete epochs"):
-        clf.fit(X, y)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
+    try:
+        with pytest.warns(UserWarning, match="interrupted after 3 complete epochs"):
+            clf.fit(X, y)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert clf.n_iter_ == len(clf.loss_curve_) == 3
     assert clf.predict(X).shape == (150,)
     assert clf.net_.train_split is None and len(clf.net_.callbacks_) == 5
 
 
+@pytest.mark.parametrize("value", [5.0, [5.0, 2.0]])
+def test_every_penalty_is_added_once(value, iris):
+    def constant(penalty):
+        return lambda mixture, x, y, sample_weight: mixture.log_proba.new_tensor(penalty)
+
+    penalties = [constant(each) for each in np.atleast_1d(value).tolist()]
+    penalised = make(regularization=penalties).fit(*iris).loss_curve_
+    plain = make().fit(*iris).loss_curve_
+    assert penalised == pytest.approx([loss + np.sum(value) for loss in plain], abs=1e-5)
+
+
+def test_strength_zero_is_no_term(iris):
+    clf = make(regularization=Load(0.0)).fit(*iris)  # with any other strength this gate raises
+    assert clf.net_.regularizations == []
+    assert np.array_equal(clf.predict_proba(iris[0]), make().fit(*iris).predict_proba(iris[0]))
+
+
+def test_training_is_shuffled_in_each_epoch(iris):
+    first = []
+
+    def spy(mixture, x, y, sample_weight):
+        first.append(tuple(x[0].tolist()))
+        return x.new_zeros(())
+
+    make(regularization=spy, batch_size=50).fit(*iris)
+    assert len(set(first)) > 15  # of 10 epochs of 3 batches
+
+
+@pytest.mark.parametrize("n_samples, expected", [(100, 32), (1600, 100), (10_000, 256)])
+def test_automatic_batch_size(n_samples, expected):
+    clf = make(max_iter=1).fit(
+        np.random.RandomState(0).normal(size=(n_samples, 2)), np.arange(n_samples) % 2
+    )
+    assert clf.net_.batch_size == expected
+
+
+def test_full_batch_of_sorted_samples_is_compared_over_all_classes(digits):
+    X, y = digits
+    order = np.argsort(y, kind="stable")
+    seen = []
+
+    def metric(a, b):
+        seen.append(a)
+        return torch.cdist(a, b)
+
+    params = {"regularization": SampleSimilarity(metric=metric), "batch_size": 2000}
+    make(max_iter=1, **params).fit(X[order], y[order])
+    labels = {row.tobytes(): label for row, label in zip(X.astype(np.float32), y, strict=True)}
+    assert {labels[row.numpy().tobytes()] for row in seen[0]} == set(range(10))
+
+
 def test_nan_loss_stops_with_advice(iris):
     X, y = iris
+    params = {"learning_rate": 1e30, "learning_rate_schedule": "constant"}
+    with pytest.raises(ValueError, match="Lower learning_rate"):  # in the last step
+        make(max_iter=1, batch_size=150, **params).fit(X, y)
     with pytest.raises(ValueError, match=r"loss became nan in epoch \d+. Lower learning_rate"):
         make(learning_rate=1e30, learning_rate_schedule="constant").fit(X, y)
 

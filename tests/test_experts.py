@@ -77,16 +77,17 @@ def without_hidden(input_shape, n_outputs):
 @pytest.mark.parametrize("factory, hidden_size", [(WithHidden, 8), (without_hidden, C)])
 def test_custom_experts(factory, hidden_size, generator):
     state = generator.get_state()
-    before = torch.random.get_rng_state()
     module = CustomExperts(factory).build((D,), E, C, generator)
-    logits, hidden = module(torch.randn(N, D))
+    x = torch.randn(N, D, generator=generator)
+    logits, hidden = module(x)
     assert logits.shape == (N, E, C)
+    expected = module.experts[1].body(x) if factory is WithHidden else module.experts[1](x)
+    torch.testing.assert_close(hidden[:, 1], expected)
     assert hidden.shape == (N, E, hidden_size) and module.hidden_size == hidden_size
     again = CustomExperts(factory).build((D,), E, C, generator.set_state(state))
     parameters = list(module.parameters())
     assert all(map(torch.equal, parameters, again.parameters()))
     assert not torch.equal(parameters[0], parameters[2])  # the experts differ
-    torch.random.set_rng_state(before)
 
 
 def test_custom_experts_leave_the_global_random_state_alone(generator):
@@ -100,3 +101,17 @@ def test_custom_experts_say_what_is_wrong(generator):
         CustomExperts(lambda shape, n: nn.Linear(shape[0], n + 1)).build((D,), E, C, generator)
     with pytest.raises(TypeError, match=r"must return a new torch.nn.Module .*got 'nothing'"):
         CustomExperts(lambda shape, n: "nothing").build((D,), E, C, generator)
+
+
+def test_dropout_rate(generator):
+    module = MLPExperts((1000,), dropout=0.9).build((D,), 1, 1, generator).train()
+    first, second = module.layers
+    with torch.no_grad():
+        for parameter, value in zip(
+            (*first.parameters(), *second.parameters()), (0, 1, 1, 0), strict=True
+        ):
+            parameter.fill_(value)
+    # 1000 units that are 0 with probability .9 and 10 otherwise.
+    out = module(torch.zeros(400, D), generator)[0].detach()
+    torch.testing.assert_close(out.mean().item(), 1000.0, rtol=0.05, atol=0)
+    torch.testing.assert_close(out.std().item(), 9000**0.5, rtol=0.3, atol=0)

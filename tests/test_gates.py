@@ -103,7 +103,7 @@ def test_attentive_gate_is_uniform_where_it_sees_no_difference(batch, generator)
     x, hidden = batch
     module = build(AttentiveGate(), generator)
     alike = hidden[:, :1].expand(N, E, H)
-    torch.testing.assert_close(module(x, alike).log_proba.exp(), torch.full((N, E), 1 / E))
+    assert module(x, alike).logits.std(dim=1).max() == 0
     without_query = build(AttentiveGate(()), generator)(torch.zeros_like(x), hidden)
     assert without_query.log_proba.exp().eq(1 / E).all()
 
@@ -138,3 +138,24 @@ def test_permuting_experts_permutes_the_attentive_gate(batch, generator):
 def test_wrong_parameters(gate, message, generator):
     with pytest.raises(ValueError, match=message):
         build(gate, generator)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_the_noisy_logits_decide(top_k, generator):
+    module = build(SoftmaxGate(top_k=top_k, noise=50.0), generator).train()
+    out = module(torch.randn(200, D, generator=generator), None, generator)
+    noisy = out.routing.noisy_logits
+    assert (out.logits.argmax(dim=1) != noisy.argmax(dim=1)).any()
+    if top_k == 2:
+        noisy = noisy.masked_fill(noisy < noisy.topk(2).values[:, -1:], -torch.inf)
+    torch.testing.assert_close(out.log_proba, noisy.log_softmax(dim=1))
+
+
+def test_noisy_hard_gate_predicts_with_one_expert(batch, generator):
+    module = build(SoftmaxGate(top_k=1, noise=1.0), generator).eval()
+    assert module(*batch).log_proba.exp().eq(1).sum(dim=1).eq(1).all()
+
+
+def test_defaults():
+    assert GATES["noisy_top_k"].get_params() == SoftmaxGate(top_k=2, noise=1.0).get_params()
+    assert (GATES["top_k"].top_k, GATES["hard"].top_k, AttentiveGate().key_size) == (2, 1, 32)

@@ -6,21 +6,20 @@ from sklearn_moe.layers import StackedLinear, check_layer_sizes, dropout, linear
 
 
 def test_linear_is_initialised_as_torch_does(generator):
-    ours = linear(784, 300, generator)
-    torch_layer = nn.Linear(784, 300)
-    bound = 784**-0.5
+    ours, of_torch = linear(784, 300, generator), nn.Linear(784, 300)
+    bound = 784**-0.5  # of a uniform distribution, whose standard deviation is bound / sqrt(3)
     for name, parameter in ours.named_parameters():
-        expected = getattr(torch_layer, name)
-        assert parameter.shape == expected.shape
-        assert parameter.abs().max() <= bound
-        torch.testing.assert_close(parameter.std(), expected.std(), rtol=0.1, atol=0)
+        assert parameter.shape == getattr(of_torch, name).shape
+        assert parameter.abs().max() <= bound and getattr(of_torch, name).abs().max() <= bound
+        torch.testing.assert_close(parameter.std().item(), bound / 3**0.5, rtol=0.1, atol=0)
 
 
 def test_stacked_linear_is_initialised_per_expert(generator):
-    layer = StackedLinear(8, 784, 64, generator)
-    # U(-b, b) with b = 1 / sqrt(784) has the standard deviation b / sqrt(3).
-    torch.testing.assert_close(layer.weight.std().item(), 784**-0.5 / 3**0.5, rtol=0.01, atol=0)
-    assert layer.weight.shape == (8, 64, 784)
+    layer = StackedLinear(8, 784, 640, generator)
+    for parameter in layer.parameters():
+        stds = parameter.detach().flatten(1).std(dim=1)
+        torch.testing.assert_close(stds, torch.full((8,), 784**-0.5 / 3**0.5), rtol=0.1, atol=0)
+    assert layer.weight.shape == (8, 640, 784)
     assert not torch.equal(layer.weight[0], layer.weight[1])
 
 

@@ -48,16 +48,36 @@ def test_probabilities_are_not_softmaxed_twice(generator):
     assert module(torch.randn(N, D, generator=generator)).log_proba[:, 0].exp().min() > 0.99
 
 
-def test_permuting_experts_changes_nothing(generator):
-    module, x = build(generator), torch.randn(N, D, generator=generator)
-    before = module(x)
-    order = torch.tensor([2, 0, 3, 1])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("mixing", ["probability", "logit"])
+def test_permuting_experts_changes_nothing(gate, mixing, generator):
+    module = build(generator, gate, mixing).eval()
+    x = torch.randn(N, D, generator=generator)
+    before, order = module(x), torch.tensor([2, 0, 3, 1])
+    own = [
+        *module.experts.parameters(),
+        *(module.gate.parameters() if gate != "attentive" else ()),
+    ]
     with torch.no_grad():
-        for parameter in (*module.experts.parameters(), *module.gate.parameters()):
+        for parameter in own:
             parameter.copy_(parameter[order])
     after = module(x)
     torch.testing.assert_close(after.log_proba, before.log_proba)
     torch.testing.assert_close(after.gate_proba, before.gate_proba[:, order])
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("mixing", ["probability", "logit"])
+def test_likelihood_trains_the_gate(gate, mixing, generator):
+    module = build(generator, gate, mixing)
+    module(torch.randn(N, D, generator=generator), generator).log_proba[:, 0].sum().backward()
+    for parameter in module.gate.parameters():
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_hidden_is_that_of_the_experts(generator):
+    module, x = build(generator), torch.randn(N, D, generator=generator)
+    torch.testing.assert_close(module(x).hidden, module.experts(x)[1])
 
 
 @pytest.mark.parametrize("mixing", ["probability", "logit"])

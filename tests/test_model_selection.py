@@ -3,7 +3,7 @@ import optuna
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -55,11 +55,17 @@ def test_cross_validate_scoring(scoring, keys, clf, iris):
 
 def test_cross_validate_groups_and_params(clf, iris):
     X, y = iris
-    weight = np.ones(len(X))
     result = cross_validate(
-        clf, X, y, cv=KFold(3, shuffle=True, random_state=0), params={"sample_weight": weight}
+        clf,
+        X,
+        y,
+        cv=LeaveOneGroupOut(),
+        groups=np.arange(150) % 3,
+        params={"sample_weight": (y > 0).astype(float)},
+        return_estimator=True,
     )
-    assert result["test_score"].min() > 0.5
+    for estimator in result["estimator"]:
+        assert 0 not in estimator.predict(X)  # class 0 had no weight
 
 
 def test_tune_searches_the_default_space(clf, iris):
@@ -67,7 +73,7 @@ def test_tune_searches_the_default_space(clf, iris):
     pipeline = make_pipeline(StandardScaler(), clf.set_params(max_iter=3))
     result = tune(pipeline, X, y, n_trials=6, cv=2, scoring="neg_log_loss", random_state=0)
     assert len(result.study_.trials) == 6
-    assert result.best_score_ == max(trial.value for trial in result.study_.trials)
+    assert result.best_score_ == max(trial.value for trial in result.study_.trials) < 0
     best = result.best_estimator_
     for name, value in result.best_params_.items():
         assert repr(best.get_params()[name]) == repr(value)

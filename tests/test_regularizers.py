@@ -192,19 +192,21 @@ def test_sample_similarity_does_not_depend_on_scale_or_origin(make_mixture, gene
     mixture = make_mixture(torch.randn(20, 3, generator=generator))
     weight = torch.ones(20)
     values = [
-        penalty(SampleSimilarity(), mixture, each, weight) for each in (x, 1000 * x, x + 1000)
+        penalty(SampleSimilarity(), mixture, each, weight)
+        for each in (x, 1000 * x, 1e25 * x, 1e-30 * x, x + 1e4)
     ]
-    torch.testing.assert_close(values[1], values[0])
-    torch.testing.assert_close(values[2], values[0], rtol=1e-3, atol=0)
+    for value in values[1:4]:
+        torch.testing.assert_close(value, values[0])
+    torch.testing.assert_close(values[4], values[0], rtol=1e-3, atol=0)
 
 
 def test_sample_similarity_metric_and_max_samples(make_mixture, generator):
     x = torch.randn(20, 2, 4, generator=generator, dtype=torch.float64)
     mixture = make_mixture(torch.randn(20, 3, generator=generator, dtype=torch.float64))
-    few = make_mixture(mixture.gate_logits[:8])
+    rows = [0, 6, 13, 19]  # evenly spaced
     torch.testing.assert_close(
-        penalty(SampleSimilarity(max_samples=8), mixture, x),
-        penalty(SampleSimilarity(), few, x[:8]),
+        penalty(SampleSimilarity(max_samples=4), mixture, x),
+        penalty(SampleSimilarity(), make_mixture(mixture.gate_logits[rows]), x[rows]),
     )
     by_callable = SampleSimilarity(metric=torch.cdist)
     torch.testing.assert_close(
@@ -237,3 +239,54 @@ def test_a_step_on_the_entropy_makes_the_gate_surer(make_mixture, generator):
 def test_z_loss_by_hand(make_mixture):
     mixture = make_mixture(torch.zeros(3, 4, dtype=torch.float64))
     torch.testing.assert_close(penalty(ZLoss(1.0), mixture).item(), math.log(4) ** 2)
+
+
+# What they have in common, at the edges
+
+
+@pytest.mark.parametrize(
+    "name, reads",
+    [("importance", "p"), ("sample_similarity", "p"), ("entropy", "q"), ("z_loss", "q")],
+)
+def test_reads_the_masked_or_the_full_gate(name, reads, make_mixture, generator):
+    logits = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    masked = logits.masked_fill(logits < logits.topk(2).values[:, -1:], -torch.inf).softmax(dim=1)
+    mixture = make_mixture(logits, gate_proba=masked)
+    changed = {"gate_proba": logits.softmax(dim=1)} if reads == "q" else {"gate_logits": masked}
+    other = mixture._replace(**changed)
+    assert penalty(REGULARIZERS[name], mixture) == penalty(REGULARIZERS[name], other)
+
+
+@pytest.mark.parametrize("name", ["importance", "load"])
+def test_equal_shares_have_no_variation(name, make_mixture):
+    logits = torch.zeros(6, 4, dtype=torch.float64, requires_grad=True)
+    mixture = make_mixture(logits, routing=Routing(torch.zeros_like(logits), 0.25, 2))
+    value = penalty(REGULARIZERS[name], mixture)
+    assert value == 0 and torch.autograd.grad(value, logits)[0].isfinite().all()
+    logits = torch.randn(6, 1, dtype=torch.float64)
+    one = make_mixture(logits, routing=Routing(logits, 1.0, 1))
+    assert penalty(REGULARIZERS[name], one) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ["one sample", "equal samples", "zero weights"])
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_gradient_is_finite_where_nothing_differs(name, case, dtype, make_mixture, generator):
+    n_samples = 1 if case == "one sample" else 12
+    logits = torch.randn(n_samples, 64, generator=generator, dtype=dtype, requires_grad=True)
+    mixture = make_mixture(logits, routing=Routing(logits.detach() + 0.1, 0.25, 2))
+    weight = torch.full((n_samples,), 0.0 if case == "zero weights" else 1.0, dtype=dtype)
+    x = torch.ones(n_samples, 3, dtype=dtype)
+    value = penalty(type(REGULARIZERS[name])(3.5), mixture, x, weight)
+    assert torch.autograd.grad(value, logits)[0].isfinite().all()
+
+
+def test_defaults():
+    assert {name: each.strength for name, each in REGULARIZERS.items()} == {
+        "importance": 0.2,
+        "load": 0.1,
+        "sample_similarity": 0.3,
+        "entropy": 0.01,
+        "z_loss": 0.001,
+    }
+    assert SampleSimilarity().max_samples == 512
