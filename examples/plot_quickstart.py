@@ -70,7 +70,7 @@ for ax, kind in zip(axes, ("mixture", "attentive mixture"), strict=True):
         yticks=range(8),
     )
 axes[0].set_ylabel("chosen expert")
-fig.colorbar(image, ax=axes, label="test samples")
+fig.colorbar(image, ax=axes, label="test samples", shrink=0.7)
 path = Path(sys.argv[1] if len(sys.argv) > 1 else "quickstart.png")
 fig.savefig(path, dpi=100)
 print(f"\nThe picture is in {path}")

@@ -231,15 +231,16 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     True
     """
     model, X = final_model(estimator, X)
-    gate_proba, predicted = [], []
-    for rows in gen_batches(len(X), CHUNK_SIZE):
-        chunk = _safe_indexing(X, rows)
-        gate_proba.append(model.gate_proba(chunk))
-        chosen = gate_proba[-1].argmax(axis=1)
-        expert_proba = model.expert_proba(chunk)
-        predicted.append(expert_proba[np.arange(len(chosen)), chosen].argmax(axis=1))
-    gate_proba = np.concatenate(gate_proba)
-    predicted = model.classes_[np.concatenate(predicted)]
+    gate_proba = model.gate_proba(X)
+    chosen = gate_proba.argmax(axis=1)
+    # In chunks, because the probabilities of all experts may not fit into memory.
+    predictions = [
+        model.expert_proba(_safe_indexing(X, rows))[
+            np.arange(rows.stop - rows.start), chosen[rows]
+        ]
+        for rows in gen_batches(len(chosen), CHUNK_SIZE)
+    ]
+    predicted = model.classes_[np.concatenate(predictions).argmax(axis=1)]
 
     labels = predicted if y is None else column_or_1d(y)
     check_consistent_length(gate_proba, labels)
@@ -250,7 +251,7 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
         )
     classes = np.union1d(model.classes_, labels)
     table = np.zeros((gate_proba.shape[1], len(classes)), dtype=np.int64)
-    np.add.at(table, (gate_proba.argmax(axis=1), np.searchsorted(classes, labels)), 1)
+    np.add.at(table, (chosen, np.searchsorted(classes, labels)), 1)
 
     most = np.log2(gate_proba.shape[1])
     h_s, h_u = sample_entropy(gate_proba), usage_entropy(gate_proba)

@@ -84,7 +84,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW.
     batch_size : int or "auto", default="auto"
-        Largest number of samples of a training batch; "auto" is a sixteenth of the samples, but at
+        Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
     max_iter : int, default=100
         Number of epochs.
@@ -504,7 +504,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Return what a net takes anew in each training."""
         batch_size = self.batch_size
         if batch_size == "auto":
-            batch_size = min(max(n_samples // 16, 32), 256)
+            batch_size = min(max(n_samples // 10, 32), 256)
         settings = {
             "regularizations": self._regularizations(),
             "n_threads": self.n_threads,

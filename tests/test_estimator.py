@@ -534,7 +534,7 @@ def test_training_is_shuffled_in_each_epoch(iris):
     assert len(set(first)) > 15  # of 10 epochs of 3 batches
 
 
-@pytest.mark.parametrize("n_samples, expected", [(100, 32), (1600, 100), (10_000, 256)])
+@pytest.mark.parametrize("n_samples, expected", [(100, 32), (1600, 160), (10_000, 256)])
 def test_automatic_batch_size(n_samples, expected):
     clf = make(max_iter=1).fit(
         np.random.RandomState(0).normal(size=(n_samples, 2)), np.arange(n_samples) % 2
