@@ -278,9 +278,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))
             if nested and name in _EXAMPLES and not hasattr(value, "set_params"):
+                kind = "a list" if isinstance(value, (list, tuple)) else "a name"
                 raise ValueError(
                     f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass an "
-                    f"object, for example {name}={_EXAMPLES[name]}, and not in a list."
+                    f"object in place of {kind}, for example {name}={_EXAMPLES[name]}."
                 )
         return super().set_params(**params)
 
@@ -474,12 +475,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         try:
             checked = validate_data(self, X, y, reset=reset, **_X_CHECKS)
         except ValueError as error:
-            if "could not convert string" not in str(error):
-                raise
-            raise ValueError(
-                f"X must be numeric: {error}. Encode columns of text first, for example with "
-                "make_column_transformer((OneHotEncoder(), columns), remainder='passthrough')."
-            ) from error
+            for complaint, advice in _ADVICE.items():
+                if complaint in str(error):
+                    what = str(error).splitlines()[0].rstrip(".")
+                    raise ValueError(f"{what}. X must be numeric and finite: {advice}") from error
+            raise
         if not reset:
             X = checked[0] if isinstance(checked, tuple) else checked
             check_shape("X", X, self.net_.input_shape)
@@ -747,6 +747,15 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
 
 _X_CHECKS = {"dtype": np.float32, "order": "C", "allow_nd": True}
+
+_ADVICE = {
+    "could not convert string": (
+        "encode columns of text first, for example with "
+        "make_column_transformer((OneHotEncoder(), columns), remainder='passthrough')."
+    ),
+    "Complex data not supported": "pass real and imaginary part as features of their own.",
+    "contains infinity": "clip or drop such values first.",
+}
 
 _EXAMPLES = {
     "experts": "MLPExperts(hidden_layer_sizes=(128,))",
