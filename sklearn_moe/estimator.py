@@ -393,22 +393,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
             random_state = np.random.RandomState(seed)
 
-        class_weight = class_weights(self.class_weight, y, weight, classes)
-        X, y, weight, total = drop_weightless(X, y, weight, weight * class_weight[y])
-        if self.early_stopping and validation is None:
-            X, X_val, y, y_val, weight, _, total, total_val = split(
-                X, y, weight, total, fraction=self.validation_fraction, random_state=random_state
-            )
-            validation = X_val, y_val, normalize(total_val)
-        elif validation is not None:
-            X_val, y_val, weight_val = validation
-            X_val, y_val, total_val = drop_weightless(
-                X_val, y_val, weight_val * class_weight[y_val]
-            )
-            validation = X_val, y_val, normalize(total_val)
-        total = normalize(total)
-        if sample_weight is not None:
-            sample_weight = weight
+        X, y, weight, total, validation = self._weigh(
+            X, y, weight, validation, classes, random_state
+        )
+        metadata = None if sample_weight is None else {"sample_weight": weight}
 
         build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
         if going_on:
@@ -423,7 +411,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             total,
             validation=validation,
             epochs=epochs,
-            callbacks=self._callbacks(X, classes[y], sample_weight, classes, epochs, incremental),
+            callbacks=self._callbacks(X, classes[y], metadata, classes, epochs, incremental),
             seed=train_seed,
         )
 
@@ -436,7 +424,26 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self._warn(interrupted, incremental)
         return self
 
-    def _callbacks(self, X, y, sample_weight, classes, epochs, incremental):
+    def _weigh(self, X, y, weight, validation, classes, random_state):
+        """Multiply in the class weights, drop samples without weight, set a validation set aside.
+
+        The own and the total weights come back; the total ones have a mean of 1.
+        """
+        class_weight = class_weights(self.class_weight, y, weight, classes)
+        X, y, weight, total = drop_weightless(X, y, weight, weight * class_weight[y])
+        if validation is not None:
+            X_val, y_val, weight_val = validation
+            validation = drop_weightless(X_val, y_val, weight_val * class_weight[y_val])
+        elif self.early_stopping:
+            X, X_val, y, y_val, weight, _, total, total_val = split(
+                X, y, weight, total, fraction=self.validation_fraction, random_state=random_state
+            )
+            validation = X_val, y_val, total_val
+        if validation is not None:
+            validation = *validation[:2], normalize(validation[2])
+        return X, y, weight, normalize(total), validation
+
+    def _callbacks(self, X, y, metadata, classes, epochs, incremental):
         """Return the callbacks of one training."""
         callbacks = [StopOnNaN()]
         if self.learning_rate_schedule == "one_cycle" and not incremental:
@@ -444,7 +451,6 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if self.verbose == 1:
             callbacks.append(Progress(epochs))
         if hasattr(self, "_skl_callbacks"):
-            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
             task = {"X": X, "y": y, "metadata": metadata}
             callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
         if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
