@@ -35,17 +35,19 @@ class StopOnNaN(Callback):
     """Stop a training whose loss is no longer a number."""
 
     def on_epoch_end(self, net, **kwargs):
-        self._check(net, net.history[-1]["train_loss"])
+        row = net.history[-1]
+        self._check(net, row["train_loss"])
+        self._check(net, row.get("valid_loss", 0.0), "validation")
 
     def on_train_end(self, net, X, **kwargs):
         # The last step may leave weights with which there is no loss.
         log_proba = net.evaluate(X.X["x"][:256], lambda mixture: mixture.log_proba)
         self._check(net, -log_proba.mean().item())
 
-    def _check(self, net, value):
+    def _check(self, net, value, kind="training"):
         if not math.isfinite(value):
             raise ValueError(
-                f"The training loss became {value} in epoch {len(net.history)}. Lower "
+                f"The {kind} loss became {value} in epoch {len(net.history)}. Lower "
                 f"learning_rate (it is {net.lr}), scale the features (for example with "
                 "StandardScaler), or lower the strength of the regularization."
             )
@@ -58,8 +60,6 @@ class OneCycle(Callback):
     ----------
     epochs : int
         Length of the cycle.
-    warm_up : float, default=0.3
-        Part of the cycle in which the rate rises.
 
     References
     ----------
@@ -67,16 +67,18 @@ class OneCycle(Callback):
     Learning Rates, 2017, arXiv 1708.07120.
     """
 
-    def __init__(self, epochs: int, warm_up: float = 0.3):
+    warm_up = 0.3  # part of the cycle in which the rate rises
+
+    def __init__(self, epochs: int):
         self.epochs = epochs
-        self.warm_up = warm_up
 
     def on_train_begin(self, net, **kwargs):
         self.step = 0
         self.peaks = [group["lr"] for group in net.optimizer_.param_groups]
 
     def on_epoch_begin(self, net, dataset_train, **kwargs):
-        self.n_steps = self.epochs * len(net.get_iterator(dataset_train, training=True))
+        if self.step == 0:
+            self.n_steps = self.epochs * len(net.get_iterator(dataset_train, training=True))
 
     def on_batch_begin(self, net, training, **kwargs):
         if training:
@@ -131,7 +133,9 @@ class StopEarly(Callback):
 
     def restore(self, net):
         """Give the net its best weights; the engine calls this before ``on_train_end``."""
-        if self.best_weights is not None:
+        # An epoch that another callback ended is not seen here; it may be the best one.
+        is_best = net.history and net.history[-1].get("valid_loss", math.inf) < self.lowest
+        if self.best_weights is not None and not is_best:
             net.module_.load_state_dict(self.best_weights)
 
 
@@ -163,10 +167,13 @@ class ScikitLearnCallbacks(Callback):
         self.epoch.call_on_fit_task_begin(**self.task)
 
     def on_epoch_end(self, net, **kwargs):
-        if self._end(self.epoch, net):
+        epoch, self.epoch = self.epoch, None
+        if self._end(epoch, net):
             raise KeyboardInterrupt  # skorch's signal to stop
 
     def on_train_end(self, net, **kwargs):
+        if self.epoch is not None:  # interrupted, or ended by another callback
+            self._end(self.epoch, net)
         self._end(self.context, net)
 
     def _end(self, context, net):

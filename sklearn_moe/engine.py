@@ -1,6 +1,7 @@
 """The skorch net behind the estimator: loss, batches, device, threads.
 
-``MoENet`` is an ordinary skorch net, so its callbacks, history and checkpoints work as usual.
+``MoENet`` is a skorch net, so callbacks, history, checkpoints and prediction work as usual. It is
+trained by the estimator, which knows what its batches have to hold.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class MoENet(NeuralNetClassifier):
     n_threads : int or "auto"
         Number of torch's intra-op threads in training and prediction.
     **kwargs
-        Arguments of ``skorch.NeuralNetClassifier``.
+        Arguments of ``skorch.NeuralNetClassifier``. An own ``iterator_train`` has to take a
+        ``generator``.
     """
 
     def __init__(
@@ -246,7 +248,7 @@ class MoENet(NeuralNetClassifier):
             ):
                 self.partial_fit(dataset, epochs=epochs)
         except BaseException:
-            # A model that was trained before is as it was.
+            # A model that was trained before has its weights back.
             self.module_.load_state_dict(before[0])
             self.optimizer_.load_state_dict(before[1])
             del self.history[n_epochs_before:]
@@ -323,8 +325,8 @@ def intra_op_threads(n_threads: int):
         if _threads_users == 0:
             _threads_before = torch.get_num_threads()
         _threads_users += 1
-        torch.set_num_threads(n_threads)
     try:
+        torch.set_num_threads(n_threads)
         yield
     finally:
         with _threads_lock:

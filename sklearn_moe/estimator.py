@@ -278,10 +278,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))
             if nested and name in _EXAMPLES and not hasattr(value, "set_params"):
-                kind = "a list" if isinstance(value, (list, tuple)) else "a name"
                 raise ValueError(
-                    f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass an "
-                    f"object in place of {kind}, for example {name}={_EXAMPLES[name]}."
+                    f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass one "
+                    f"object in its place, for example {name}={_EXAMPLES[name]}."
                 )
         return super().set_params(**params)
 
@@ -372,15 +371,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             if not hasattr(self, "net_"):
                 raise ValueError("classes must be passed on the first call to partial_fit.")
             return self._fit(X, y, sample_weight, classes=self.classes_)
-        classes = np.unique(column_or_1d(classes))
-        if len(classes) < 2:
-            raise ValueError(f"classes={classes.tolist()} must name at least 2 classes.")
-        if hasattr(self, "net_") and not np.array_equal(classes, self.classes_):
-            raise ValueError(
-                f"classes={classes.tolist()} differ from those of the first call, "
-                f"{self.classes_.tolist()}."
-            )
-        return self._fit(X, y, sample_weight, classes=classes)
+        return self._fit(X, y, sample_weight, classes=np.unique(column_or_1d(classes)))
 
     def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
         incremental = classes is not None
@@ -415,12 +406,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             seed=train_seed,
         )
 
+        gate_proba = net.evaluate(X, lambda mixture: mixture.gate_proba)
+        self.expert_usage_ = np.average(gate_proba, axis=0, weights=total.astype(np.float64))
         self.net_ = net
         self.classes_ = classes
         self._random_state = random_state
         self._record_curves(n_iter_before)
-        gate_proba = net.evaluate(X, lambda mixture: mixture.gate_proba)
-        self.expert_usage_ = np.average(gate_proba, axis=0, weights=total.astype(np.float64))
         self._warn(interrupted, incremental)
         return self
 
@@ -461,35 +452,31 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Return X as float32, y as indices of classes, weights and the sorted classes."""
         check_device(self.device)
         X, y = self._validate(X, y, reset=not going_on)
+        if going_on:
+            check_shape("X", X, self.net_.input_shape)
         check_classification_targets(y)
-        y = column_or_1d(y, warn=True)
         classes = np.unique(y) if classes is None else classes
         if len(classes) < 2:
             raise ValueError(
-                "MoEClassifier needs samples of at least 2 classes; y has one class: "
-                f"{classes.tolist()}."
+                f"MoEClassifier needs at least 2 classes, got one class: {classes.tolist()}."
             )
         if going_on and not np.array_equal(classes, self.classes_):
             raise ValueError(
-                f"warm_start=True cannot change the classes from {self.classes_.tolist()} to "
-                f"{classes.tolist()}. Set warm_start=False."
+                f"The classes {classes.tolist()} differ from {self.classes_.tolist()}, those of "
+                "the training that warm_start or partial_fit goes on with."
             )
         return X, encode(y, classes, "y"), check_weight(sample_weight, X, "sample_weight"), classes
 
     def _validate(self, X, y="no_validation", *, reset):
         """Return X as float32 array, or X and y, checked by scikit-learn."""
         try:
-            checked = validate_data(self, X, y, reset=reset, **_X_CHECKS)
+            return validate_data(self, X, y, reset=reset, **_X_CHECKS)
         except ValueError as error:
             for complaint, advice in _ADVICE.items():
                 if complaint in str(error):
                     what = str(error).splitlines()[0].rstrip(".")
                     raise ValueError(f"{what}. X must be numeric and finite: {advice}") from error
             raise
-        if not reset:
-            X = checked[0] if isinstance(checked, tuple) else checked
-            check_shape("X", X, self.net_.input_shape)
-        return checked
 
     def _check_validation(self, X_val, y_val, weight_val, X, classes):
         if X_val is None and y_val is None and weight_val is None:
@@ -499,7 +486,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "X_val and y_val must be passed together, and sample_weight_val only with them."
             )
         try:
-            X_val, y_val = validate_data(self, X_val, y_val, reset=False, **_X_CHECKS)
+            X_val, y_val = self._validate(X_val, y_val, reset=False)
             weight_val = check_weight(weight_val, X_val, "sample_weight_val")
         except ValueError as error:
             raise ValueError(f"The validation set X_val, y_val is not valid: {error}") from error
@@ -520,8 +507,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "batch_size": batch_size,
             "verbose": int(self.verbose >= 2),
         }
-        won = self.net_params or {}
-        return {name: won.get(name, value) for name, value in settings.items()}
+        net_params = self.net_params or {}
+        if "optimizer" in net_params:  # which has its own defaults
+            del settings["optimizer__weight_decay"]
+        return {name: net_params.get(name, value) for name, value in settings.items()}
 
     def _architecture(self):
         """Return what a net keeps for good."""
@@ -562,12 +551,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "n_classes": n_classes,
             "seed": seed,
             "device": self.device,
-            "optimizer": torch.optim.AdamW,
-            "optimizer__fused": True,
+            **({} if "optimizer" in net_params else _OPTIMIZER),
+            **net_params,
         }
-        if "optimizer" in net_params:  # which need not know AdamW's arguments
-            del arguments["optimizer__fused"], arguments["optimizer__weight_decay"]
-        arguments.update(net_params)
         if not isinstance(arguments.get("callbacks", []), list):
             raise ValueError(
                 f"net_params['callbacks'] must be a list, got {arguments['callbacks']!r}."
@@ -584,10 +570,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                     f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
                     f"{value!r}. Fit with warm_start=False."
                 )
-        settings = self._settings(n_samples)
-        if "optimizer" in (self.net_params or {}):
-            del settings["optimizer__weight_decay"]
-        return self.net_.set_params(**settings)
+        return self.net_.set_params(**self._settings(n_samples))
 
     def _record_curves(self, n_iter_before):
         rows = [row for row in self.net_.history if "train_loss" in row]
@@ -718,7 +701,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _evaluate(self, X, part):
         check_is_fitted(self)
-        return self.net_.evaluate(self._validate(X, reset=False), part)
+        X = self._validate(X, reset=False)
+        check_shape("X", X, self.net_.input_shape)
+        return self.net_.evaluate(X, part)
 
     # The machine
 
@@ -751,6 +736,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
+
+_OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
 
 _X_CHECKS = {"dtype": np.float32, "order": "C", "allow_nd": True}
 

@@ -148,7 +148,8 @@ class CustomExperts(BaseEstimator):
                 "experts must be a function (input_shape, n_outputs) -> torch.nn.Module that "
                 f"makes one expert, not a module: {self.factory!r}."
             )
-        experts = []
+        experts: list[nn.Module] = []
+        hidden_sizes = set()
         for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():
             with seeded_globally(seed):
                 expert = self.factory(input_shape, n_classes)
@@ -157,9 +158,11 @@ class CustomExperts(BaseEstimator):
                         "experts(input_shape, n_outputs) must return a new torch.nn.Module in "
                         f"each call, got {expert!r}."
                     )
-                hidden_size = _probe(expert, input_shape, n_classes)
+                hidden_sizes.add(_probe(expert, input_shape, n_classes))
             experts.append(expert)
-        return _CustomExpertsModule(experts, hidden_size)
+        if len(hidden_sizes) > 1:
+            raise ValueError(f"All experts must have one hidden size, got {sorted(hidden_sizes)}.")
+        return _CustomExpertsModule(experts, hidden_sizes.pop())
 
 
 def _probe(expert, input_shape, n_classes):

@@ -50,8 +50,8 @@ def cross_validate(
     cv : int, cross-validation generator or iterable, default=5
         How the folds are made; an int is the number of stratified folds.
     scoring : str, callable, list, dict or None, default=None
-        As in :func:`sklearn.model_selection.cross_validate`, and the names in ``SCORERS``. None is
-        accuracy.
+        As in :func:`sklearn.model_selection.cross_validate`, with the names in ``SCORERS`` beside
+        scikit-learn's; a callable returns a number. None is accuracy.
     groups : array-like of shape (n_samples,), default=None
         Groups for a splitter that keeps them together.
     params : dict, default=None
@@ -89,7 +89,7 @@ def cross_validate(
         X,
         y,
         cv=cv,
-        scoring={**scoring, **SCORERS},
+        scoring={**SCORERS, **scoring},
         groups=groups,
         params=params,
         n_jobs=n_jobs,
@@ -253,9 +253,9 @@ def tune(
     params, errors = {}, []
 
     def objective(trial):
-        params[trial.number] = suggest(trial)
-        candidate = clone(estimator).set_params(**params[trial.number])
         try:
+            params[trial.number] = suggest(trial)
+            candidate = clone(estimator).set_params(**params[trial.number])
             scores = model_selection.cross_val_score(
                 candidate, X, y, cv=cv, scoring=scoring, n_jobs=n_jobs, error_score="raise"
             )
@@ -280,8 +280,11 @@ def tune(
         )
     finally:
         optuna.logging.set_verbosity(verbosity)
-    if len(errors) == len(study.trials):
-        raise ValueError("All trials failed; the last one with the error above.") from errors[-1]
+    if not study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        raise ValueError(
+            f"None of {len(study.trials)} trials has a score. Raise timeout if there were few; "
+            "the error above, if any, is that of the last one."
+        ) from (errors[-1] if errors else None)
     best_params = params[study.best_trial.number]
     best_estimator = clone(estimator).set_params(**best_params).fit(X, y)
     return TuneResult(study, best_params, study.best_value, best_estimator)

@@ -34,7 +34,8 @@ class Regularizer(BaseEstimator):
     ...         self.strength = strength
     ...     def penalty(self, mixture, x, y, sample_weight):
     ...         log_proba = mixture.expert_logits.log_softmax(dim=2)
-    ...         return -(log_proba.exp() * log_proba).sum(dim=2).mean()
+    ...         entropy = -(log_proba.exp() * log_proba).sum(dim=2).mean(dim=1)
+    ...         return (sample_weight * entropy).mean()
     >>> clf = MoEClassifier(regularization=["importance", SureExperts()])
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils.validation import _check_sample_weight, column_or_1d
+from sklearn.utils.validation import _check_sample_weight
 
 
 def resolve(parameter, value, room):
@@ -28,9 +28,13 @@ def resolve(parameter, value, room):
 
 def same_parameters(one, other):
     """Whether two objects of a room, or two plain values, are alike."""
-    if isinstance(one, BaseEstimator):
-        return type(one) is type(other) and repr(one) == repr(other)
-    return one is other or one == other
+    if isinstance(one, BaseEstimator) and type(one) is type(other):
+        others = other.get_params(deep=False)
+        return all(
+            same_parameters(value, others[name])
+            for name, value in one.get_params(deep=False).items()
+        )
+    return one is other or np.array_equal(one, other)
 
 
 def check_device(device):
@@ -39,7 +43,7 @@ def check_device(device):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind, index = torch.device(device).type, torch.device(device).index
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         kind = index = None
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"device={device!r} must be 'auto', 'cpu', 'cuda' or such as 'cuda:1'.")
@@ -62,7 +66,6 @@ def check_shape(name, X, input_shape):
 
 def encode(y, classes, name):
     """Return the index of each label among the sorted classes."""
-    y = column_or_1d(y, warn=True)
     known = np.isin(y, classes)
     if not known.all():
         raise ValueError(

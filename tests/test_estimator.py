@@ -464,6 +464,13 @@ def test_partial_fit_is_an_epoch(iris):
     assert clf.score(X, y) > 0.9
 
 
+def test_equal_parameters_are_no_change(iris):
+    clf = make(warm_start=True, gate=SoftmaxGate([]), experts=MLPExperts([8])).fit(*iris)
+    clf.set_params(gate=SoftmaxGate(()), experts=MLPExperts((8,))).fit(*iris)
+    with pytest.raises(ValueError, match="cannot change experts"):
+        clf.set_params(experts=functools.partial(nn_expert, hidden_size=4)).fit(*iris)
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -616,12 +623,44 @@ def test_skorch_checkpoint(iris, tmp_path):
     assert all(row["batches"] == [] for row in clf.net_.history)
 
 
-def test_skorch_early_stopping_is_no_interruption(iris):
-    class Stop(Callback):
-        def on_epoch_end(self, net, **kwargs):
-            if len(net.history) == 2:
-                raise KeyboardInterrupt
+class Stop(Callback):
+    """Stop after two epochs, as skorch's own callbacks do."""
 
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            raise KeyboardInterrupt
+
+
+def test_best_weights_where_another_callback_stops(iris):
+    X, y = iris
+    clf = make(early_stopping=True, net_params={"callbacks": [Stop()]}).fit(X, y, X_val=X, y_val=y)
+    losses = clf.validation_loss_curve_
+    assert losses[1] < losses[0]
+    assert log_loss(y, clf.predict_proba(X)) == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_scikit_learn_callbacks_hear_the_end_where_another_callback_stops(iris):
+    pytest.importorskip("sklearn.callback")
+    open_tasks = []
+
+    class Recorder:
+        def setup(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            open_tasks.append(context.task_name)
+
+        def on_fit_task_end(self, estimator, context):
+            open_tasks.remove(context.task_name)
+
+        def teardown(self, estimator, context):
+            pass
+
+    clf = make(net_params={"callbacks": [Stop()]}).set_callbacks(Recorder()).fit(*iris)
+    assert clf.n_iter_ == 2 and open_tasks == []
+
+
+def test_skorch_early_stopping_is_no_interruption(iris):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert make(net_params={"callbacks": [Stop()]}).fit(*iris).n_iter_ == 2
@@ -846,7 +885,7 @@ def _wrong_data():
     yield "complex", X + 1j, y, {}, "Complex data not supported.*real and imaginary part"
     yield "no samples", X[:0], y[:0], {}, "0 sample"
     yield "no features", X[:, :0], y, {}, "0 feature"
-    yield "one class", X, y * 0, {}, r"at least 2 classes; y has one class: \[0\]"
+    yield "one class", X, y * 0, {}, r"at least 2 classes, got one class: \[0\]"
     yield "real y", X, X[:, 0], {}, "Unknown label type"
     yield "lengths", X, y[:-1], {}, "inconsistent numbers of samples"
     yield (
@@ -883,11 +922,11 @@ def test_wrong_data_for_a_fitted_mixture(iris):
         clf.predict(X[:, :3])
     with pytest.raises(ValueError, match=r"y contains \[7\], which are not among the classes"):
         clf.partial_fit(X, np.full(150, 7))
-    with pytest.raises(ValueError, match=r"classes=\[0, 1\] differ from those of the first call"):
+    with pytest.raises(ValueError, match=r"The classes \[0, 1\] differ from \[0, 1, 2\]"):
         clf.partial_fit(X, y, classes=[0, 1])
-    with pytest.raises(ValueError, match=r"classes=\[0\] must name at least 2 classes"):
+    with pytest.raises(ValueError, match=r"needs at least 2 classes, got one class: \[0\]"):
         clf.partial_fit(X, y, classes=[0])
-    with pytest.raises(ValueError, match="cannot change the classes from"):
+    with pytest.raises(ValueError, match=r"The classes \[1, 2, 3\] differ from \[0, 1, 2\]"):
         clf.set_params(warm_start=True).fit(X, y + 1)
 
 
@@ -903,7 +942,7 @@ def test_partial_fit_says_what_it_cannot_do(iris):
 def test_nested_parameters_of_a_name_are_explained():
     with pytest.raises(
         ValueError,
-        match=r"Cannot set gate__top_k: gate='softmax' .*object in place of a name.*gate=",
+        match=r"Cannot set gate__top_k: gate='softmax' .*object in its place.*gate=",
     ):
         MoEClassifier().set_params(gate__top_k=2)
     clf = MoEClassifier().set_params(gate=SoftmaxGate(), gate__top_k=2)

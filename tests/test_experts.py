@@ -70,6 +70,15 @@ class WithHidden(nn.Module):
         return self.head(hidden.relu()), hidden
 
 
+class HiddenOf(nn.Linear):
+    def __init__(self, input_shape, n_outputs, hidden_size):
+        super().__init__(input_shape[0], n_outputs)
+        self.hidden_size = hidden_size
+
+    def forward(self, x):
+        return super().forward(x), x[:, : self.hidden_size]
+
+
 def without_hidden(input_shape, n_outputs):
     return nn.Linear(input_shape[0], n_outputs)
 
@@ -99,6 +108,11 @@ def test_custom_experts_leave_the_global_random_state_alone(generator):
 def test_custom_experts_say_what_is_wrong(generator):
     with pytest.raises(ValueError, match=r"logits of shape \(n_samples, 4\).*gave \[\(1, 5\)\]"):
         CustomExperts(lambda shape, n: nn.Linear(shape[0], n + 1)).build((D,), E, C, generator)
+    sizes = iter([2, 3, 4])
+    with pytest.raises(ValueError, match=r"one hidden size, got \[2, 3, 4\]"):
+        CustomExperts(lambda shape, n: HiddenOf(shape, n, next(sizes))).build(
+            (D,), E, C, generator
+        )
     with pytest.raises(TypeError, match=r"must return a new torch.nn.Module .*got 'nothing'"):
         CustomExperts(lambda shape, n: "nothing").build((D,), E, C, generator)
 

@@ -122,9 +122,12 @@ def test_tune_survives_trials_that_fail_and_remembers_the_best(clf, iris):
         "n_experts": best.params["n_experts"],
         "max_iter": 1 + best.number,
     }
-    with pytest.raises(ValueError, match="All trials failed") as raised:
-        tune(clf, X, y, n_trials=2, space=lambda trial: {"n_experts": 0})
-    assert "'n_experts' parameter" in str(raised.value.__cause__)
+    for wrong in ({"n_experts": 0}, {"n_expert": 3}):
+        with pytest.raises(ValueError, match="None of 2 trials has a score") as raised:
+            tune(clf, X, y, n_trials=2, space=lambda trial, wrong=wrong: wrong)
+        assert "n_expert" in str(raised.value.__cause__)
+    with pytest.raises(ValueError, match="Raise timeout"):
+        tune(clf, X, y, n_trials=2, timeout=1e-9)
 
 
 def test_tune_leaves_the_verbosity_of_optuna_alone(clf, iris, capfd):
