@@ -213,6 +213,19 @@ def test_zero_weight_equals_removal(regularization, gate, digits):
     assert np.array_equal(weighted, removed)
 
 
+@pytest.mark.parametrize("gate", ["softmax", "attentive"])
+@pytest.mark.parametrize(
+    "regularization", [None, *(name for name in REGULARIZERS if name != "load")]
+)
+def test_integer_weights_equal_repeats(regularization, gate, iris):
+    X, y = iris
+    counts = np.random.RandomState(0).randint(1, 4, size=150)
+    clf = make(gate=gate, regularization=regularization, batch_size=1000, max_iter=20)
+    weighted = clone(clf).fit(X, y, sample_weight=counts).predict_proba(X)
+    repeated = clone(clf).fit(np.repeat(X, counts, axis=0), np.repeat(y, counts)).predict_proba(X)
+    np.testing.assert_allclose(weighted, repeated, atol=1e-5)
+
+
 def test_weights_act_by_their_ratio(iris):
     X, y = iris
     weight = np.random.RandomState(0).uniform(size=len(X))
