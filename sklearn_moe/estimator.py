@@ -80,7 +80,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Learning rate of AdamW; the peak of the schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
-        to zero along a cosine. ``partial_fit`` is always constant.
+        to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
+        constant.
     weight_decay : float, default=0.0
         Decoupled weight decay of AdamW.
     batch_size : int or "auto", default="auto"

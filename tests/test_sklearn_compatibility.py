@@ -28,8 +28,8 @@ def _expected_failures(estimator):
     return {
         "check_sample_weight_equivalence_on_dense_data": (
             "The check compares weights with repeated rows, which shuffle into other batches, to "
-            "1e-7 after a training in float32. test_estimator.py compares full batches to 1e-5 and "
-            "zero weights with removed rows exactly."
+            "1e-7 after a training in float32. test_estimator.py compares full batches to 1e-5, "
+            "and zero weights with removed rows exactly."
         )
     }
 
