@@ -74,8 +74,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "entropy", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a function
         ``(mixture_output, x, y, sample_weight) -> scalar tensor``.
     mixing : {"probability", "logit"}, default="probability"
-        Whether the experts' probabilities or their logits are averaged. Logits predict slightly
-        better, but experts no longer stand on their own.
+        Whether the experts' probabilities or their logits are averaged. With logits, experts no
+        longer stand on their own, and the decomposition says less.
     learning_rate : float, default=3e-3
         Learning rate of AdamW; the peak of the schedule.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
