@@ -22,7 +22,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sklearn_moe import MLPExperts, MoEClassifier, SoftmaxGate
+from sklearn_moe import AttentiveGate, MLPExperts, MoEClassifier, SoftmaxGate
 
 ROWS = {
     "MLPClassifier": MLPClassifier(),
@@ -32,15 +32,21 @@ ROWS = {
     ),
     "learning rate 1e-2": MoEClassifier(learning_rate=1e-2),
     "batches of 256": MoEClassifier(batch_size=256),
+    "50 epochs": MoEClassifier(max_iter=50),
+    "200 epochs": MoEClassifier(max_iter=200),
     "weight decay 0.1": MoEClassifier(weight_decay=0.1),
     "4 experts": MoEClassifier(n_experts=4),
+    "16 experts": MoEClassifier(n_experts=16),
     "experts of 32 units": MoEClassifier(experts=MLPExperts((32,))),
+    "experts with dropout 0.1": MoEClassifier(experts=MLPExperts(dropout=0.1)),
     "gate with 64 hidden units": MoEClassifier(gate=SoftmaxGate((64,))),
     "early stopping": MoEClassifier(early_stopping=True),
     "logit mixing": MoEClassifier(mixing="logit"),
     "top_k gate": MoEClassifier(gate="top_k"),
     "hard gate": MoEClassifier(gate="hard"),
     "attentive gate": MoEClassifier(gate="attentive"),
+    "attentive gate without hidden layer": MoEClassifier(gate=AttentiveGate(())),
+    "attentive gate, keys of 8": MoEClassifier(gate=AttentiveGate(key_size=8)),
     "importance": MoEClassifier(regularization="importance"),
     "sample similarity": MoEClassifier(regularization="sample_similarity"),
 }
