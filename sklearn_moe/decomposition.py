@@ -230,7 +230,7 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     >>> 0 <= decomposition.sample_entropy <= decomposition.usage_entropy
     True
     """
-    model, X = final_model(estimator, X)
+    model, X = _final_model(estimator, X)
     gate_proba = model.gate_proba(X)
     chosen = gate_proba.argmax(axis=1)
     # In chunks, because the probabilities of all experts may not fit into memory.
@@ -277,7 +277,7 @@ def _share(value, most):
     return float(min(value / most, 1.0)) if most > 0 else 0.0
 
 
-def final_model(estimator, X):
+def _final_model(estimator, X):
     """Return the mixture at the end of searches and pipelines, and X as it sees it."""
     while not hasattr(estimator, "gate_proba"):
         if hasattr(estimator, "best_estimator_"):
@@ -293,73 +293,32 @@ def final_model(estimator, X):
     return estimator, X
 
 
-def neg_sample_entropy_scorer(estimator, X, y=None) -> float:
-    """Score a mixture by -H_s, in bits: higher means surer gates.
-
-    Parameters
-    ----------
-    estimator : MoEClassifier, Pipeline or search
-        A fitted mixture.
-    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        Samples.
-    y : ignored
-
-    Returns
-    -------
-    float
-    """
+def _score_neg_sample_entropy(estimator, X, y=None):
     return 0.0 - _measure_gate(estimator, X, sample_entropy)  # never -0.0
 
 
-def usage_entropy_scorer(estimator, X, y=None) -> float:
-    """Score a mixture by H_u, in bits: higher means more even use of the experts.
-
-    Parameters
-    ----------
-    estimator : MoEClassifier, Pipeline or search
-        A fitted mixture.
-    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        Samples.
-    y : ignored
-
-    Returns
-    -------
-    float
-    """
+def _score_usage_entropy(estimator, X, y=None):
     return _measure_gate(estimator, X, usage_entropy)
 
 
-def expert_class_information_scorer(estimator, X, y) -> float:
-    """Score a mixture by I(E;Y), in bits: higher means experts tied to classes.
-
-    Parameters
-    ----------
-    estimator : MoEClassifier, Pipeline or search
-        A fitted mixture.
-    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        Samples.
-    y : array-like of shape (n_samples,)
-        Labels.
-
-    Returns
-    -------
-    float
-    """
+def _score_expert_class_information(estimator, X, y):
     return _measure_gate(estimator, X, expert_class_information, y)
 
 
 def _measure_gate(estimator, X, measure, *args):
-    model, X = final_model(estimator, X)
+    model, X = _final_model(estimator, X)
     return measure(model.gate_proba(X), *args)
 
 
 SCORERS = {
-    "neg_sample_entropy": neg_sample_entropy_scorer,
-    "usage_entropy": usage_entropy_scorer,
-    "expert_class_information": expert_class_information_scorer,
+    "neg_sample_entropy": _score_neg_sample_entropy,
+    "usage_entropy": _score_usage_entropy,
+    "expert_class_information": _score_expert_class_information,
 }
-"""Scorers of the decomposition by name.
+"""Scorers of the decomposition by name: -H_s, H_u and I(E;Y) in bits, higher is better.
 
-``cross_validate`` and ``tune`` know the names; for ``scoring=`` of scikit-learn's searches pass
-``SCORERS["usage_entropy"]``, or all of them in a dict.
+Each is called as ``scorer(estimator, X, y)`` with a fitted ``MoEClassifier``, a pipeline that
+ends in one or a search for one, and returns a float. ``cross_validate`` and ``tune`` know the
+names; for ``scoring=`` of scikit-learn's searches pass ``SCORERS["usage_entropy"]``, or all of
+them in a dict.
 """
