@@ -8,12 +8,23 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 
+import torch
 from skorch.callbacks import Callback
 from tqdm.auto import tqdm
+
+from sklearn_moe.decomposition import mutual_information, usage_entropy
 
 
 class Progress(Callback):
     """A progress bar over the epochs."""
+
+    shown = {
+        "train_loss": "train_loss",
+        "valid_loss": "valid_loss",
+        "sample_entropy": "H_s",
+        "usage_entropy": "H_u",
+        "expert_class_information": "I(E;Y)",
+    }
 
     def __init__(self, epochs: int):
         self.epochs = epochs
@@ -23,12 +34,41 @@ class Progress(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         row = net.history[-1]
-        losses = {key: f"{row[key]:.4g}" for key in ("train_loss", "valid_loss") if key in row}
-        self.bar.set_postfix(losses)
+        self.bar.set_postfix(
+            {label: f"{row[key]:.4g}" for key, label in self.shown.items() if key in row}
+        )
         self.bar.update()
 
     def on_train_end(self, net, **kwargs):
         self.bar.close()
+
+
+class TrackDecomposition(Callback):
+    """Record H_s, H_u and I(E;Y) of each epoch, in bits, with the samples' weights.
+
+    They are those of the training batches, each with the weights of the mixture at that time, as
+    the training loss is: nothing runs twice, and nothing is read from the device within an epoch.
+    """
+
+    def on_epoch_begin(self, net, **kwargs):
+        table = torch.zeros(net.n_experts, net.n_classes, device=net.device)
+        self.sample_entropy, self.usage, self.table = table.new_zeros(()), table.sum(dim=1), table
+
+    def on_batch_end(self, net, batch, training, gate_proba=None, **kwargs):
+        if not training:
+            return
+        inputs, y = batch
+        sample_weight = inputs["sample_weight"]
+        self.sample_entropy += torch.special.entr(gate_proba).sum(dim=1) @ sample_weight
+        self.usage += sample_weight @ gate_proba
+        self.table.index_put_((gate_proba.argmax(dim=1), y), sample_weight, accumulate=True)
+
+    def on_epoch_end(self, net, **kwargs):
+        usage, table = self.usage.cpu().double().numpy(), self.table.cpu().double().numpy()
+        nats = self.sample_entropy.item() / table.sum()
+        net.history.record("sample_entropy", float(nats / math.log(2)))
+        net.history.record("usage_entropy", usage_entropy([usage / usage.sum()]))
+        net.history.record("expert_class_information", mutual_information(table))
 
 
 class StopOnNaN(Callback):
@@ -41,7 +81,7 @@ class StopOnNaN(Callback):
 
     def on_train_end(self, net, X, **kwargs):
         # The last step may leave weights with which there is no loss.
-        log_proba = net.evaluate(X.X["x"][:256], lambda mixture: mixture.log_proba)
+        log_proba = net.evaluate(X.X["x"][:256], lambda module, x: module(x).log_proba)
         self._check(net, -log_proba.mean().item())
 
     def _check(self, net, value, kind="training"):

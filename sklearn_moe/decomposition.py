@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
-from sklearn.metrics import mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_array, gen_batches
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -97,8 +97,31 @@ def expert_class_information(gate_proba: ArrayLike, y: ArrayLike) -> float:
     gate_proba = _check_gate_proba(gate_proba)
     y = column_or_1d(y)
     check_consistent_length(gate_proba, y)
-    nats = mutual_info_score(y, gate_proba.argmax(axis=1))
-    return max(0.0, float(nats / np.log(2)))
+    return mutual_information(contingency_matrix(gate_proba.argmax(axis=1), y))
+
+
+def mutual_information(table: ArrayLike) -> float:
+    """Return the mutual information of rows and columns of a table of counts, in bits.
+
+    Parameters
+    ----------
+    table : array-like of shape (n_rows, n_columns)
+        Counts, or sums of weights.
+
+    Returns
+    -------
+    float
+        At least 0.
+
+    Examples
+    --------
+    >>> mutual_information([[2, 0], [0, 2]])
+    1.0
+    """
+    # scikit-learn's mutual_info_score would round weights to integers.
+    joint = np.asarray(table) / np.sum(table)
+    bits = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0)) - _entropy(joint)
+    return max(0.0, float(bits))
 
 
 def _check_gate_proba(gate_proba):
@@ -138,6 +161,12 @@ class Decomposition:
         The classes of the table's columns.
     chosen_expert_accuracy : float or None
         Accuracy of the chosen expert alone, without the others; None without labels.
+    expert_accuracy : ndarray of shape (n_experts,) or None
+        The same for the samples of each expert, nan for an expert that was never chosen; None
+        without labels.
+    expert_certainty : ndarray of shape (n_experts,)
+        Mean gate probability of each expert over the samples for which it was chosen, nan for an
+        expert that was never chosen.
     """
 
     sample_entropy: float
@@ -150,6 +179,79 @@ class Decomposition:
     table: NDArray[np.int64]
     classes: NDArray
     chosen_expert_accuracy: float | None
+    expert_accuracy: NDArray[np.float64] | None
+    expert_certainty: NDArray[np.float64]
+
+    @classmethod
+    def from_predictions(
+        cls,
+        gate_proba: ArrayLike,
+        y: ArrayLike,
+        *,
+        chosen_expert_prediction: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Decomposition:
+        """Measure a decomposition from what a mixture said.
+
+        Parameters
+        ----------
+        gate_proba : array-like of shape (n_samples, n_experts)
+            Gate probabilities; rows sum to 1.
+        y : array-like of shape (n_samples,)
+            Classes of the samples.
+        chosen_expert_prediction : array-like of shape (n_samples,), default=None
+            The class that the chosen, the most probable, expert predicts; None leaves the
+            accuracies out.
+        classes : array-like of shape (n_classes,), default=None
+            Classes that the table has in any case, beside those in ``y``.
+
+        Returns
+        -------
+        Decomposition
+
+        Examples
+        --------
+        >>> decomposition = Decomposition.from_predictions([[1, 0], [0.2, 0.8]], ["cat", "dog"])
+        >>> decomposition.table
+        array([[1, 0],
+               [0, 1]])
+        """
+        gate_proba = _check_gate_proba(gate_proba)
+        y = column_or_1d(y)
+        check_consistent_length(gate_proba, y)
+        n_samples, n_experts = gate_proba.shape
+        chosen = gate_proba.argmax(axis=1)
+        classes = np.unique(y) if classes is None else np.union1d(classes, y)
+        table = np.zeros((n_experts, len(classes)), dtype=np.int64)
+        np.add.at(table, (chosen, np.searchsorted(classes, y)), 1)
+
+        def mean_by_expert(values):
+            totals = np.bincount(chosen, weights=values, minlength=n_experts)
+            counts = table.sum(axis=1)
+            return np.divide(totals, counts, out=np.full(n_experts, np.nan), where=counts > 0)
+
+        correct = None
+        if chosen_expert_prediction is not None:
+            correct = column_or_1d(chosen_expert_prediction) == y
+        most = np.log2(n_experts)
+        h_s, h_u = sample_entropy(gate_proba), usage_entropy(gate_proba)
+        information = mutual_information(table)
+        return cls(
+            sample_entropy=h_s,
+            usage_entropy=h_u,
+            expert_class_information=information,
+            normalized_sample_entropy=_share(h_s, most),
+            normalized_usage_entropy=_share(h_u, most),
+            normalized_expert_class_information=_share(
+                information, min(most, _entropy(table.sum(axis=0) / n_samples))
+            ),
+            usage=gate_proba.mean(axis=0),
+            table=table,
+            classes=classes,
+            chosen_expert_accuracy=None if correct is None else float(correct.mean()),
+            expert_accuracy=None if correct is None else mean_by_expert(correct),
+            expert_certainty=mean_by_expert(gate_proba.max(axis=1)),
+        )
 
     def __str__(self) -> str:
         lines = [
@@ -177,7 +279,7 @@ class Decomposition:
         ]
         if self.chosen_expert_accuracy is not None:
             lines.append(f"{'accuracy of the chosen expert':34}{self.chosen_expert_accuracy:6.3f}")
-        names = [_cut(name) for name in self.classes]
+        names = cut(self.classes, 12)
         width = max(5, *map(len, names), len(str(self.table.max(initial=0)))) + 1
         lines.append("")
         lines.append("expert  usage" + "".join(f"{name:>{width}}" for name in names))
@@ -185,11 +287,6 @@ class Decomposition:
             row = "".join(f"{count:>{width}}" for count in counts)
             lines.append(f"{expert:>6} {share:6.1%}{row}")
         return "\n".join(lines)
-
-
-def _cut(name, length=12):
-    name = str(name)
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposition:
@@ -230,7 +327,7 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     >>> 0 <= decomposition.sample_entropy <= decomposition.usage_entropy
     True
     """
-    model, X = _final_model(estimator, X)
+    model, X = final_model(estimator, X)
     gate_proba = model.gate_proba(X)
     chosen = gate_proba.argmax(axis=1)
     # In chunks, because the probabilities of all experts may not fit into memory.
@@ -242,33 +339,16 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     ]
     predicted = model.classes_[np.concatenate(predictions).argmax(axis=1)]
 
-    labels = predicted if y is None else column_or_1d(y)
-    check_consistent_length(gate_proba, labels)
-    if not np.isin(labels, model.classes_).any():
+    if y is None:
+        return Decomposition.from_predictions(gate_proba, predicted, classes=model.classes_)
+    y = column_or_1d(y)
+    if not np.isin(y, model.classes_).any():
         raise ValueError(
             f"y has none of the classes {model.classes_.tolist()} of the estimator; its first "
-            f"label is {labels[0]!r}."
+            f"label is {y[0]!r}."
         )
-    classes = np.union1d(model.classes_, labels)
-    table = np.zeros((gate_proba.shape[1], len(classes)), dtype=np.int64)
-    np.add.at(table, (chosen, np.searchsorted(classes, labels)), 1)
-
-    most = np.log2(gate_proba.shape[1])
-    h_s, h_u = sample_entropy(gate_proba), usage_entropy(gate_proba)
-    information = expert_class_information(gate_proba, labels)
-    return Decomposition(
-        sample_entropy=h_s,
-        usage_entropy=h_u,
-        expert_class_information=information,
-        normalized_sample_entropy=_share(h_s, most),
-        normalized_usage_entropy=_share(h_u, most),
-        normalized_expert_class_information=_share(
-            information, min(most, _entropy(table.sum(axis=0) / table.sum()))
-        ),
-        usage=gate_proba.mean(axis=0, dtype=np.float64),
-        table=table,
-        classes=classes,
-        chosen_expert_accuracy=None if y is None else float(np.mean(predicted == labels)),
+    return Decomposition.from_predictions(
+        gate_proba, y, chosen_expert_prediction=predicted, classes=model.classes_
     )
 
 
@@ -277,7 +357,21 @@ def _share(value, most):
     return float(min(value / most, 1.0)) if most > 0 else 0.0
 
 
-def _final_model(estimator, X):
+def cut(names, length):
+    """Return names as strings of at most ``length`` characters.
+
+    Where cut ends would make different names alike, the middle is cut in their place.
+    """
+    names = [str(name) for name in names]
+    ends = [name if len(name) <= length else name[: length - 1] + "…" for name in names]
+    if len(set(ends)) == len(set(names)):
+        return ends
+    head = (length - 1) // 2
+    tail = length - 1 - head
+    return [name if len(name) <= length else f"{name[:head]}…{name[-tail:]}" for name in names]
+
+
+def final_model(estimator, X):
     """Return the mixture at the end of searches and pipelines, and X as it sees it."""
     while not hasattr(estimator, "gate_proba"):
         if hasattr(estimator, "best_estimator_"):
@@ -306,7 +400,7 @@ def _score_expert_class_information(estimator, X, y):
 
 
 def _measure_gate(estimator, X, measure, *args):
-    model, X = _final_model(estimator, X)
+    model, X = final_model(estimator, X)
     return measure(model.gate_proba(X), *args)
 
 

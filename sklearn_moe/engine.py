@@ -16,7 +16,7 @@ from threading import Lock
 import numpy as np
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, PassthroughScoring
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from skorch.utils import data_from_dataset
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sklearn_moe.callbacks import StopEarly
 from sklearn_moe.experts import seeded_globally
-from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
+from sklearn_moe.mixture import MixtureOfExperts
 
 # Predictions are made in chunks of this many rows, whatever the batch size of the training was.
 CHUNK_SIZE = 8192
@@ -73,6 +73,25 @@ class TensorBatches:
             else:
                 X = self.X[batch]
             yield X, (None if self.y is None else self.y[batch])
+
+
+def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
+    """The objective of an ordinary training: likelihood of the mixture plus regularizations.
+
+    Returns
+    -------
+    loss : Tensor of shape ()
+        What is minimised.
+    log_proba : Tensor of shape (n_samples, n_classes)
+        The prediction.
+    gate_proba : Tensor of shape (n_samples, n_experts)
+        The gate's probabilities.
+    """
+    mixture = net.module_(x, net.generator_)
+    loss = (net.criterion_(mixture.log_proba, y) * sample_weight).mean()
+    for regularization in net.regularizations:
+        loss = loss + regularization(mixture, x, y, sample_weight)
+    return loss, mixture.log_proba, mixture.gate_proba
 
 
 class MoENet(NeuralNetClassifier):
@@ -135,6 +154,8 @@ class MoENet(NeuralNetClassifier):
         }
         super().__init__(**{**ours, **kwargs})
 
+    objective_ = staticmethod(likelihood)  # unless a training brings its own
+
     # What skorch asks of a net
 
     @property
@@ -143,7 +164,6 @@ class MoENet(NeuralNetClassifier):
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
-            ("print_log", PrintLog()),
         ]
 
     def initialize_module(self):
@@ -179,13 +199,13 @@ class MoENet(NeuralNetClassifier):
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
         inputs, y = batch
-        x, sample_weight = inputs["x"], inputs["sample_weight"]
-        mixture = self.module_(x, self.generator_)
-        loss = (self.criterion_(mixture.log_proba, y) * sample_weight).mean()
-        for regularization in self.regularizations:
-            loss = loss + regularization(mixture, x, y, sample_weight)
+        loss, log_proba, gate_proba = self.objective_(self, **inputs, y=y)
         loss.backward()
-        return {"loss": loss.detach(), "y_pred": mixture.log_proba.detach().softmax(dim=1)}
+        return {
+            "loss": loss.detach(),
+            "y_pred": log_proba.detach().softmax(dim=1),
+            "gate_proba": gate_proba.detach(),  # for callbacks
+        }
 
     def validation_step(self, batch, **fit_params):
         self._set_training(False)
@@ -204,7 +224,9 @@ class MoENet(NeuralNetClassifier):
         x = inputs["x"] if isinstance(inputs, dict) else inputs
         self._set_training(training)
         with torch.set_grad_enabled(training):
-            return self.module_(torch.as_tensor(x, device=self.device)).log_proba.softmax(dim=1)
+            x = torch.as_tensor(x, device=self.device)
+            log_proba = self.module_(x).log_proba if training else self.module_.predict(x)
+            return log_proba.softmax(dim=1)
 
     # What the estimator asks of a net
 
@@ -218,8 +240,28 @@ class MoENet(NeuralNetClassifier):
         epochs: int | None = None,
         callbacks: list[Callback],
         seed: int,
+        objective: Callable = likelihood,
     ) -> bool:
-        """Train, with callbacks that live as long as this training.
+        """Train, with callbacks and an objective that live as long as this training.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, ...)
+            Samples, float32.
+        y : ndarray of shape (n_samples, ...)
+            What the objective wants to know about each sample: for the likelihood its class.
+        sample_weight : ndarray of shape (n_samples,)
+            Weights with a mean of 1, float32.
+        validation : tuple of X, y and sample_weight, default=None
+            A validation set.
+        epochs : int, default=None
+            Number of epochs; None means all of ``max_epochs``.
+        callbacks : list of skorch.callbacks.Callback
+            They come after the net's own.
+        seed : int
+            Seed of batches, dropout and gate noise.
+        objective : callable, default=likelihood
+            ``objective(net, x, sample_weight, y)``; see :func:`likelihood` for what it returns.
 
         Returns
         -------
@@ -238,6 +280,7 @@ class MoENet(NeuralNetClassifier):
             self.train_split = predefined_split(self._dataset(*validation))
         self.iterator_train__generator = torch.Generator().manual_seed(seed + 1)
         self.generator_ = torch.Generator(device).manual_seed(seed)
+        self.objective_ = objective
         self.interrupted_ = False
         uses_global_state = getattr(self.module_.experts, "uses_global_random_state", False)
         n_rows = len(X) if self.batch_size == -1 else min(self.batch_size, len(X))
@@ -256,6 +299,7 @@ class MoENet(NeuralNetClassifier):
         finally:
             self.callbacks_, self.train_split = own_callbacks, own_split
             self.iterator_train__generator = self.generator_ = None
+            del self.objective_
             self._forget_batches()
         return self.interrupted_
 
@@ -266,15 +310,15 @@ class MoENet(NeuralNetClassifier):
         return net
 
     def evaluate(
-        self, X: np.ndarray | Tensor, part: Callable[[MixtureOutput], Tensor]
+        self, X: np.ndarray | Tensor, function: Callable[[MixtureOfExperts, Tensor], Tensor]
     ) -> np.ndarray:
-        """Return one part of what the mixture says about each row of X."""
+        """Return what a function of the mixture and a batch says about each row of X."""
         self._set_training(False)
         parts = []
         with self.threads(min(CHUNK_SIZE, len(X))), torch.inference_mode():
             for start in range(0, len(X), CHUNK_SIZE):
                 x = _tensor(X[start : start + CHUNK_SIZE], self.device)
-                parts.append(part(self.module_(x)).cpu().numpy())
+                parts.append(function(self.module_, x).cpu().numpy())
         return np.concatenate(parts)
 
     def to(self, device: str) -> None:

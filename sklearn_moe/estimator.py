@@ -16,9 +16,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from skorch.callbacks import PrintLog
 from torch import nn
 
-from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly, StopOnNaN
+from sklearn_moe.callbacks import (
+    OneCycle,
+    Progress,
+    ScikitLearnCallbacks,
+    StopEarly,
+    StopOnNaN,
+    TrackDecomposition,
+)
 from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
@@ -114,6 +122,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         list of ``callbacks`` is added. For example ``{"optimizer": torch.optim.SGD}``, which then
         has its own defaults for all but the learning rate. A warm start goes on with the net that
         it finds.
+    track_decomposition : bool, default=False
+        Whether to record in ``decomposition_curves_`` how the experts divide the training samples
+        in each epoch; ``verbose`` does, too.
     verbose : int, default=0
         0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
     random_state : int, RandomState instance or None, default=None
@@ -140,9 +151,15 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     best_validation_score_ : float or None
         Accuracy on the validation set in that epoch of the last training in which its loss was
         lowest, whose weights early stopping restores.
+    decomposition_curves_ : dict of lists of float, or None
+        "sample_entropy", "usage_entropy" and "expert_class_information" of the training samples,
+        in bits, in each epoch that ``track_decomposition`` or ``verbose`` recorded; None if there
+        was none. As in ``loss_curve_``, each batch counts with the weights of its time.
     expert_usage_ : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the samples, with their weights, of the last
         training.
+    report_ : DistillationReport or None
+        How the mixture compares with its teacher, if :func:`distill` made it.
     device_ : str
         Where the mixture is.
     net_ : MoENet
@@ -201,6 +218,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "device": [str],
         "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "net_params": [dict, None],
+        "track_decomposition": ["boolean"],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
@@ -227,6 +245,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         device: str = "auto",
         n_threads: int | str = "auto",
         net_params: dict[str, Any] | None = None,
+        track_decomposition: bool = False,
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ):
@@ -249,6 +268,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.device = device
         self.n_threads = n_threads
         self.net_params = net_params
+        self.track_decomposition = track_decomposition
         self.verbose = verbose
         self.random_state = random_state
 
@@ -407,12 +427,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             seed=train_seed,
         )
 
-        gate_proba = net.evaluate(X, lambda mixture: mixture.gate_proba)
-        self.expert_usage_ = np.average(gate_proba, axis=0, weights=total.astype(np.float64))
-        self.net_ = net
+        self._adopt(net, X, total, n_iter_before)
         self.classes_ = classes
         self._random_state = random_state
-        self._record_curves(n_iter_before)
         self._warn(interrupted, incremental)
         return self
 
@@ -440,8 +457,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         callbacks = [StopOnNaN()]
         if self.learning_rate_schedule == "one_cycle" and not incremental:
             callbacks.append(OneCycle(epochs))
-        if self.verbose == 1:
-            callbacks.append(Progress(epochs))
+        if self.track_decomposition or self.verbose:
+            callbacks.append(TrackDecomposition())
+        callbacks.append(Progress(epochs) if self.verbose == 1 else PrintLog())
         if hasattr(self, "_skl_callbacks"):
             task = {"X": X, "y": y, "metadata": metadata}
             callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
@@ -573,8 +591,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 )
         return self.net_.set_params(**self._settings(n_samples))
 
-    def _record_curves(self, n_iter_before):
-        rows = [row for row in self.net_.history if "train_loss" in row]
+    def _adopt(self, net, X, weight, n_iter_before=0):
+        """Take over a net that was trained with these samples and weights."""
+        gate_proba = net.evaluate(X, _gate_proba)
+        self.expert_usage_ = np.average(gate_proba, axis=0, weights=weight.astype(np.float64))
+        self.net_ = net
+        self.report_ = None
+        rows = [row for row in net.history if "train_loss" in row]
         self.n_iter_ = len(rows)
         self.loss_curve_ = [float(row["train_loss"]) for row in rows]
         validated = [row for row in rows if "valid_loss" in row]
@@ -582,6 +605,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if validated:
             self.validation_loss_curve_ = [float(row["valid_loss"]) for row in validated]
             self.validation_scores_ = [float(row["valid_accuracy"]) for row in validated]
+        tracked = [row for row in rows if "usage_entropy" in row]
+        self.decomposition_curves_ = (
+            {name: [row[name] for row in tracked] for name in _TRACKED} if tracked else None
+        )
         new = [row for row in rows[n_iter_before:] if "valid_loss" in row]
         if new:
             best = min(new, key=lambda row: row["valid_loss"])
@@ -637,7 +664,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Probabilities in the order of ``classes_``; rows sum to 1.
         """
         # The softmax of log-probabilities is their exp, but no rounding error takes it above 1.
-        return self._evaluate(X, lambda mixture: mixture.log_proba.softmax(dim=1))
+        return self._evaluate(X, lambda module, x: module.predict(x).softmax(dim=1))
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Predict the logarithm of the probability of each class.
@@ -652,7 +679,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples, n_classes)
             Log-probabilities, exact also where the probability is 0 in float32.
         """
-        return self._evaluate(X, lambda mixture: mixture.log_proba.log_softmax(dim=1))
+        return self._evaluate(X, lambda module, x: module.predict(x).log_softmax(dim=1))
 
     def gate_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Return how much each expert says about each sample.
@@ -668,7 +695,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
             one expert the whole sample here, although it trains on the full softmax.
         """
-        return self._evaluate(X, lambda mixture: mixture.gate_proba)
+        return self._evaluate(X, _gate_proba)
 
     def expert_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Predict the probability of each class by each expert on its own.
@@ -683,7 +710,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples, n_experts, n_classes)
             Each expert's probabilities.
         """
-        return self._evaluate(X, lambda mixture: mixture.expert_logits.softmax(dim=2))
+        return self._evaluate(X, lambda module, x: module.experts(x)[0].softmax(dim=2))
 
     def apply(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the expert that the gate chooses for each sample.
@@ -698,13 +725,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples,)
             Index of the most probable expert.
         """
-        return self._evaluate(X, lambda mixture: mixture.gate_proba.argmax(dim=1))
+        return self._evaluate(X, lambda module, x: _gate_proba(module, x).argmax(dim=1))
 
-    def _evaluate(self, X, part):
+    def _evaluate(self, X, function):
         check_is_fitted(self)
         X = self._validate(X, reset=False)
         check_shape("X", X, self.net_.input_shape)
-        return self.net_.evaluate(X, part)
+        return self.net_.evaluate(X, function)
 
     # The machine
 
@@ -738,7 +765,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return hasattr(self, "net_")
 
 
+def _gate_proba(module, x):
+    """Return the gate's probabilities for a batch."""
+    return module.route(x).log_proba.softmax(dim=1)
+
+
 _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
+
+_TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")
 
 _X_CHECKS = {"dtype": np.float32, "order": "C", "allow_nd": True}
 

@@ -2,7 +2,8 @@
 
 An experts object holds hyperparameters only; ``build`` turns it into one torch module that runs
 all experts and returns their logits (n_samples, n_experts, n_classes) and hidden vectors
-(n_samples, n_experts, hidden_size). ``EXPERTS`` names the usual choices.
+(n_samples, n_experts, hidden_size). Its method ``run_one(x, expert)`` returns the logits of one
+expert alone (n_samples, n_classes). ``EXPERTS`` names the usual choices.
 """
 
 from __future__ import annotations
@@ -102,6 +103,13 @@ class _MLPExpertsModule(nn.Module):
             out = layer(out)
         return out.transpose(0, 1), hidden.transpose(0, 1)
 
+    def run_one(self, x: Tensor, expert: int) -> Tensor:
+        first, *others = self.layers
+        out = first.run_one(x.flatten(1), expert)
+        for layer in others:
+            out = layer.run_one(ACTIVATIONS[self.activation](out), expert)
+        return out
+
 
 class CustomExperts(BaseEstimator):
     """Experts from a user's own function; ``MoEClassifier(experts=function)`` wraps it in this.
@@ -200,6 +208,10 @@ class _CustomExpertsModule(nn.Module):
         pairs = [each if isinstance(each, tuple) else (each, each) for each in outputs]
         logits, hidden = zip(*pairs, strict=True)
         return torch.stack(logits, dim=1), torch.stack(hidden, dim=1)
+
+    def run_one(self, x: Tensor, expert: int) -> Tensor:
+        output = self.experts[expert](x)
+        return output[0] if isinstance(output, tuple) else output
 
 
 _GLOBAL_RANDOM_STATE = RLock()

@@ -62,7 +62,8 @@ class GateModule(nn.Module):
     With ``top_k=1`` the softmax over the one kept logit would be the constant 1 and the gate would
     get no gradient. Such a gate therefore trains on the full softmax and keeps one expert in
     prediction only. A subclass implements ``score(x, hidden)``, which returns one score for each
-    sample and expert.
+    sample and expert, and says with ``needs_hidden = False`` that it does not read ``hidden``:
+    such a gate chooses before any expert runs, and gets None in its place in prediction.
 
     Parameters
     ----------
@@ -74,6 +75,8 @@ class GateModule(nn.Module):
         Standard deviation of the noise in training, in units of ``1 / n_experts``.
     """
 
+    needs_hidden = True
+
     def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
         super().__init__()
         self.temperature = temperature
@@ -81,7 +84,7 @@ class GateModule(nn.Module):
         self.noise = noise
 
     def forward(
-        self, x: Tensor, hidden: Tensor, generator: torch.Generator | None = None
+        self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
     ) -> GateOutput:
         logits = self.score(x, hidden) / self.temperature
         routed, routing = logits, None
@@ -200,11 +203,13 @@ class SoftmaxGate(Gate):
 
 
 class _SoftmaxGateModule(GateModule):
+    needs_hidden = False
+
     def __init__(self, network: nn.Module, **routing):
         super().__init__(**routing)
         self.network = network
 
-    def score(self, x: Tensor, hidden: Tensor) -> Tensor:
+    def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return self.network(x.flatten(1))
 
 

@@ -72,6 +72,10 @@ class StackedLinear(nn.Module):
             return wide.unflatten(1, self.bias.shape).transpose(0, 1)
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
 
+    def run_one(self, x: Tensor, expert: int) -> Tensor:
+        """Map the input (N, D) of one expert to (N, O)."""
+        return F.linear(x, self.weight[expert], self.bias[expert])
+
 
 def dropout(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """Zero each entry with the given probability and rescale the others."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sklearn_moe.gates import Routing
+from sklearn_moe.gates import GateOutput, Routing
 
 
 class MixtureOutput(NamedTuple):
@@ -51,7 +51,8 @@ class MixtureOfExperts(nn.Module):
     Parameters
     ----------
     experts : nn.Module
-        Maps ``(x, generator)`` to expert logits and hidden vectors.
+        Maps ``(x, generator)`` to expert logits and hidden vectors, and in ``run_one(x, expert)``
+        a batch to the logits of one expert.
     gate : nn.Module
         Maps ``(x, hidden, generator)`` to a ``GateOutput``.
     mixing : {"probability", "logit"}, default="probability"
@@ -68,10 +69,42 @@ class MixtureOfExperts(nn.Module):
         """Run a batch; the generator serves dropout and gate noise in training."""
         expert_logits, hidden = self.experts(x, generator)
         gate_logits, gate_log_proba, routing = self.gate(x, hidden, generator)
-        gate_proba = gate_log_proba.softmax(dim=1)  # unlike exp, never above 1
+        return MixtureOutput(
+            log_proba=self._mix(gate_log_proba, expert_logits),
+            gate_logits=gate_logits,
+            gate_proba=gate_log_proba.softmax(dim=1),  # unlike exp, never above 1
+            expert_logits=expert_logits,
+            hidden=hidden,
+            routing=routing,
+        )
+
+    def route(self, x: Tensor) -> GateOutput:
+        """Return what the gate says of a batch; experts run only for a gate that reads them."""
+        return self.gate(x, self.experts(x)[1] if self.gate.needs_hidden else None)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities of the classes for a batch, (n_samples, n_classes).
+
+        Where the gate keeps the top k experts and does not need to read them, a sample passes
+        through its k experts alone.
+        """
+        top_k = self.gate.top_k
+        if top_k is None or self.gate.needs_hidden:
+            return self(x).log_proba
+        gate_log_proba, chosen = self.gate(x, None).log_proba.topk(top_k, dim=1)
+        # Pairs of a sample and an expert, one expert's after the other's.
+        pairs = chosen.flatten().argsort().split(chosen.flatten().bincount().tolist())
+        logits = [
+            self.experts.run_one(x[own // top_k], expert)
+            for expert, own in enumerate(pairs)
+            if len(own) > 0
+        ]
+        in_order = torch.cat(logits)[torch.cat(pairs).argsort()]
+        return self._mix(gate_log_proba, in_order.unflatten(0, chosen.shape))
+
+    def _mix(self, gate_log_proba, expert_logits):
         if self.mixing == "probability":
             log_joint = gate_log_proba.unsqueeze(2) + expert_logits.log_softmax(dim=2)
-            log_proba = log_joint.logsumexp(dim=1)
-        else:
-            log_proba = torch.einsum("ne,nec->nc", gate_proba, expert_logits).log_softmax(dim=1)
-        return MixtureOutput(log_proba, gate_logits, gate_proba, expert_logits, hidden, routing)
+            return log_joint.logsumexp(dim=1)
+        gate_proba = gate_log_proba.softmax(dim=1)
+        return torch.einsum("ne,nec->nc", gate_proba, expert_logits).log_softmax(dim=1)

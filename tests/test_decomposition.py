@@ -7,12 +7,14 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import (
     SCORERS,
+    Decomposition,
     MoEClassifier,
     decomposition_entropy,
     expert_class_information,
     sample_entropy,
     usage_entropy,
 )
+from sklearn_moe.decomposition import cut, mutual_information
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,10 @@ def test_decomposition_of_a_classifier(fitted, iris):
         assert result.table[expert, label] == np.sum((chosen == expert) & (y == label))
     alone = fitted.expert_proba(X)[np.arange(len(X)), chosen].argmax(axis=1)
     assert result.chosen_expert_accuracy == np.mean(alone == y)
+    for expert in range(3):
+        own = chosen == expert
+        assert result.expert_accuracy[expert] == pytest.approx(np.mean((alone == y)[own]))
+        assert result.expert_certainty[expert] == pytest.approx(gate_proba[own, expert].mean())
     for measure in ("sample_entropy", "usage_entropy", "expert_class_information"):
         assert 0 <= getattr(result, f"normalized_{measure}") <= 1
 
@@ -81,7 +87,7 @@ def test_decomposition_without_labels_takes_the_predicted_classes(fitted, iris):
     chosen = fitted.apply(X)
     alone = fitted.expert_proba(X)[np.arange(len(X)), chosen].argmax(axis=1)
     assert result.table.sum(axis=0).tolist() == np.bincount(alone, minlength=3).tolist()
-    assert result.chosen_expert_accuracy is None
+    assert result.chosen_expert_accuracy is None and result.expert_accuracy is None
 
 
 def test_decomposition_prints_a_table(fitted, iris):
@@ -165,3 +171,36 @@ def test_bounds_of_the_information(seed):
     of_experts, of_classes = (usage_entropy(np.eye(7)[labels]) for labels in (chosen, y))
     assert 0 <= expert_class_information(p, y) <= min(of_experts, of_classes) + 1e-12
     assert expert_class_information(p, chosen) == pytest.approx(of_experts)
+
+
+def test_decomposition_of_plain_arrays():
+    p = np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.3, 0.7, 0]])
+    result = Decomposition.from_predictions(
+        p, ["a", "b", "b"], chosen_expert_prediction=["a", "a", "b"], classes=["a", "b", "c"]
+    )
+    assert result.table.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert result.expert_accuracy == pytest.approx([0.5, 1, np.nan], nan_ok=True)
+    assert result.expert_certainty == pytest.approx([0.75, 0.7, np.nan], nan_ok=True)
+    assert result.chosen_expert_accuracy == pytest.approx(2 / 3)
+    assert result.sample_entropy == sample_entropy(p)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        Decomposition.from_predictions(p, ["a", "b"])
+
+
+def test_mutual_information_of_weights():
+    assert mutual_information([[0.5, 0], [0, 0.5]]) == pytest.approx(1)
+    assert mutual_information([[1.5, 3], [0.5, 1]]) == pytest.approx(0)
+    assert mutual_information([[0, 3], [0, 0]]) == 0
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["short", 3], ["short", "3"]),
+        (["a long name", "short"], ["a long …", "short"]),
+        (["prefix_one", "prefix_two"], ["pre…_one", "pre…_two"]),
+        (["the same name", "the same name"], ["the sam…", "the sam…"]),
+    ],
+)
+def test_names_are_cut_so_that_they_differ(names, expected):
+    assert cut(names, 8) == expected

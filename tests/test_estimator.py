@@ -29,6 +29,7 @@ from sklearn_moe import (
     MoEClassifier,
     SampleSimilarity,
     SoftmaxGate,
+    decomposition_entropy,
 )
 
 
@@ -312,7 +313,7 @@ def test_callbacks_see_the_restored_weights_at_the_end(iris):
     class Spy(Callback):
         def on_train_end(self, net, X=None, y=None, **kwargs):
             seen.append(
-                net.evaluate(iris[0].astype(np.float32), lambda mixture: mixture.log_proba)
+                net.evaluate(iris[0].astype(np.float32), lambda module, x: module.predict(x))
             )
 
     net_params = {"callbacks": [Spy()]}
@@ -523,7 +524,7 @@ def test_interruption_leaves_a_usable_model(experts, iris):
         signal.signal(signal.SIGINT, before)
     assert clf.n_iter_ == len(clf.loss_curve_) == 3
     assert clf.predict(X).shape == (150,)
-    assert clf.net_.train_split is None and len(clf.net_.callbacks_) == 5
+    assert clf.net_.train_split is None and len(clf.net_.callbacks_) == 4
 
 
 @pytest.mark.parametrize("value", [5.0, [5.0, 2.0]])
@@ -592,6 +593,47 @@ def test_collapse_warns_and_names_what_helps(iris):
 
     with pytest.warns(UserWarning, match="collapsed: expert 0 .*regularization='importance'"):
         make(learning_rate=0.1, max_iter=100, regularization=send_all_to_the_first).fit(*iris)
+
+
+# The decomposition of each epoch
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tracked_decomposition_is_that_of_the_training_samples(weighted, iris):
+    X, y = iris
+    rng = np.random.RandomState(0)
+    repeats = rng.randint(1, 4, size=len(X)) if weighted else np.ones(len(X), dtype=int)
+    # With such a learning rate the weights stay those of the epoch that is tracked.
+    clf = make(track_decomposition=True, max_iter=1, batch_size=20, learning_rate=1e-30)
+    clf.fit(X, y, sample_weight=repeats)
+    expected = decomposition_entropy(clf, np.repeat(X, repeats, axis=0), np.repeat(y, repeats))
+    for name, curve in clf.decomposition_curves_.items():
+        assert curve == pytest.approx([getattr(expected, name)], rel=1e-4)
+
+
+def test_tracking_changes_nothing_else(iris):
+    X, y = iris
+    tracked, plain = (make(track_decomposition=track).fit(X, y) for track in (True, False))
+    assert plain.decomposition_curves_ is None
+    assert np.array_equal(tracked.predict_proba(X), plain.predict_proba(X))
+    assert tracked.loss_curve_ == plain.loss_curve_
+    assert set(tracked.decomposition_curves_) == {
+        "sample_entropy",
+        "usage_entropy",
+        "expert_class_information",
+    }
+    assert {len(curve) for curve in tracked.decomposition_curves_.values()} == {10}
+    pickle.loads(pickle.dumps(tracked))
+
+
+def test_tracking_in_a_warm_start_and_with_verbose(iris, capsys):
+    X, y = iris
+    clf = make(warm_start=True).fit(X, y)
+    clf.set_params(track_decomposition=True, max_iter=5).fit(X, y)
+    assert clf.n_iter_ == 15 and len(clf.decomposition_curves_["usage_entropy"]) == 5
+    clf = make(verbose=2, max_iter=2).fit(X, y)
+    assert "usage_entropy" in capsys.readouterr().out
+    assert len(clf.decomposition_curves_["usage_entropy"]) == 2
 
 
 # Skorch and scikit-learn behind it

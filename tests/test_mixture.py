@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from sklearn_moe import GATES, MLPExperts, SoftmaxGate
+from sklearn_moe import GATES, CustomExperts, MLPExperts, SoftmaxGate
 from sklearn_moe.mixture import MixtureOfExperts
 
 N, D, E, C = 8, 5, 4, 3
@@ -93,3 +94,47 @@ def test_top_1_prediction_is_the_chosen_expert(generator):
     out = MixtureOfExperts(experts, gate).eval()(torch.randn(N, D, generator=generator))
     chosen = out.expert_logits[torch.arange(N), out.gate_proba.argmax(dim=1)]
     torch.testing.assert_close(out.log_proba, chosen.log_softmax(dim=1))
+
+
+class CountingExpert(nn.Linear):
+    """Counts the rows that it gets."""
+
+    def __init__(self, input_shape, n_outputs):
+        super().__init__(input_shape[0], n_outputs)
+        self.n_rows = 0
+
+    def forward(self, x):
+        self.n_rows += len(x)
+        return super().forward(x)
+
+
+EXPERTS_OF_BOTH_KINDS = [MLPExperts((6, 7)), MLPExperts(()), CustomExperts(CountingExpert)]
+
+
+@pytest.mark.parametrize("experts", EXPERTS_OF_BOTH_KINDS, ids=["mlp", "linear", "custom"])
+@pytest.mark.parametrize("gate", [*GATES.values(), SoftmaxGate(top_k=E)], ids=[*GATES, "all"])
+@pytest.mark.parametrize("mixing", ["probability", "logit"])
+@pytest.mark.parametrize("n_samples", [1, 50])
+def test_prediction_equals_the_whole_mixture(experts, gate, mixing, n_samples, generator):
+    experts = experts.build((D,), E, C, generator)
+    gate = gate.build((D,), E, experts.hidden_size, generator)
+    module = MixtureOfExperts(experts, gate, mixing=mixing).eval()
+    x = torch.randn(n_samples, D, generator=generator)
+    whole = module(x)
+    torch.testing.assert_close(module.predict(x), whole.log_proba)
+    torch.testing.assert_close(module.route(x).log_proba.softmax(dim=1), whole.gate_proba)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_only_the_chosen_experts_run_in_prediction(top_k, generator):
+    experts = CustomExperts(CountingExpert).build((D,), E, C, generator)
+    gate = SoftmaxGate(top_k=top_k).build((D,), E, experts.hidden_size, generator)
+    module, x = MixtureOfExperts(experts, gate).eval(), torch.randn(50, D, generator=generator)
+    chosen = module(x).gate_proba > 0
+    for expert in experts.experts:
+        expert.n_rows = 0
+    module.route(x)
+    assert [expert.n_rows for expert in experts.experts] == [0] * E
+    module.predict(x)
+    assert [expert.n_rows for expert in experts.experts] == chosen.sum(dim=0).tolist()
+    assert chosen.sum() == 50 * top_k
