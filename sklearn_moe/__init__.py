@@ -8,6 +8,7 @@ from sklearn_moe.decomposition import (
     sample_entropy,
     usage_entropy,
 )
+from sklearn_moe.distillation import DistillationReport, distill, distillation_report
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import EXPERTS, CustomExperts, MLPExperts
 from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
@@ -22,6 +23,7 @@ from sklearn_moe.regularizers import (
     SampleSimilarity,
     ZLoss,
 )
+from sklearn_moe.report import decomposition_report
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "AttentiveGate",
     "CustomExperts",
     "Decomposition",
+    "DistillationReport",
     "Entropy",
     "Importance",
     "Load",
@@ -46,6 +49,9 @@ __all__ = [
     "ZLoss",
     "cross_validate",
     "decomposition_entropy",
+    "decomposition_report",
+    "distill",
+    "distillation_report",
     "expert_class_information",
     "sample_entropy",
     "tune",

@@ -1,0 +1,324 @@
+"""Distillation: from an attentive gate, which reads all experts, to one that runs only one."""
+
+from __future__ import annotations
+
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing, check_random_state, gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils.validation import check_is_fitted
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from sklearn_moe.callbacks import OneCycle, Progress, StopOnNaN
+from sklearn_moe.decomposition import Decomposition, decomposition_entropy, final_model
+from sklearn_moe.engine import CHUNK_SIZE
+from sklearn_moe.gates import AttentiveGate, SoftmaxGate
+from sklearn_moe.validation import (
+    check_weight,
+    class_weights,
+    drop_weightless,
+    encode,
+    normalize,
+)
+
+
+@validate_params(
+    {
+        "target": [StrOptions({"labels", "teacher"})],
+        "top_k": [Interval(Integral, 1, None, closed="left"), None],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), None],
+    },
+    prefer_skip_nested_validation=True,
+)
+def distill(
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    target: str = "labels",
+    top_k: int | None = 1,
+    max_iter: int | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> BaseEstimator:
+    r"""Distill an attentive gate to an ordinary one, which chooses before any expert runs.
+
+    An attentive gate divides the work well, but has to run all experts of a sample before it can
+    choose one. The student keeps the experts as they are and takes over the attentive gate's own
+    network; a new linear layer on top of it scores the experts from the sample alone. Only this
+    gate is trained, without regularization. Then one expert runs for each sample in prediction.
+
+    With ``target="labels"``, as in the paper, the gate maximises the likelihood of the mixture;
+    with ``target="teacher"`` it imitates the teacher's gate :math:`q` and needs no labels:
+
+    .. math:: L_\mathrm{labels} = -\frac{1}{N} \sum_n \log \sum_e p_{ne}\, o_{ne y_n}, \qquad
+              L_\mathrm{teacher} = \frac{1}{N} \sum_n \mathrm{KL}(q_n \,\|\, p_n)
+
+    Parameters
+    ----------
+    estimator : MoEClassifier, Pipeline or search
+        The teacher: a fitted ``MoEClassifier`` with an attentive gate and probability mixing, a
+        pipeline that ends in one, or a search with such a ``best_estimator_``. It is left as it
+        is.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Training samples, as the teacher takes them.
+    y : array-like of shape (n_samples,), default=None
+        Labels; without them ``target`` has to be "teacher".
+    target : {"labels", "teacher"}, default="labels"
+        What the student learns from.
+    top_k : int or None, default=1
+        How many experts of the student answer for a sample. None keeps the soft mixture of all.
+    max_iter : int, default=None
+        Number of epochs; None takes the teacher's.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples, at least 0.
+
+    Returns
+    -------
+    MoEClassifier or Pipeline
+        The student: a new fitted ``MoEClassifier`` with a ``SoftmaxGate``, no regularization and
+        the teacher's other parameters, or the teacher's pipeline with it as last step. Its
+        ``report_`` is the :class:`DistillationReport` for the training samples.
+
+    Raises
+    ------
+    ValueError
+        If the teacher's gate is not attentive, its mixing is not "probability", or the data or a
+        parameter are not valid.
+
+    See Also
+    --------
+    distillation_report : Compares teacher and student on other samples.
+
+    References
+    ----------
+    Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mixture of
+    Experts, 2023, arXiv 2302.14703.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_moe import MoEClassifier, distill
+    >>> X, y = load_iris(return_X_y=True)
+    >>> moe = MoEClassifier(n_experts=3, gate="attentive", random_state=0)
+    >>> teacher = make_pipeline(StandardScaler(), moe).fit(X, y)
+    >>> student = distill(teacher, X, y)
+    >>> student[-1].gate
+    SoftmaxGate(hidden_layer_sizes=(64,), top_k=1)
+    >>> student.score(X, y) > 0.9
+    True
+    """
+    teacher, samples = final_model(estimator, X)
+    gate = _check_teacher(teacher)
+    if target == "labels" and y is None:
+        raise ValueError("target='labels' needs y. Pass the labels, or target='teacher'.")
+
+    student = deepcopy(teacher).set_params(
+        gate=SoftmaxGate(gate.hidden_layer_sizes, temperature=gate.temperature, top_k=top_k),
+        regularization=None,
+        early_stopping=False,
+        max_iter=teacher.max_iter if max_iter is None else max_iter,
+    )
+    samples, goal, weight = _training_data(teacher, samples, y, target, sample_weight)
+    build_seed, train_seed = check_random_state(student.random_state).randint(
+        np.iinfo(np.int32).max, size=2
+    )
+    net = student._new_net(samples, len(student.classes_), int(build_seed))
+    net.module_.experts.load_state_dict(teacher.module_.experts.state_dict())
+    trunk = teacher.module_.gate.trunk
+    net.module_.gate.network[: len(trunk)].load_state_dict(trunk.state_dict())
+
+    callbacks = [StopOnNaN()]
+    if student.learning_rate_schedule == "one_cycle":
+        callbacks.append(OneCycle(net.max_epochs))
+    if student.verbose:
+        callbacks.append(Progress(net.max_epochs))
+    # The experts never run in this training, so that they get no gradient and stay as they are.
+    net.train(
+        samples,
+        goal,
+        weight,
+        callbacks=callbacks,
+        seed=int(train_seed),
+        objective=_likelihood if target == "labels" else _divergence,
+    )
+    student._adopt(net, samples, weight)
+    whole = _with_last(estimator, student)
+    student.report_ = distillation_report(estimator, whole, X, y)
+    return whole
+
+
+def _check_teacher(teacher):
+    """Return the attentive gate of the teacher."""
+    check_is_fitted(teacher)
+    gate, mixing = teacher.net_.gate, teacher.net_.mixing
+    if not isinstance(gate, AttentiveGate):
+        raise ValueError(
+            f"distill needs a teacher with an attentive gate, got gate={gate!r}. An ordinary gate "
+            "chooses before the experts run: fit it with top_k=1 (gate='hard')."
+        )
+    if mixing != "probability":
+        raise ValueError(
+            f"distill needs a teacher with mixing='probability', got {mixing!r}: with logits the "
+            "experts do not stand on their own."
+        )
+    return gate
+
+
+def _training_data(teacher, X, y, target, sample_weight):
+    """Return the samples, what the student's gate learns for each of them, and their weights."""
+    net = teacher.net_
+    if target == "teacher":
+        X = teacher._validate(X, reset=False)
+        weight = check_weight(sample_weight, X, "sample_weight")
+        X, weight = drop_weightless(X, weight)
+        return X, teacher.gate_proba(X), normalize(weight)
+    X, y = teacher._validate(X, y, reset=False)
+    y = encode(y, teacher.classes_, "y")
+    weight = check_weight(sample_weight, X, "sample_weight")
+    weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
+    X, y, weight = drop_weightless(X, y, weight)
+    log_proba = [  # of the right class, by each expert
+        net.evaluate(X[rows], lambda module, x: module.experts(x)[0].log_softmax(dim=2))[
+            np.arange(rows.stop - rows.start), :, y[rows]
+        ]
+        for rows in gen_batches(len(X), CHUNK_SIZE)
+    ]
+    return X, np.concatenate(log_proba), normalize(weight)
+
+
+def _likelihood(net, x, sample_weight, y):
+    """The likelihood of the mixture, where y has each expert's log-probability of the class."""
+    log_proba = net.module_.gate(x, None, net.generator_).log_proba
+    loss = -(log_proba + y).logsumexp(dim=1)
+    return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
+
+
+def _divergence(net, x, sample_weight, y):
+    """The divergence from the teacher's gate, where y has its probabilities."""
+    log_proba = net.module_.gate(x, None, net.generator_).logits.log_softmax(dim=1)
+    loss = F.kl_div(log_proba, y, reduction="none").sum(dim=1)
+    return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
+
+
+def _with_last(estimator, student):
+    """Return the student, at the end of a copy of the pipeline that the teacher stands in."""
+    if hasattr(estimator, "best_estimator_"):
+        return _with_last(estimator.best_estimator_, student)
+    if not isinstance(estimator, Pipeline):
+        return student
+    pipeline = copy(estimator)
+    *transformers, (name, last) = estimator.steps
+    pipeline.steps = [*deepcopy(transformers), (name, _with_last(last, student))]
+    return pipeline
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationReport:
+    """A teacher and its student side by side; ``print`` shows them as a table.
+
+    Attributes
+    ----------
+    teacher_error, student_error : float or None
+        Part of the samples that each gets wrong; None without labels.
+    agreement : float
+        Part of the samples for which both predict the same class.
+    expert_agreement : float
+        Part of the samples for which both gates choose the same expert.
+    teacher, student : Decomposition
+        How each divides the samples among the experts. A student with ``top_k=1`` has an H_s of
+        0: it never asks more than one.
+    teacher_cost, student_cost : float
+        Mean number of multiply-adds that each needs to predict one sample, those of matrix
+        products and convolutions.
+    """
+
+    teacher_error: float | None
+    student_error: float | None
+    agreement: float
+    expert_agreement: float
+    teacher: Decomposition
+    student: Decomposition
+    teacher_cost: float
+    student_cost: float
+
+    def __str__(self) -> str:
+        rows = [("H_s, bits", *self._both("sample_entropy"), ".3f")]
+        rows.append(("H_u, bits", *self._both("usage_entropy"), ".3f"))
+        rows.append(("I(E;Y), bits", *self._both("expert_class_information"), ".3f"))
+        rows.append(("multiply-adds per sample", self.teacher_cost, self.student_cost, ",.0f"))
+        if self.teacher_error is not None:
+            rows.insert(0, ("error", self.teacher_error, self.student_error, ".4f"))
+        lines = [f"{'':26}{'teacher':>12}{'student':>12}"]
+        lines += [f"{name:26}{one:12{form}}{other:12{form}}" for name, one, other, form in rows]
+        lines.append(
+            f"They predict the same class for {self.agreement:.1%} of the samples and choose the "
+            f"same expert for {self.expert_agreement:.1%}."
+        )
+        return "\n".join(lines)
+
+    def _both(self, measure):
+        return getattr(self.teacher, measure), getattr(self.student, measure)
+
+
+def distillation_report(
+    teacher: BaseEstimator, student: BaseEstimator, X: ArrayLike, y: ArrayLike | None = None
+) -> DistillationReport:
+    """Compare a student of :func:`distill` with its teacher.
+
+    Parameters
+    ----------
+    teacher, student : MoEClassifier, Pipeline or search
+        The fitted teacher and its student, with or without pipelines around them.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Samples, better those of a test set.
+    y : array-like of shape (n_samples,), default=None
+        Labels; without them there are no errors, and I(E;Y) takes the predicted classes.
+
+    Returns
+    -------
+    DistillationReport
+        Errors, agreement, decompositions and costs.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MoEClassifier, distill, distillation_report
+    >>> X, y = load_iris(return_X_y=True)
+    >>> teacher = MoEClassifier(n_experts=3, gate="attentive", regularization="importance",
+    ...                         random_state=0).fit(X, y)
+    >>> student = distill(teacher, X, y)
+    >>> report = distillation_report(teacher, student, X, y)
+    >>> report.student_cost < report.teacher_cost
+    True
+    >>> report.student.sample_entropy
+    0.0
+    """
+    predictions = [estimator.predict(X) for estimator in (teacher, student)]
+    models = [final_model(estimator, X) for estimator in (teacher, student)]
+    chosen = [model.apply(samples) for model, samples in models]
+    errors = [None if y is None else float(np.mean(one != np.asarray(y))) for one in predictions]
+    costs = [_multiply_adds(*each) for each in models]
+    return DistillationReport(
+        *errors,
+        float(np.mean(np.equal(*predictions))),
+        float(np.mean(np.equal(*chosen))),
+        *(decomposition_entropy(estimator, X, y) for estimator in (teacher, student)),
+        *costs,
+    )
+
+
+def _multiply_adds(model, X, n_samples=256):
+    """Return the mean number of multiply-adds that a prediction takes."""
+    X = _safe_indexing(X, slice(n_samples))
+    with FlopCounterMode(display=False) as counter:
+        model.predict_proba(X)
+    return counter.get_total_flops() / 2 / len(X)

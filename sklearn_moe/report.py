@@ -1,0 +1,206 @@
+"""A report of a decomposition in one screen: the experts, the entropies, and what to do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy, final_model
+from sklearn_moe.gates import AttentiveGate
+
+# Of more experts than this the report shows the most used ones.
+MOST_EXPERTS = 20
+
+
+class Report(str):
+    """A text that a notebook or the prompt shows as it is, as ``print`` would."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def decomposition_report(
+    estimator, X, y: ArrayLike, *, output_dict: bool = False
+) -> str | dict[str, Any]:
+    """Report what the experts do, how well they divide the work, and what to try.
+
+    For each expert: its share of the samples (those for which the gate chooses it), its accuracy
+    on them without the other experts, its certainty (mean gate probability) and its main classes.
+    Then the three entropies with a sentence each, and a verdict:
+
+    - *collapsed*: the usage is as if fewer than :math:`(E + 1) / 2` experts were used equally,
+      :math:`2^{H_u} < (E + 1) / 2`;
+    - *smeared*: as if more than 1.5 experts shared each sample equally, :math:`2^{H_s} > 1.5`;
+    - *fine* otherwise.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier, Pipeline or search
+        A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
+        ``best_estimator_``.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Samples, better those of a test set.
+    y : array-like of shape (n_samples,)
+        Labels.
+    output_dict : bool, default=False
+        Whether to return a dict in place of the text.
+
+    Returns
+    -------
+    str or dict
+        The text, which a notebook shows as ``print`` would; of many experts it has the 20 that are
+        chosen most often. The dict has ``experts``, a list of one dict per expert ("expert",
+        "share", "usage", "accuracy", "certainty", and "main_classes", the parts of its samples in
+        the at most three classes that have a tenth of them; accuracy and certainty are nan for an
+        expert that is never chosen), ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
+        ``sample_entropy``, ``usage_entropy`` and ``expert_class_information`` in bits, the same
+        ``normalized_*``, ``verdict`` (list of str) and ``advice`` (list of str).
+
+    See Also
+    --------
+    decomposition_entropy : The same measures as numbers.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_moe import MoEClassifier, decomposition_report
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = make_pipeline(StandardScaler(), MoEClassifier(n_experts=3, random_state=0))
+    >>> print(decomposition_report(clf.fit(X, y), X, y))  # doctest: +ELLIPSIS
+    expert   share  accuracy  certainty  main classes
+    ...
+    >>> report = decomposition_report(clf, X, y, output_dict=True)
+    >>> len(report["experts"])
+    3
+    """
+    model, _ = final_model(estimator, X)
+    decomposition = decomposition_entropy(estimator, X, y)
+    accuracy = float(np.mean(estimator.predict(X) == np.asarray(y)))
+    verdict, advice = _judge(decomposition, model)
+    report = {
+        "experts": _experts(decomposition),
+        "accuracy": accuracy,
+        **{name: getattr(decomposition, name) for name in _MEASURES},
+        "verdict": verdict,
+        "advice": advice,
+    }
+    return report if output_dict else Report(_text(report, decomposition))
+
+
+_MEASURES = (
+    "chosen_expert_accuracy",
+    "sample_entropy",
+    "usage_entropy",
+    "expert_class_information",
+    "normalized_sample_entropy",
+    "normalized_usage_entropy",
+    "normalized_expert_class_information",
+)
+
+
+def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
+    shares = decomposition.table.sum(axis=1) / decomposition.table.sum()
+    experts = []
+    for expert, counts in enumerate(decomposition.table):
+        parts = counts / max(counts.sum(), 1)
+        main = [index for index in np.argsort(-parts, kind="stable")[:3] if parts[index] >= 0.1]
+        experts.append(
+            {
+                "expert": expert,
+                "share": float(shares[expert]),
+                "usage": float(decomposition.usage[expert]),
+                "accuracy": float(decomposition.expert_accuracy[expert]),
+                "certainty": float(decomposition.expert_certainty[expert]),
+                "main_classes": {
+                    decomposition.classes[index].item(): float(parts[index]) for index in main
+                },
+            }
+        )
+    return experts
+
+
+def _judge(decomposition: Decomposition, model) -> tuple[list[str], list[str]]:
+    """Return the verdict, and the hyperparameters of the mixture to try."""
+    n_experts = len(decomposition.usage)
+    used = 2**decomposition.usage_entropy
+    verdict, advice = [], []
+    if used < (n_experts + 1) / 2:
+        verdict.append("collapsed")
+        if model.regularization is None:
+            advice.append("regularization='importance' or 'sample_similarity', for more experts")
+        else:
+            advice.append("a higher strength of the regularization, for more experts")
+        advice.append(f"n_experts={math.ceil(used)}, if so many do")
+    if 2**decomposition.sample_entropy > 1.5:
+        verdict.append("smeared")
+        if model.mixing == "logit":
+            advice.append("mixing='probability', which lets experts stand on their own")
+        if model.gate != "attentive" and not isinstance(model.gate, AttentiveGate):
+            advice.append("gate='attentive', which is surer")
+        advice.append("regularization='entropy', or a gate with a temperature below 1")
+    return verdict or ["fine"], advice
+
+
+def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
+    n_experts = len(decomposition.usage)
+    experts = sorted(
+        (row for row in report["experts"] if row["share"] > 0), key=lambda row: -row["share"]
+    )
+    names = dict(zip(decomposition.classes.tolist(), cut(decomposition.classes, 12), strict=True))
+    lines = ["expert   share  accuracy  certainty  main classes"]
+    for row in experts[:MOST_EXPERTS]:
+        classes = ", ".join(
+            f"{names[label]} ({part:.0%})" for label, part in row["main_classes"].items()
+        )
+        lines.append(
+            f"{row['expert']:6}  {row['share']:6.1%}  {row['accuracy']:8.3f}  "
+            f"{row['certainty']:9.2f}  {classes or 'many'}"
+        )
+    others = experts[MOST_EXPERTS:]
+    if others:
+        lines.append(f"{len(others):2} more {sum(row['share'] for row in others):7.1%}")
+    if len(experts) < n_experts:
+        lines.append(f"{n_experts - len(experts)} of {n_experts} experts are never chosen")
+    lines += [
+        "",
+        f"accuracy  {report['accuracy']:.3f} of the mixture, "
+        f"{report['chosen_expert_accuracy']:.3f} of the chosen expert alone",
+    ]
+
+    shared, used = 2 ** report["sample_entropy"], 2 ** report["usage_entropy"]
+    information = report["normalized_expert_class_information"]
+    says = (
+        "almost nothing"
+        if information < 0.1
+        else "little"
+        if information < 0.4
+        else "much"
+        if information < 0.9
+        else "almost all that it can"
+    )
+    sentences = {
+        "H_s     sample_entropy": f"as if {shared:.2f} experts shared each sample equally",
+        "H_u     usage_entropy": f"as if {used:.1f} of {n_experts} experts had equal shares",
+        "I(E;Y)  expert_class_information": f"which expert is chosen says {says} about the class",
+    }
+    for label, sentence in sentences.items():
+        symbol, name = label.split()
+        share = report[f"normalized_{name}"]
+        lines.append(f"{symbol:8}{report[name]:6.2f} bits, {share:4.0%} of the most: {sentence}")
+
+    lines.append("")
+    if n_experts == 1:
+        lines.append("One expert has nothing to divide.")
+    elif report["advice"]:
+        lines.append(f"The decomposition is {' and '.join(report['verdict'])}. To try:")
+        lines += [f"  - {each}" for each in report["advice"]]
+    else:
+        lines.append(
+            "The decomposition is fine: the experts share the work, and each sample has its own."
+        )
+    return "\n".join(lines)

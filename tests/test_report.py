@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_moe import AttentiveGate, MoEClassifier, decomposition_entropy, decomposition_report
+
+
+class Mixture:
+    """A fitted mixture whose gate and experts say what the test wants them to."""
+
+    regularization = None
+    mixing = "probability"
+    gate = "softmax"
+    classes_ = np.array(["cat", "dog", "emu"])
+
+    def __init__(self, gate_proba, **params):
+        self.proba = np.asarray(gate_proba, dtype=float)
+        vars(self).update(params)
+
+    def gate_proba(self, X):
+        return self.proba
+
+    def expert_proba(self, X):
+        """Expert e predicts class e mod 3."""
+        n_samples, n_experts = self.proba.shape
+        return np.tile(np.eye(3)[np.arange(n_experts) % 3], (n_samples, 1, 1))
+
+    def predict(self, X):
+        return self.classes_[self.proba.argmax(axis=1) % 3]
+
+
+Y = np.array(["cat", "dog", "emu", "cat"])
+
+
+def report(gate_proba, y=Y, output_dict=False, **params):
+    X = np.zeros((len(y), 1))
+    return decomposition_report(Mixture(gate_proba, **params), X, y, output_dict=output_dict)
+
+
+GOOD = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.8, 0.2, 0]]
+
+
+def test_report_by_hand():
+    result = report(GOOD, output_dict=True)
+    assert result["verdict"] == ["fine"] and result["advice"] == []
+    assert result["accuracy"] == result["chosen_expert_accuracy"] == 1
+    assert result["experts"][0] == {
+        "expert": 0,
+        "share": 0.5,
+        "usage": pytest.approx(0.45),
+        "accuracy": 1,
+        "certainty": pytest.approx(0.9),
+        "main_classes": {"cat": 1},
+    }
+    text = str(report(GOOD))
+    assert "     0   50.0%     1.000       0.90  cat (100%)" in text.splitlines()
+    assert "The decomposition is fine" in text
+
+
+def test_report_shows_itself():
+    text = report(GOOD)
+    assert isinstance(text, str) and repr(text) == str(text)
+
+
+COLLAPSED = [[0.99, 0.01, 0, 0, 0]] * 4
+SMEARED = [[0.34, 0.33, 0.33]] * 4
+
+
+@pytest.mark.parametrize(
+    "gate_proba, params, verdict, advice",
+    [
+        (COLLAPSED, {}, ["collapsed"], ["regularization='importance'", "n_experts=2"]),
+        (COLLAPSED, {"regularization": "load"}, ["collapsed"], ["a higher strength", "n_experts"]),
+        (SMEARED, {}, ["smeared"], ["gate='attentive'", "regularization='entropy'"]),
+        (SMEARED, {"gate": "attentive"}, ["smeared"], ["regularization='entropy'"]),
+        (SMEARED, {"gate": AttentiveGate()}, ["smeared"], ["regularization='entropy'"]),
+        (
+            SMEARED,
+            {"mixing": "logit"},
+            ["smeared"],
+            ["mixing='probability'", "gate='attentive'", "regularization='entropy'"],
+        ),
+        (
+            [[0.5, 0.5, 0, 0, 0, 0, 0]] * 4,
+            {},
+            ["collapsed", "smeared"],
+            ["regularization='importance'", "n_experts=2", "gate=", "regularization='entropy'"],
+        ),
+    ],
+)
+def test_verdict_and_advice(gate_proba, params, verdict, advice):
+    result = report(gate_proba, output_dict=True, **params)
+    assert result["verdict"] == verdict
+    assert len(result["advice"]) == len(advice)
+    for text, start in zip(result["advice"], advice, strict=True):
+        assert text.startswith(start)
+        assert text in str(report(gate_proba, **params))
+
+
+def test_one_expert_has_nothing_to_divide():
+    assert "nothing to divide" in str(report([[1.0]] * 4))
+    assert report([[1.0]] * 4, output_dict=True)["verdict"] == ["fine"]
+
+
+def test_many_experts_and_long_names_fit_on_a_screen():
+    names = np.array([f"a class with the very long name {name}" for name in "abc"])
+    y = np.tile(names, 40)
+    gate_proba = np.eye(64)[np.arange(len(y)) % 50]
+    text = str(report(gate_proba, y, classes_=names))
+    lines = text.splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) < 100
+    assert "30 more   50.0%" in lines
+    assert "14 of 64 experts are never chosen" in lines
+
+
+def test_report_of_a_pipeline(iris):
+    X, y = iris
+    clf = make_pipeline(StandardScaler(), MoEClassifier(n_experts=4, random_state=0)).fit(X, y)
+    result = decomposition_report(clf, X, y, output_dict=True)
+    expected = decomposition_entropy(clf, X, y)
+    assert result["accuracy"] == clf.score(X, y)
+    assert result["usage_entropy"] == expected.usage_entropy
+    assert sum(row["share"] for row in result["experts"]) == pytest.approx(1)
+    assert [row["usage"] for row in result["experts"]] == pytest.approx(expected.usage.tolist())
+    json.dumps(result)
+    assert "accuracy" in str(decomposition_report(clf, X, y))
+
+
+def test_wrong_estimator(iris):
+    with pytest.raises(TypeError, match="has no gate_proba"):
+        decomposition_report(StandardScaler().fit(iris[0]), *iris)
