@@ -8,6 +8,13 @@ from sklearn_moe.decomposition import (
     sample_entropy,
     usage_entropy,
 )
+from sklearn_moe.display import (
+    DecompositionDisplay,
+    ExpertRegionsDisplay,
+    ExpertSamplesDisplay,
+    GateDisplay,
+    TrainingDisplay,
+)
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import EXPERTS, CustomExperts, MLPExperts
@@ -35,8 +42,12 @@ __all__ = [
     "AttentiveGate",
     "CustomExperts",
     "Decomposition",
+    "DecompositionDisplay",
     "DistillationReport",
     "Entropy",
+    "ExpertRegionsDisplay",
+    "ExpertSamplesDisplay",
+    "GateDisplay",
     "Importance",
     "Load",
     "MLPExperts",
@@ -45,6 +56,7 @@ __all__ = [
     "Regularizer",
     "SampleSimilarity",
     "SoftmaxGate",
+    "TrainingDisplay",
     "TuneResult",
     "ZLoss",
     "cross_validate",

@@ -49,7 +49,7 @@ def sample_entropy(gate_proba: ArrayLike) -> float:
     >>> sample_entropy([[1, 0], [0.5, 0.5]])
     0.5
     """
-    return _entropy(_check_gate_proba(gate_proba), axis=1).mean().item()
+    return _entropy(check_gate_proba(gate_proba), axis=1).mean().item()
 
 
 def usage_entropy(gate_proba: ArrayLike) -> float:
@@ -70,7 +70,7 @@ def usage_entropy(gate_proba: ArrayLike) -> float:
     >>> usage_entropy([[1, 0], [0, 1]])
     1.0
     """
-    return _entropy(_check_gate_proba(gate_proba).mean(axis=0)).item()
+    return _entropy(check_gate_proba(gate_proba).mean(axis=0)).item()
 
 
 def expert_class_information(gate_proba: ArrayLike, y: ArrayLike) -> float:
@@ -94,7 +94,7 @@ def expert_class_information(gate_proba: ArrayLike, y: ArrayLike) -> float:
     >>> expert_class_information([[1, 0], [1, 0], [0, 1], [0, 1]], ["a", "a", "b", "b"])
     1.0
     """
-    gate_proba = _check_gate_proba(gate_proba)
+    gate_proba = check_gate_proba(gate_proba)
     y = column_or_1d(y)
     check_consistent_length(gate_proba, y)
     return mutual_information(contingency_matrix(gate_proba.argmax(axis=1), y))
@@ -124,7 +124,7 @@ def mutual_information(table: ArrayLike) -> float:
     return max(0.0, float(bits))
 
 
-def _check_gate_proba(gate_proba):
+def check_gate_proba(gate_proba):
     gate_proba = check_array(gate_proba, dtype=np.float64, input_name="gate_proba")
     if gate_proba.min() < 0 or not np.allclose(gate_proba.sum(axis=1), 1, atol=1e-3):
         raise ValueError("gate_proba must hold probabilities: rows at least 0 that sum to 1.")
@@ -216,7 +216,7 @@ class Decomposition:
         array([[1, 0],
                [0, 1]])
         """
-        gate_proba = _check_gate_proba(gate_proba)
+        gate_proba = check_gate_proba(gate_proba)
         y = column_or_1d(y)
         check_consistent_length(gate_proba, y)
         n_samples, n_experts = gate_proba.shape
@@ -371,13 +371,14 @@ def cut(names, length):
     return [name if len(name) <= length else f"{name[:head]}…{name[-tail:]}" for name in names]
 
 
-def final_model(estimator, X):
-    """Return the mixture at the end of searches and pipelines, and X as it sees it."""
+def final_model(estimator, X=None):
+    """Return the mixture at the end of searches and pipelines, and X, if any, as it sees it."""
     while not hasattr(estimator, "gate_proba"):
         if hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
         elif isinstance(estimator, Pipeline):
-            X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+            if X is not None and len(estimator) > 1:
+                X = estimator[:-1].transform(X)
             estimator = estimator[-1]
         else:
             raise TypeError(

@@ -1,0 +1,19 @@
+"""Pictures of a decomposition, as scikit-learn's Display classes.
+
+``from_estimator`` and ``from_predictions`` compute what is drawn, ``plot`` draws it and keeps the
+artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and leave its settings alone.
+"""
+
+from sklearn_moe.display.decomposition import DecompositionDisplay
+from sklearn_moe.display.gate import GateDisplay
+from sklearn_moe.display.regions import ExpertRegionsDisplay
+from sklearn_moe.display.samples import ExpertSamplesDisplay
+from sklearn_moe.display.training import TrainingDisplay
+
+__all__ = [
+    "DecompositionDisplay",
+    "ExpertRegionsDisplay",
+    "ExpertSamplesDisplay",
+    "GateDisplay",
+    "TrainingDisplay",
+]

@@ -1,0 +1,261 @@
+"""Which expert gets which classes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
+
+from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy
+from sklearn_moe.display.layout import COLORS, inches, label_ticks, one_axes
+
+# Points; cells with less room have no numbers.
+SMALLEST = 5
+
+
+class DecompositionDisplay:
+    r"""Which expert gets which classes: a heat map of experts by classes.
+
+    Each cell is the number of samples of a class for which the gate chooses an expert. Bars at the
+    side are the usage of the experts (their mean gate probability) beside equal shares, and the
+    title has H_s, H_u and I(E;Y). It is recommended to use :meth:`from_estimator` or
+    :meth:`from_predictions`.
+
+    Parameters
+    ----------
+    decomposition : Decomposition
+        What is drawn.
+    display_labels : array-like of shape (n_classes,), default=None
+        Names of the classes; None takes the classes themselves.
+
+    Attributes
+    ----------
+    im_ : matplotlib.image.AxesImage
+        The heat map.
+    text_ : ndarray of shape (n_experts, n_classes) of matplotlib.text.Text, or None
+        The numbers in the cells; None without them.
+    bars_ : matplotlib.container.BarContainer
+        The usage of the experts.
+    colorbar_ : matplotlib.colorbar.Colorbar or None
+        The scale of the heat map.
+    ax_ : matplotlib.axes.Axes
+        Axes of the heat map.
+    usage_ax_ : matplotlib.axes.Axes
+        Axes of the bars.
+    figure_ : matplotlib.figure.Figure
+        The figure.
+
+    See Also
+    --------
+    decomposition_report : The same in words.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_moe import DecompositionDisplay, MoEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = make_pipeline(StandardScaler(), MoEClassifier(n_experts=3, random_state=0))
+    >>> display = DecompositionDisplay.from_estimator(clf.fit(X, y), X, y)
+    >>> display.text_.shape
+    (3, 3)
+    """
+
+    def __init__(self, decomposition: Decomposition, *, display_labels: ArrayLike | None = None):
+        self.decomposition = decomposition
+        self.display_labels = display_labels
+
+    @classmethod
+    def from_estimator(
+        cls, estimator, X, y: ArrayLike | None = None, *, display_labels=None, ax=None, **kwargs
+    ) -> DecompositionDisplay:
+        """Draw how a fitted mixture divides some samples.
+
+        Parameters
+        ----------
+        estimator : MoEClassifier, Pipeline or search
+            A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
+            ``best_estimator_``.
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,), default=None
+            Labels; None takes the class that the chosen expert predicts.
+        display_labels : array-like of shape (n_classes,), default=None
+            Names of the classes.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        **kwargs : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        DecompositionDisplay
+        """
+        decomposition = decomposition_entropy(estimator, X, y)
+        return cls(decomposition, display_labels=display_labels).plot(ax=ax, **kwargs)
+
+    @classmethod
+    def from_predictions(
+        cls, gate_proba: ArrayLike, y: ArrayLike, *, display_labels=None, ax=None, **kwargs
+    ) -> DecompositionDisplay:
+        """Draw the decomposition that gate probabilities say.
+
+        Parameters
+        ----------
+        gate_proba : array-like of shape (n_samples, n_experts)
+            Gate probabilities; rows sum to 1.
+        y : array-like of shape (n_samples,)
+            Labels.
+        display_labels : array-like of shape (n_classes,), default=None
+            Names of the classes.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        **kwargs : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        DecompositionDisplay
+        """
+        decomposition = Decomposition.from_predictions(gate_proba, y)
+        return cls(decomposition, display_labels=display_labels).plot(ax=ax, **kwargs)
+
+    def plot(
+        self,
+        ax=None,
+        *,
+        normalize: str | None = None,
+        include_values: bool | None = None,
+        values_format: str | None = None,
+        cmap="Blues",
+        colorbar: bool | None = None,
+        im_kw: dict | None = None,
+        text_kw: dict | None = None,
+    ) -> DecompositionDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        normalize : {"expert", "class", "all"} or None, default=None
+            What the cells sum to 1 over: the samples of an expert, those of a class, or all; None
+            shows numbers of samples.
+        include_values : bool, default=None
+            Whether the cells have numbers; None means where there is room for them.
+        values_format : str, default=None
+            Format of the numbers; None is "d" for counts and ".2f" for parts.
+        cmap : str or matplotlib.colors.Colormap, default="Blues"
+            Colours of the heat map.
+        colorbar : bool, default=None
+            Whether to draw the scale; None means where cells have no numbers.
+        im_kw : dict, default=None
+            Arguments of ``imshow``.
+        text_kw : dict, default=None
+            Arguments of the texts in the cells.
+
+        Returns
+        -------
+        DecompositionDisplay
+        """
+        validate_parameter_constraints(
+            {"normalize": [StrOptions({"expert", "class", "all"}), None]},
+            {"normalize": normalize},
+            caller_name="DecompositionDisplay.plot",
+        )
+        decomposition = self.decomposition
+        n_experts, n_classes = decomposition.table.shape
+        labels = decomposition.classes if self.display_labels is None else self.display_labels
+        labels = cut(labels, 14)
+        if len(labels) != n_classes:
+            raise ValueError(f"display_labels must have {n_classes} names, got {len(labels)}.")
+        size = (min(2.5 + 0.42 * n_classes, 16), min(1.9 + 0.32 * n_experts, 12))
+        self.ax_ = ax = one_axes(self, ax, (max(size[0], 5), max(size[1], 3)))
+        self.figure_ = ax.figure
+        width, height = inches(ax)
+
+        values = _normalized(decomposition.table, normalize)
+        self.im_ = ax.imshow(
+            values,
+            **{"cmap": cmap, "aspect": "auto", "vmin": 0, "interpolation": "nearest"}
+            | (im_kw or {}),
+        )
+        # Points of room for a number of three digits.
+        room = 72 * min(0.9 * height / n_experts, 0.4 * width / n_classes)
+        if include_values is None:
+            include_values = room >= SMALLEST
+        self.text_ = None
+        if include_values:
+            size = min(10, max(SMALLEST, room))
+            self.text_ = self._write(values, values_format, size, text_kw or {})
+        longest = max(map(len, labels))
+        crowded = longest * n_classes > 9 * width
+        label_ticks(ax.xaxis, labels, 0.8 * width)
+        ax.tick_params(axis="x", rotation=90 if crowded and longest > 2 else 0)
+        label_ticks(ax.yaxis, [str(expert) for expert in range(n_experts)], height)
+        ax.set(xlabel="class", ylabel="chosen expert")
+
+        self.usage_ax_ = side = ax.inset_axes((1.03, 0, 0.18, 1), sharey=ax)
+        self.bars_ = side.barh(np.arange(n_experts), decomposition.usage, color=COLORS[0])
+        side.axvline(1 / n_experts, color="0.3", linestyle=":", linewidth=1)
+        side.tick_params(axis="y", left=False, labelleft=False)
+        percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
+        used = [percent.format(share) if share >= 5e-4 else "" for share in decomposition.usage]
+        size = min(9, max(4, 0.7 * 72 * height / n_experts))
+        side.bar_label(self.bars_, used, padding=2, fontsize=size)
+        most = max(decomposition.usage.max(), 1 / n_experts)
+        side.set(xlim=(0, 1.6 * most), xticks=[1 / n_experts], xticklabels=["equal"])
+        side.set_xlabel("usage")
+        side.spines[["top", "right"]].set_visible(False)
+
+        if colorbar is None:
+            colorbar = not include_values
+        self.colorbar_ = None
+        if colorbar:
+            self.colorbar_ = self.figure_.colorbar(self.im_, ax=ax, label=_MEANINGS[normalize])
+        ax.set_title(
+            f"$H_s$ {decomposition.sample_entropy:.2f},  $H_u$ {decomposition.usage_entropy:.2f},"
+            f"  $I(E;Y)$ {decomposition.expert_class_information:.2f} bits"
+        )
+        return self
+
+    def _write(self, values, values_format, size, text_kw):
+        if values_format is None:
+            values_format = "d" if values.dtype.kind == "i" else ".2f"
+        light, dark = self.im_.cmap(0.0), self.im_.cmap(1.0)
+        texts = np.empty(values.shape, dtype=object)
+        for expert, label in np.ndindex(values.shape):
+            value = values[expert, label]
+            texts[expert, label] = self.ax_.text(
+                label,
+                expert,
+                format(value, values_format) if value else "",
+                **{
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": size,
+                    "color": light if self.im_.norm(value) > 0.5 else dark,
+                }
+                | text_kw,
+            )
+        return texts
+
+
+_MEANINGS = {
+    None: "samples",
+    "expert": "part of the expert's samples",
+    "class": "part of the class",
+    "all": "part of all samples",
+}
+
+
+def _normalized(table, normalize):
+    if normalize is None:
+        return table
+    totals = {
+        "expert": table.sum(axis=1, keepdims=True),
+        "class": table.sum(axis=0, keepdims=True),
+        "all": table.sum(),
+    }[normalize]
+    return table / np.maximum(totals, 1)

@@ -1,0 +1,70 @@
+"""What the pictures share: axes, colours, and labels that do not overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.utils._optional_dependencies import check_matplotlib_support
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, without black; of more
+# experts than colours, numbers in the picture tell which is which.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+
+
+def one_axes(display, ax, figsize):
+    """Return ax, or the axes of a new figure of this size in inches."""
+    check_matplotlib_support(f"{type(display).__name__}.plot")
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    return ax
+
+
+def several_axes(display, ax, n_axes, figsize):
+    """Return axes side by side: those given, parts of the one given, or a new figure's."""
+    check_matplotlib_support(f"{type(display).__name__}.plot")
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+
+    if ax is None:
+        _, axes = plt.subplots(1, n_axes, figsize=figsize, layout="constrained", squeeze=False)
+        return axes.ravel()
+    if not isinstance(ax, Axes):
+        axes = np.ravel(ax)
+        if len(axes) != n_axes:
+            raise ValueError(
+                f"ax must be one axes or {n_axes} of them, one per panel; got {len(axes)}."
+            )
+        return axes
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError(
+            f"ax cannot be split into {n_axes} panels, as it is not part of a grid: make it with "
+            f"plt.subplots, or pass {n_axes} axes."
+        )
+    ax.set_axis_off()
+    return np.array([ax.figure.add_subplot(cell) for cell in place.subgridspec(1, n_axes)])
+
+
+def inches(ax):
+    """Return width and height of the axes, roughly, as the layout is not yet known."""
+    size = ax.figure.get_size_inches() * ax.get_position().size
+    return size.tolist()
+
+
+def label_ticks(axis, labels, length):
+    """Put labels at 0, 1, 2, ..., smaller or fewer of them where they have too little room.
+
+    Parameters
+    ----------
+    axis : matplotlib.axis.Axis
+        The axis.
+    labels : list of str
+        One label per position.
+    length : float
+        Length of the axis in inches.
+    """
+    room = 72 * length / max(len(labels), 1)  # points for each
+    size = min(10.0, max(5.0, 0.8 * room))
+    step = max(1, int(np.ceil(1.1 * size / room)))
+    axis.set_ticks(np.arange(len(labels))[::step], labels[::step], fontsize=size)

@@ -1,0 +1,286 @@
+"""Which expert owns which region."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+import numpy as np
+from scipy import ndimage
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+
+from sklearn_moe.decomposition import final_model
+from sklearn_moe.display.layout import COLORS, inches, one_axes
+
+# Points; regions with less room have no number.
+SMALLEST = 5
+
+
+class ExpertRegionsDisplay:
+    """Which expert owns which region of two features, or of a projection to two dimensions.
+
+    Each region has the colour and the number of the expert that the gate chooses there, paler
+    where the gate is less sure. It is recommended to use :meth:`from_estimator`. As with
+    scikit-learn's ``DecisionBoundaryDisplay``, samples can be drawn over it with
+    ``display.ax_.scatter``.
+
+    Parameters
+    ----------
+    xx0, xx1 : ndarray of shape (grid_resolution, grid_resolution)
+        The points of the grid, as from ``numpy.meshgrid``.
+    response : ndarray of shape (grid_resolution, grid_resolution, n_experts)
+        Gate probabilities at these points.
+    xlabel, ylabel : str, default=""
+        Labels of the axes.
+
+    Attributes
+    ----------
+    surface_ : matplotlib.collections.QuadMesh
+        The regions.
+    text_ : list of matplotlib.text.Text
+        The number of the expert in each region that has room for it.
+    ax_ : matplotlib.axes.Axes
+        The axes.
+    figure_ : matplotlib.figure.Figure
+        The figure.
+
+    See Also
+    --------
+    sklearn.inspection.DecisionBoundaryDisplay : Which class is predicted where.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklearn_moe import ExpertRegionsDisplay, MoEClassifier
+    >>> X, y = make_moons(noise=0.1, random_state=0)
+    >>> clf = MoEClassifier(n_experts=3, regularization="importance", random_state=0).fit(X, y)
+    >>> display = ExpertRegionsDisplay.from_estimator(clf, X)
+    >>> points = display.ax_.scatter(*X.T, c=y)
+    """
+
+    def __init__(self, *, xx0, xx1, response, xlabel="", ylabel=""):
+        self.xx0 = xx0
+        self.xx1 = xx1
+        self.response = response
+        self.xlabel = xlabel
+        self.ylabel = ylabel
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        *,
+        features=None,
+        projection=None,
+        grid_resolution=100,
+        eps=None,
+        xlabel=None,
+        ylabel=None,
+        ax=None,
+        **kwargs,
+    ) -> ExpertRegionsDisplay:
+        """Draw the regions of a fitted mixture's experts.
+
+        Parameters
+        ----------
+        estimator : MoEClassifier, Pipeline or search
+            A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
+            ``best_estimator_``.
+        X : array-like or DataFrame of shape (n_samples, n_features)
+            Samples, which say how far the picture reaches.
+        features : pair of int or str, default=None
+            Two features, by number or column name, where ``X`` has more. The others stay at their
+            median, or at their most frequent value if they are not numbers.
+        projection : object, default=None
+            A transformer to two dimensions that was fitted on ``X`` and has an
+            ``inverse_transform``, such as ``PCA(2).fit(X)``, in place of ``features``.
+        grid_resolution : int, default=100
+            Number of points of the grid in each direction.
+        eps : float, default=None
+            How far the picture reaches beyond the samples; None is a twentieth of their range.
+        xlabel, ylabel : str, default=None
+            Labels of the axes; None takes the names of the features.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        **kwargs : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        ExpertRegionsDisplay
+
+        Raises
+        ------
+        ValueError
+            If ``X`` has more than two features and neither ``features`` nor ``projection`` says
+            what to draw, or if one of them is not valid.
+        """
+        validate_parameter_constraints(
+            {
+                "grid_resolution": [Interval(Integral, 2, None, closed="left")],
+                "eps": [Interval(Real, 0, None, closed="left"), None],
+            },
+            {"grid_resolution": grid_resolution, "eps": eps},
+            caller_name="ExpertRegionsDisplay.from_estimator",
+        )
+        plane = _Features(X, features) if projection is None else _Projection(X, projection)
+        if projection is not None and features is not None:
+            raise ValueError("Pass features or projection, not both.")
+        low, high = plane.points.min(axis=0), plane.points.max(axis=0)
+        margin = (high - low) / 20 if eps is None else eps
+        xx0, xx1 = np.meshgrid(*np.linspace(low - margin, high + margin, grid_resolution).T)
+        samples = plane.samples(np.column_stack([xx0.ravel(), xx1.ravel()]))
+        model, samples = final_model(estimator, samples)
+        return cls(
+            xx0=xx0,
+            xx1=xx1,
+            response=model.gate_proba(samples).reshape(*xx0.shape, -1),
+            xlabel=plane.names[0] if xlabel is None else xlabel,
+            ylabel=plane.names[1] if ylabel is None else ylabel,
+        ).plot(ax=ax, **kwargs)
+
+    def plot(self, ax=None, *, xlabel=None, ylabel=None, **kwargs) -> ExpertRegionsDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        xlabel, ylabel : str, default=None
+            Labels of the axes in place of those of the display.
+        **kwargs : dict
+            Arguments of ``pcolormesh``.
+
+        Returns
+        -------
+        ExpertRegionsDisplay
+        """
+        self.ax_ = ax = one_axes(self, ax, (6, 5))
+        self.figure_ = ax.figure
+        from matplotlib import patheffects
+        from matplotlib.colors import to_rgb
+
+        n_experts = self.response.shape[2]
+        chosen = self.response.argmax(axis=2)
+        # From 0, no expert more probable than another, to 1, sure.
+        sure = (
+            self.response.max(axis=2)
+            if n_experts == 1
+            else ((n_experts * self.response.max(axis=2) - 1) / (n_experts - 1))
+        )
+        colors = np.array([to_rgb(COLORS[expert % len(COLORS)]) for expert in range(n_experts)])
+        strength = (0.15 + 0.6 * sure)[..., np.newaxis]
+        image = 1 - strength * (1 - colors[chosen])
+        self.surface_ = ax.pcolormesh(
+            self.xx0, self.xx1, image, **{"zorder": -1, "rasterized": True} | kwargs
+        )
+        cell = 72 * min(inches(ax)) / len(self.xx0)  # points
+        self.text_ = []
+        for expert in np.unique(chosen):
+            own = chosen == expert
+            if not own.all():
+                ax.contour(
+                    self.xx0, self.xx1, own, levels=[0.5], colors="white", linewidths=1, zorder=-1
+                )
+            depth = ndimage.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1]
+            parts, n_parts = ndimage.label(own)
+            # The middle of the widest place of each part of the region.
+            for place in ndimage.maximum_position(depth, parts, range(1, n_parts + 1)):
+                size = min(14.0, 1.2 * cell * depth[place])
+                if size >= SMALLEST:
+                    self.text_.append(
+                        ax.text(
+                            self.xx0[place],
+                            self.xx1[place],
+                            str(expert),
+                            fontsize=size,
+                            fontweight="bold",
+                            ha="center",
+                            va="center",
+                            path_effects=[
+                                patheffects.withStroke(linewidth=2.5, foreground="white")
+                            ],
+                        )
+                    )
+        ax.set_xlabel(self.xlabel if xlabel is None else xlabel)
+        ax.set_ylabel(self.ylabel if ylabel is None else ylabel)
+        return self
+
+
+class _Features:
+    """The plane of two features, in which the others do not change."""
+
+    def __init__(self, X, features):
+        self.is_frame = hasattr(X, "iloc")
+        self.X = X if self.is_frame else check_array(X, dtype=None, ensure_all_finite="allow-nan")
+        columns = list(self.X.columns) if self.is_frame else list(range(self.X.shape[1]))
+        if features is None:
+            if len(columns) != 2:
+                raise ValueError(
+                    f"X has {len(columns)} features: say which two to draw, such as "
+                    "features=(0, 1), or pass a fitted projection, such as "
+                    "projection=PCA(2).fit(X)."
+                )
+            features = columns
+        if np.shape(features) != (2,):
+            raise ValueError(f"features must be a pair, got {features!r}.")
+        known = [each in columns or each in range(len(columns)) for each in features]
+        if not all(known):
+            raise ValueError(f"features={features!r} must be two of {columns}, or their numbers.")
+        self.columns = [columns.index(each) if each in columns else int(each) for each in features]
+        self.names = [
+            str(columns[column]) if self.is_frame else f"feature {column}"
+            for column in self.columns
+        ]
+        values = self.X.iloc[:, self.columns] if self.is_frame else self.X[:, self.columns]
+        try:
+            self.points = np.asarray(values, dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(f"The features {self.names} must be numbers.") from error
+        self.points = self.points[np.isfinite(self.points).all(axis=1)]
+
+    def samples(self, points):
+        if not self.is_frame:
+            samples = np.tile(np.nanmedian(self.X.astype(np.float64), axis=0), (len(points), 1))
+            samples[:, self.columns] = points
+            return samples
+        samples = self.X.iloc[np.zeros(len(points), dtype=int)].reset_index(drop=True)
+        for number, name in enumerate(self.X.columns):
+            column = self.X.iloc[:, number]
+            if number in self.columns:
+                samples[name] = points[:, self.columns.index(number)]
+            elif column.dtype.kind in "iuf":
+                samples[name] = column.median()
+            else:
+                samples[name] = column.mode().repeat(len(points))[: len(points)].to_numpy()
+        return samples
+
+
+class _Projection:
+    """The plane that a fitted projection maps to."""
+
+    names = ("component 0", "component 1")
+
+    def __init__(self, X, projection):
+        if not hasattr(projection, "inverse_transform"):
+            raise ValueError(
+                f"projection={projection!r} must have an inverse_transform, which says what "
+                "samples the points of the picture stand for, as PCA has."
+            )
+        self.projection = projection
+        self.columns = X.columns if hasattr(X, "iloc") else None
+        self.points = np.asarray(projection.transform(X), dtype=np.float64)
+        if self.points.ndim != 2 or self.points.shape[1] != 2:
+            raise ValueError(
+                f"projection={projection!r} must map to two dimensions; it gives an array of "
+                f"shape {self.points.shape}."
+            )
+
+    def samples(self, points):
+        samples = self.projection.inverse_transform(points)
+        if self.columns is None or hasattr(samples, "iloc"):
+            return samples
+        import pandas as pd
+
+        return pd.DataFrame(samples, columns=self.columns)

@@ -1,0 +1,293 @@
+"""What the experts' samples look like."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+
+from sklearn_moe.decomposition import check_gate_proba, cut, final_model
+from sklearn_moe.display.layout import COLORS, one_axes
+
+
+class ExpertSamplesDisplay:
+    """What the experts' samples look like: images, or the features that set them apart.
+
+    For images, a row per expert with the samples that it is surest of, among those for which the
+    gate chooses it. For tables, the features whose mean over an expert's samples differs most from
+    that over all others, in standard deviations of the feature (standardised mean differences). It
+    is recommended to use :meth:`from_estimator` or :meth:`from_predictions`.
+
+    Parameters
+    ----------
+    shares : array-like of shape (n_experts,)
+        Part of the samples for which each expert is chosen.
+    images : list of n_experts arrays of shape (n_images, height, width) or \
+            (n_images, height, width, n_channels), default=None
+        The images that each expert is surest of, the surest first.
+    differences : array-like of shape (n_experts, n_features), default=None
+        Standardised mean differences, in place of ``images``; nan for an expert without samples.
+    feature_names : array-like of shape (n_features,), default=None
+        Names of the features of ``differences``.
+
+    Attributes
+    ----------
+    im_ : matplotlib.image.AxesImage or None
+        All images in one; None for tables.
+    bars_ : matplotlib.container.BarContainer or None
+        The differences, expert by expert; None for images.
+    text_ : list of matplotlib.text.Text
+        The texts.
+    ax_ : matplotlib.axes.Axes
+        The axes.
+    figure_ : matplotlib.figure.Figure
+        The figure.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_moe import ExpertSamplesDisplay, MoEClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = MoEClassifier(n_experts=5, gate="attentive", regularization="importance",
+    ...                     max_iter=10, random_state=0).fit(X / 16, y)
+    >>> display = ExpertSamplesDisplay.from_estimator(clf, X / 16, image_shape=(8, 8))
+    >>> len(display.images)
+    5
+    """
+
+    def __init__(self, shares, *, images=None, differences=None, feature_names=None):
+        self.shares = shares
+        self.images = images
+        self.differences = differences
+        self.feature_names = feature_names
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, ax=None, **kwargs) -> ExpertSamplesDisplay:
+        """Draw the samples of a fitted mixture's experts.
+
+        Parameters
+        ----------
+        estimator : MoEClassifier, Pipeline or search
+            A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
+            ``best_estimator_``.
+        X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples, ...)
+            Samples, as the estimator takes them.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        **kwargs : dict
+            Arguments of :meth:`from_predictions`.
+
+        Returns
+        -------
+        ExpertSamplesDisplay
+        """
+        model, samples = final_model(estimator, X)
+        return cls.from_predictions(model.gate_proba(samples), X, ax=ax, **kwargs)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        gate_proba: ArrayLike,
+        X,
+        *,
+        image_shape=None,
+        n_images: int = 8,
+        feature_names=None,
+        ax=None,
+        **kwargs,
+    ) -> ExpertSamplesDisplay:
+        """Draw the samples that gate probabilities give to each expert.
+
+        Parameters
+        ----------
+        gate_proba : array-like of shape (n_samples, n_experts)
+            Gate probabilities; rows sum to 1.
+        X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples, ...)
+            Samples: images of shape (height, width) or (height, width, n_channels), or rows of a
+            table. Columns that are not numbers count as categories, one feature each.
+        image_shape : tuple of int, default=None
+            Shape of the images, (height, width) or (height, width, n_channels), where ``X`` has
+            them as rows.
+        n_images : int, default=8
+            Number of images of each expert.
+        feature_names : array-like of shape (n_features,), default=None
+            Names of the features of a table; None takes the columns of a DataFrame.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        **kwargs : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        ExpertSamplesDisplay
+        """
+        validate_parameter_constraints(
+            {"n_images": [Interval(Integral, 1, None, closed="left")]},
+            {"n_images": n_images},
+            caller_name="ExpertSamplesDisplay.from_predictions",
+        )
+        gate_proba = check_gate_proba(gate_proba)
+        n_samples, n_experts = gate_proba.shape
+        if len(X) != n_samples:
+            raise ValueError(f"X has {len(X)} samples, gate_proba has {n_samples}.")
+        chosen = gate_proba.argmax(axis=1)
+        shares = np.bincount(chosen, minlength=n_experts) / n_samples
+        if image_shape is None and np.ndim(X) < 3:
+            table, names = _numbers(X, feature_names)
+            differences = np.array([_differences(table, chosen == e) for e in range(n_experts)])
+            return cls(shares, differences=differences, feature_names=names).plot(ax=ax, **kwargs)
+        images = np.asarray(X)
+        if image_shape is not None:
+            images = images.reshape(n_samples, *image_shape)
+        if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+            raise ValueError(
+                "Images must have the shape (n_samples, height, width) or (n_samples, height, "
+                f"width, n_channels) with 1, 3 or 4 channels, got {images.shape}."
+            )
+        surest = [
+            images[own[np.argsort(-gate_proba[own, expert], kind="stable")[:n_images]]]
+            for expert in range(n_experts)
+            for own in [np.flatnonzero(chosen == expert)]
+        ]
+        return cls(shares, images=surest).plot(ax=ax, **kwargs)
+
+    def plot(
+        self, ax=None, *, n_features: int = 3, cmap="gray_r", im_kw: dict | None = None
+    ) -> ExpertSamplesDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None makes a new figure.
+        n_features : int, default=3
+            Number of features of each expert of a table.
+        cmap : str or matplotlib.colors.Colormap, default="gray_r"
+            Colours of images with one channel.
+        im_kw : dict, default=None
+            Arguments of ``imshow``.
+
+        Returns
+        -------
+        ExpertSamplesDisplay
+        """
+        self.im_ = self.bars_ = None
+        if self.images is None:
+            self._plot_table(ax, n_features)
+        else:
+            self._plot_images(ax, {"cmap": cmap, "interpolation": "nearest"} | (im_kw or {}))
+        return self
+
+    def _title(self, expert):
+        return f"expert {expert} ({self.shares[expert]:.0%})"
+
+    def _plot_images(self, ax, im_kw):
+        n_experts, n_images = len(self.images), max(map(len, self.images))
+        height, width, *channels = self.images[0].shape[1:]
+        gap = max(1, height // 8)
+        # Many experts stand in several columns, each with room for a title of 2.6 images' width.
+        n_columns = -(-n_experts // 16)
+        n_rows = -(-n_experts // n_columns)
+        margin = 2.6 * height
+        column = int(margin + n_images * (width + gap))
+        canvas = np.full((n_rows * (height + gap), n_columns * column, *channels), np.nan)
+        size = (0.4 * canvas.shape[1] / height, 0.4 * canvas.shape[0] / height)
+        self.ax_ = ax = one_axes(self, ax, (min(size[0], 20) + 0.3, min(size[1], 20) + 0.6))
+        self.figure_ = ax.figure
+        self.text_ = []
+        for expert, images in enumerate(self.images):
+            at, row = divmod(expert, n_rows)
+            top, left = row * (height + gap), int(at * column + margin)
+            for number, image in enumerate(images):
+                start = left + number * (width + gap)
+                canvas[top : top + height, start : start + width] = image
+            middle, style = top + height / 2, {"va": "center", "fontsize": 8}
+            self.text_.append(
+                ax.text(left - gap, middle, self._title(expert), ha="right", **style)
+            )
+            if len(images) == 0:
+                self.text_.append(ax.text(left, middle, "never chosen", color="0.4", **style))
+        if channels in ([3], [4]):
+            canvas = np.nan_to_num(canvas / (1 if np.nanmax(canvas) <= 1 else 255), nan=1.0)
+        self.im_ = ax.imshow(canvas.squeeze(), **im_kw)
+        ax.set_axis_off()
+        ax.set_title("the samples that each expert is surest of")
+
+    def _plot_table(self, ax, n_features):
+        differences = np.asarray(self.differences)
+        n_experts = len(differences)
+        n_features = min(n_features, differences.shape[1])
+        n_columns = -(-int(np.sqrt(n_experts)) // 2)
+        n_rows = -(-n_experts // n_columns)
+        lines = n_features + 1.6  # of an expert, its title and the gap below
+        self.ax_ = ax = one_axes(self, ax, (4 * n_columns + 0.4, 0.19 * lines * n_rows + 0.7))
+        self.figure_ = ax.figure
+        names = cut(self.feature_names, 22)
+        most = np.nanmax(np.abs(differences))
+        self.text_ = []
+        y, start, length, colors = [], [], [], []
+        for expert, own in enumerate(differences):
+            at, row = divmod(expert, n_rows)
+            top = row * lines
+
+            def write(x, line, text, at=at, top=top, **style):
+                self.text_.append(
+                    ax.text(at + x, top + line, text, va="center", fontsize=8, **style)
+                )
+
+            write(0, 0, self._title(expert), fontweight="bold")
+            if np.isnan(own).all():
+                write(0, 1, "never chosen", color="0.4")
+                continue
+            for line, feature in enumerate(
+                np.argsort(-np.abs(own), kind="stable")[:n_features], 1
+            ):
+                write(0.02, line, names[feature])
+                write(0.54, line, f"{own[feature]:+.2f}", ha="right")
+                y.append(top + line)
+                start.append(at + 0.75)
+                length.append(0.19 * own[feature] / most if most > 0 else 0)
+                colors.append(COLORS[0] if own[feature] > 0 else COLORS[1])
+        self.bars_ = ax.barh(y, length, left=start, color=colors, height=0.7)
+        for x in np.unique(start):
+            ax.vlines(x, -0.5, n_rows * lines - 1, color="0.6", linewidth=0.8)
+        ax.set(xlim=(-0.02, n_columns), ylim=(n_rows * lines - 0.5, -0.8))
+        ax.set_axis_off()
+        ax.set_title("what sets each expert's samples apart (standard deviations)", fontsize=10)
+
+
+def _numbers(X, feature_names):
+    """Return a table as numbers, one column per category, and the names of its columns."""
+    if hasattr(X, "iloc"):
+        encoder = make_column_transformer(
+            (
+                OneHotEncoder(sparse_output=False),
+                make_column_selector(dtype_exclude=["number", "bool"]),
+            ),
+            remainder="passthrough",
+            verbose_feature_names_out=False,
+        )
+        table = np.asarray(encoder.fit_transform(X), dtype=np.float64)
+        names = encoder.get_feature_names_out()
+    else:
+        table = np.asarray(X, dtype=np.float64)
+        names = [f"feature {number}" for number in range(table.shape[1])]
+    names = names if feature_names is None else feature_names
+    if len(names) != table.shape[1]:
+        raise ValueError(f"feature_names must have {table.shape[1]} names, got {len(names)}.")
+    return table, names
+
+
+def _differences(table, own):
+    """Return the standardised mean differences of some samples from the others."""
+    if not own.any():
+        return np.full(table.shape[1], np.nan)
+    if own.all():
+        return np.zeros(table.shape[1])
+    known = np.ma.masked_invalid(table)
+    difference = known[own].mean(axis=0) - known[~own].mean(axis=0)
+    return np.ma.filled(difference / known.std(axis=0), 0.0)  # masked where nothing varies

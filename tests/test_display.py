@@ -1,0 +1,404 @@
+"""The pictures: what they compute, that they keep their artists, and that nothing overlaps."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.decomposition import PCA
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from sklearn_moe import (
+    DecompositionDisplay,
+    ExpertRegionsDisplay,
+    ExpertSamplesDisplay,
+    GateDisplay,
+    MoEClassifier,
+    TrainingDisplay,
+    decomposition_entropy,
+)
+
+matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def _settings_and_figures():
+    before = dict(matplotlib.rcParams)
+    yield
+    plt.close("all")
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def clf(digits):
+    X, y = digits
+    return MoEClassifier(
+        n_experts=5,
+        gate="attentive",
+        regularization="importance",
+        max_iter=20,
+        track_decomposition=True,
+        random_state=0,
+    ).fit(X[:1200], y[:1200], X_val=X[1200:], y_val=y[1200:])
+
+
+def boxes(texts):
+    """Boxes in pixels of all texts that are there to be read."""
+    figure = texts[0].figure
+    figure.canvas.draw()
+    found = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+    assert found
+    return np.array([[box.x0, box.y0, box.x1, box.y1] for box in found])
+
+
+def assert_apart(texts):
+    """No two texts overlap, and all are inside the figure."""
+    found = boxes(texts)
+    width, height = texts[0].figure.get_size_inches() * texts[0].figure.dpi
+    assert found[:, :2].min() >= -1
+    assert (found[:, 2] <= width + 1).all() and (found[:, 3] <= height + 1).all()
+    for number, (x0, y0, x1, y1) in enumerate(found):
+        others = found[number + 1 :]
+        overlap = (np.minimum(others[:, 2], x1) - np.maximum(others[:, 0], x0) > 1) & (
+            np.minimum(others[:, 3], y1) - np.maximum(others[:, 1], y0) > 1
+        )
+        assert not overlap.any()
+
+
+def tick_labels(axis):
+    return [label for label in axis.get_ticklabels() if label.get_text()]
+
+
+def gate_probabilities(n_experts, n_samples=600):
+    rng = np.random.RandomState(0)
+    return rng.dirichlet(np.full(n_experts, 0.1), size=n_samples), rng.randint(10, size=n_samples)
+
+
+# Decomposition
+
+
+def test_decomposition_from_estimator(clf, digits):
+    X, y = digits
+    display = DecompositionDisplay.from_estimator(clf, X, y)
+    expected = decomposition_entropy(clf, X, y)
+    assert np.array_equal(display.im_.get_array(), expected.table)
+    assert [bar.get_width() for bar in display.bars_] == pytest.approx(expected.usage.tolist())
+    assert display.text_[0, 0].get_text() == (
+        str(expected.table[0, 0]) if expected.table[0, 0] else ""
+    )
+    assert f"{expected.usage_entropy:.2f}" in display.ax_.get_title()
+    assert display.colorbar_ is None and display.figure_ is display.ax_.figure
+    assert DecompositionDisplay.from_estimator(clf, X).decomposition.expert_accuracy is None
+
+
+@pytest.mark.parametrize("normalize, axis", [("expert", 1), ("class", 0), ("all", None)])
+def test_decomposition_normalized(normalize, axis):
+    display = DecompositionDisplay.from_predictions(*gate_probabilities(4), normalize=normalize)
+    np.testing.assert_allclose(np.asarray(display.im_.get_array()).sum(axis=axis), 1)
+
+
+@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("names", ["short", "long", "hundred"])
+def test_decomposition_is_readable(n_experts, names):
+    p, y = gate_probabilities(n_experts)
+    if names == "long":
+        y = np.array([f"the name of a class that is much too long {label}" for label in y])
+    elif names == "hundred":
+        y = np.arange(len(y)) % 100
+    display = DecompositionDisplay.from_predictions(p, y)
+    labels = [*tick_labels(display.ax_.xaxis), *tick_labels(display.ax_.yaxis)]
+    assert_apart([*labels, display.ax_.xaxis.label, display.ax_.yaxis.label, display.ax_.title])
+    if names == "long":
+        shown = [label.get_text() for label in tick_labels(display.ax_.xaxis)]
+        assert len(set(shown)) == 10 and max(map(len, shown)) <= 14
+    if display.text_ is not None:
+        assert_apart(display.text_.ravel().tolist())
+    else:
+        assert display.colorbar_ is not None
+
+
+def test_decomposition_in_given_axes(clf, digits):
+    figure, axes = plt.subplots(1, 2)
+    display = DecompositionDisplay.from_estimator(
+        clf,
+        *digits,
+        ax=axes[1],
+        cmap="viridis",
+        include_values=False,
+        display_labels=list("abcdefghij"),
+    )
+    assert display.ax_ is axes[1] and display.figure_ is figure and display.text_ is None
+    assert display.plot() is display and display.figure_ is not figure
+    with pytest.raises(ValueError, match="display_labels must have 10 names, got 2"):
+        DecompositionDisplay.from_estimator(clf, *digits, display_labels=["a", "b"])
+    with pytest.raises(ValueError, match="'normalize' parameter of DecompositionDisplay"):
+        display.plot(normalize="true")
+
+
+# Gate
+
+
+def test_gate_shares_by_hand():
+    p = [[0.995, 0.005], [0.95, 0.05], [0.6, 0.4], [0.2, 0.8]]
+    display = GateDisplay.from_predictions(p)
+    surest, sure, less, least = display.bars_[0]
+    assert [bar.get_width() for bar in surest] == [0.25, pytest.approx(1 / 3), 0]
+    assert [bar.get_width() for bar in sure] == [0.25, pytest.approx(1 / 3), 0]
+    assert [bar.get_width() for bar in less] == [0.25, 0, 1]
+    assert [bar.get_width() for bar in least] == [0.25, pytest.approx(1 / 3), 0]
+    assert [bars.get_label() for bars in display.bars_[0]] == [
+        "at least .99",
+        ".9 to .99",
+        ".75 to .9",
+        ".5 to .75",
+    ]
+    assert sum(bars[0].get_width() for bars in display.bars_[1]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+def test_gate_is_readable(n_experts):
+    display = GateDisplay.from_predictions(gate_probabilities(n_experts)[0])
+    labels = tick_labels(display.axes_[0].yaxis)
+    assert len(labels) == n_experts + 1
+    legends = [axes.get_legend() for axes in display.axes_]
+    texts = [text for legend in legends for text in [*legend.get_texts(), legend.get_title()]]
+    assert_apart([*labels, *texts, display.axes_[0].xaxis.label, display.axes_[0].yaxis.label])
+
+
+def test_gate_in_given_axes(clf, digits):
+    _, axes = plt.subplots(1, 2)
+    assert GateDisplay.from_estimator(clf, digits[0], ax=axes).axes_.tolist() == axes.tolist()
+    _, ax = plt.subplots()
+    split = GateDisplay.from_estimator(clf, digits[0], ax=ax)
+    assert len(split.axes_) == 2 and split.figure_ is ax.figure
+    with pytest.raises(ValueError, match="ax must be one axes or 2 of them, one per panel; got 3"):
+        GateDisplay.from_estimator(clf, digits[0], ax=plt.subplots(1, 3)[1])
+    with pytest.raises(ValueError, match="not part of a grid"):
+        GateDisplay.from_estimator(clf, digits[0], ax=plt.figure().add_axes((0, 0, 1, 1)))
+    with pytest.raises(ValueError, match="rows at least 0 that sum to 1"):
+        GateDisplay.from_predictions([[0.5, 0.6]])
+
+
+# Regions
+
+
+@pytest.fixture(scope="module")
+def plane():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(300, 2)) * [1, 100]
+    return X, (X[:, 0] > 0) + 2 * (X[:, 1] > 0)
+
+
+def fit_plane(X, y, n_experts=4):
+    moe = MoEClassifier(n_experts=n_experts, gate="attentive", max_iter=40, random_state=0)
+    return make_pipeline(StandardScaler(), moe.set_params(regularization="importance")).fit(X, y)
+
+
+def test_regions_are_those_of_the_chosen_experts(plane):
+    X, y = plane
+    clf = fit_plane(X, y)
+    display = ExpertRegionsDisplay.from_estimator(clf, X, grid_resolution=30)
+    grid = np.column_stack([display.xx0.ravel(), display.xx1.ravel()])
+    expected = clf[-1].apply(clf[:-1].transform(grid)).reshape(30, 30)
+    assert np.array_equal(display.response.argmax(axis=2), expected)
+    assert {int(text.get_text()) for text in display.text_} <= set(np.unique(expected))
+    margin = np.ptp(X, axis=0) / 20
+    np.testing.assert_allclose(grid.min(axis=0), X.min(axis=0) - margin)
+    np.testing.assert_allclose(grid.max(axis=0), X.max(axis=0) + margin)
+    assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("feature 0", "feature 1")
+
+
+@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+def test_regions_are_readable(n_experts, plane):
+    display = ExpertRegionsDisplay.from_estimator(fit_plane(*plane, n_experts), plane[0])
+    assert_apart(display.text_)
+
+
+@pytest.mark.parametrize("features", [(0, 2), ("a", "c")])
+def test_two_of_many_features_in_a_frame(features, plane):
+    X, y = plane
+    kinds = np.where(np.arange(300) % 3 == 0, "rare", "often")
+    frame = pd.DataFrame({"a": X[:, 0], "kind": kinds, "c": X[:, 1], "d": np.arange(300.0)})
+    encoder = make_column_transformer((OneHotEncoder(), ["kind"]), remainder=StandardScaler())
+    moe = MoEClassifier(n_experts=3, max_iter=5, regularization="importance", random_state=0)
+    clf = make_pipeline(encoder, moe).fit(frame, y)
+    display = ExpertRegionsDisplay.from_estimator(clf, frame, features=features, grid_resolution=5)
+    grid = pd.DataFrame(
+        {"a": display.xx0.ravel(), "kind": "often", "c": display.xx1.ravel(), "d": 149.5}
+    )
+    expected = moe.gate_proba(encoder.transform(grid)).reshape(5, 5, 3)
+    np.testing.assert_allclose(display.response, expected, atol=1e-6)
+    assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("a", "c")
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_regions_of_a_projection(as_frame, iris):
+    X, y = iris
+    X = pd.DataFrame(X, columns=list("abcd")) if as_frame else X
+    clf = MoEClassifier(n_experts=3, max_iter=10, random_state=0).fit(X, y)
+    pca = PCA(2).fit(X)
+    display = ExpertRegionsDisplay.from_estimator(clf, X, projection=pca, grid_resolution=7)
+    grid = pca.inverse_transform(np.column_stack([display.xx0.ravel(), display.xx1.ravel()]))
+    grid = pd.DataFrame(grid, columns=list("abcd")) if as_frame else grid
+    np.testing.assert_allclose(display.response.reshape(49, 3), clf.gate_proba(grid), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({}, r"X has 4 features: say which two to draw, such as features=\(0, 1\)"),
+        ({"features": (0, 9)}, r"features=\(0, 9\) must be two of \[0, 1, 2, 3\]"),
+        ({"features": 1}, "features must be a pair, got 1"),
+        ({"features": "ab"}, "features must be a pair, got 'ab'"),
+        ({"projection": StandardScaler()}, "must map to two dimensions"),
+        ({"projection": OneHotEncoder}, "must map|not fitted|transform"),
+        ({"projection": np.mean}, "must have an inverse_transform"),
+        ({"projection": PCA(2), "features": (0, 1)}, "features or projection, not both"),
+        ({"features": (0, 1), "grid_resolution": 1}, "'grid_resolution' parameter"),
+        ({"features": (0, 1), "eps": -1}, "'eps' parameter"),
+    ],
+)
+def test_wrong_regions(params, message, iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=2, max_iter=2, random_state=0).fit(X, y)
+    if isinstance(params.get("projection"), (StandardScaler, PCA)):
+        params["projection"].fit(X)
+    with pytest.raises((ValueError, TypeError), match=message):
+        ExpertRegionsDisplay.from_estimator(clf, X, **params)
+
+
+# Samples
+
+
+def test_images_are_those_that_an_expert_is_surest_of(clf, digits):
+    X, _ = digits
+    display = ExpertSamplesDisplay.from_estimator(clf, X, image_shape=(8, 8), n_images=4)
+    proba, chosen = clf.gate_proba(X).astype(np.float64), clf.apply(X)
+    proba /= proba.sum(axis=1, keepdims=True)
+    for expert, images in enumerate(display.images):
+        own = X[chosen == expert]
+        order = np.argsort(-proba[chosen == expert, expert], kind="stable")[:4]
+        assert np.array_equal(images, own[order].reshape(-1, 8, 8))
+    assert display.bars_ is None and display.im_.get_array().ndim == 2
+    assert len(display.text_) == 5
+    first = display.im_.get_array()[:8, 20:28]
+    assert np.array_equal(first, display.images[0][0])
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (6, 4, 3)])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_images_of_any_shape(shape, scale):
+    rng = np.random.RandomState(0)
+    images = (scale * rng.uniform(size=(50, *shape))).astype(np.uint8 if scale > 1 else np.float32)
+    display = ExpertSamplesDisplay.from_predictions(np.eye(3)[np.arange(50) % 2], images)
+    assert "never chosen" in [text.get_text() for text in display.text_]
+    if shape[-1] == 3:
+        assert 0 <= display.im_.get_array().min() and display.im_.get_array().max() <= 1
+    with pytest.raises(ValueError, match="Images must have the shape"):
+        ExpertSamplesDisplay.from_predictions(np.eye(2), np.zeros((2, 3, 3, 2)))
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+def test_samples_are_readable(kind, n_experts):
+    p, _ = gate_probabilities(n_experts)
+    X = np.random.RandomState(0).normal(size=(600, 64))
+    names = [f"a feature with a long name {number}" for number in range(64)]
+    params = {"image_shape": (8, 8)} if kind == "images" else {"feature_names": names}
+    display = ExpertSamplesDisplay.from_predictions(p, X, **params)
+    assert_apart([*display.text_, display.ax_.title])
+
+
+def test_differences_by_hand():
+    p = np.eye(3)[[0, 0, 1, 1]]
+    X = pd.DataFrame({"height": [1.0, 3, 2, 4], "kind": ["a", "a", "b", "b"], "same": 1})
+    display = ExpertSamplesDisplay.from_predictions(p, X)
+    assert display.feature_names.tolist() == ["kind_a", "kind_b", "height", "same"]
+    expected = [2, -2, -1 / np.std([1, 3, 2, 4]), 0]
+    np.testing.assert_allclose(display.differences[:2], [expected, -np.array(expected)])
+    assert np.isnan(display.differences[2]).all()
+    texts = [text.get_text() for text in display.text_]
+    assert texts[:3] == ["expert 0 (50%)", "kind_a", "+2.00"]
+    assert texts[-1] == "never chosen"
+    assert len(display.bars_) == 6 and display.im_ is None
+
+
+def test_one_expert_and_missing_values():
+    X = np.array([[1.0, np.nan], [2, 3], [3, 4]])
+    display = ExpertSamplesDisplay.from_predictions(np.ones((3, 1)), X)
+    assert display.differences.tolist() == [[0, 0]]
+    display = ExpertSamplesDisplay.from_predictions(np.eye(2)[[0, 1, 1]], X[:, ::-1])
+    assert np.isfinite(display.differences[1, 1])
+
+
+@pytest.mark.parametrize(
+    "X, params, message",
+    [
+        (np.zeros((3, 2)), {}, "X has 3 samples, gate_proba has 2"),
+        (np.zeros((2, 2)), {"feature_names": ["a"]}, "feature_names must have 2 names, got 1"),
+        (np.zeros((2, 2)), {"n_images": 0}, "'n_images' parameter"),
+        (np.zeros((2, 6)), {"image_shape": (6,)}, "Images must have the shape"),
+    ],
+)
+def test_wrong_samples(X, params, message):
+    with pytest.raises(ValueError, match=message):
+        ExpertSamplesDisplay.from_predictions(np.eye(2), X, **params)
+
+
+# Training
+
+
+def test_training_curves(clf):
+    display = TrainingDisplay.from_estimator(clf)
+    curves = clf.decomposition_curves_ | {
+        "loss": clf.loss_curve_,
+        "validation_loss": clf.validation_loss_curve_,
+        "validation_score": clf.validation_scores_,
+    }
+    assert set(display.lines_) == set(curves)
+    for name, curve in curves.items():
+        np.testing.assert_array_equal(display.lines_[name].get_ydata(), curve)
+        np.testing.assert_array_equal(display.lines_[name].get_xdata(), np.arange(1, 21))
+    assert len(display.axes_) == 3
+
+
+def test_training_draws_what_there_is(iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=3, max_iter=5, warm_start=True, random_state=0).fit(X, y)
+    _, ax = plt.subplots()
+    display = TrainingDisplay.from_estimator(clf, ax=ax)
+    assert list(display.lines_) == ["loss"] and len(display.axes_) == 1
+    # Epochs without a figure leave a gap.
+    clf.set_params(track_decomposition=True).fit(X, y, X_val=X, y_val=y)
+    display = TrainingDisplay.from_estimator(make_pipeline(clf))
+    curve = display.lines_["validation_loss"].get_ydata()
+    assert np.isnan(curve[:5]).all() and curve[5:].tolist() == clf.validation_loss_curve_
+    assert len(display.axes_) == 3
+
+
+def test_training_of_a_search_and_of_one_epoch(iris):
+    X, y = iris
+    moe = MoEClassifier(n_experts=2, max_iter=1, track_decomposition=True, random_state=0)
+    search = GridSearchCV(moe, {"n_experts": [2]}, cv=2).fit(X, y)
+    display = TrainingDisplay.from_estimator(search)
+    assert display.lines_["loss"].get_marker() == "o"
+    with pytest.raises(ValueError, match="not fitted"):
+        TrainingDisplay.from_estimator(MoEClassifier())
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda clf, X, y: DecompositionDisplay.from_estimator(clf, X, y),
+        lambda clf, X, y: GateDisplay.from_estimator(clf, X),
+        lambda clf, X, y: ExpertSamplesDisplay.from_estimator(clf, X),
+        lambda clf, X, y: ExpertRegionsDisplay.from_estimator(clf, X, features=(0, 1)),
+        lambda clf, X, y: TrainingDisplay.from_estimator(clf),
+    ],
+)
+def test_only_mixtures_are_drawn(draw, iris):
+    with pytest.raises(TypeError, match="has no gate_proba"):
+        draw(StandardScaler().fit(iris[0]), *iris)
