@@ -1,4 +1,4 @@
-"""What README.md and examples/ show works."""
+"""What README.md shows works."""
 
 import re
 import runpy
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,9 +29,11 @@ def test_quick_start(capsys, monkeypatch, tmp_path):
     matplotlib.use("agg")
     monkeypatch.setattr(sys, "argv", ["plot_quickstart.py", str(tmp_path / "picture.png")])
     runpy.run_path(str(ROOT / "examples" / "plot_quickstart.py"), run_name="__main__")
+    plt.close("all")
     printed = capsys.readouterr().out
     accuracies = [
         float(found) for found in re.findall(r"accuracy of the .*mixture +(\S+)", printed)
     ]
     assert len(accuracies) == 4 and min(accuracies) > 0.9
+    assert "The decomposition is fine" in printed
     assert (tmp_path / "picture.png").stat().st_size > 10_000

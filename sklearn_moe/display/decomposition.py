@@ -201,9 +201,14 @@ class DecompositionDisplay:
         side.axvline(1 / n_experts, color="0.3", linestyle=":", linewidth=1)
         side.tick_params(axis="y", left=False, labelleft=False)
         percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
-        used = [percent.format(share) if share >= 5e-4 else "" for share in decomposition.usage]
-        size = min(9, max(4, 0.7 * 72 * height / n_experts))
-        side.bar_label(self.bars_, used, padding=2, fontsize=size)
+        shares = [percent.format(share) for share in decomposition.usage]
+        side.bar_label(
+            self.bars_,
+            [share if share.strip("0.%") else "" for share in shares],
+            padding=2,
+            fontsize=min(9, max(4, 0.7 * 72 * height / n_experts)),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
+        )
         most = max(decomposition.usage.max(), 1 / n_experts)
         side.set(xlim=(0, 1.6 * most), xticks=[1 / n_experts], xticklabels=["equal"])
         side.set_xlabel("usage")

@@ -139,9 +139,11 @@ class TrainingDisplay:
             if panel == "decomposition, bits" and self.n_experts is not None:
                 most = np.log2(self.n_experts)
                 axes.axhline(most, color="0.5", linestyle=":", linewidth=1, label="most")
-            axes.set(title=panel, xlabel="epoch")
-            if len(axes.get_lines()) > 1:
-                axes.legend(frameon=False)
+            axes.set_xlabel("epoch")
+            # Above, where no curve can run through it.
+            axes.legend(
+                loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, title=panel, frameon=False
+            )
         return self
 
 

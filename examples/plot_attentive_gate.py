@@ -1,0 +1,54 @@
+"""
+The attentive gate beside the softmax gate
+==========================================
+
+An ordinary gate looks at the sample alone. The attentive gate also looks at what each expert makes
+of it: the sample asks a query, each expert's hidden vector answers with a key, and the best answer
+gets the sample. It is surer, and its experts own classes.
+"""
+
+import matplotlib.pyplot as plt
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from sklearn_moe import (
+    DecompositionDisplay,
+    GateDisplay,
+    MoEClassifier,
+    decomposition_report,
+)
+
+X, y = load_digits(return_X_y=True)
+X_train, X_test, y_train, y_test = train_test_split(X / 16, y, stratify=y, random_state=0)
+
+# %%
+# Both gates with the regularization that sends similar samples to the same expert.
+
+mixtures = {
+    gate: MoEClassifier(
+        n_experts=5, gate=gate, regularization="sample_similarity", random_state=0
+    ).fit(X_train, y_train)
+    for gate in ("softmax", "attentive")
+}
+for gate, clf in mixtures.items():
+    print(f"gate={gate!r}\n\n{decomposition_report(clf, X_test, y_test)}\n\n")
+
+# %%
+# How sure they are
+# -----------------
+# Each bar is divided by how sure the gate is of its choice. The softmax gate (above) asks several
+# experts for most samples, the attentive gate (below) only one.
+
+for clf in mixtures.values():
+    GateDisplay.from_estimator(clf, X_test)
+plt.show()
+
+# %%
+# Which expert gets which digits
+# ------------------------------
+
+fig, axes = plt.subplots(1, 2, figsize=(13, 3.5), layout="constrained")
+for ax, (gate, clf) in zip(axes, mixtures.items(), strict=True):
+    DecompositionDisplay.from_estimator(clf, X_test, y_test, ax=ax)
+    ax.set_title(f"{gate}\n{ax.get_title()}")
+plt.show()
