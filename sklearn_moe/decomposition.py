@@ -2,7 +2,7 @@ r"""How the experts divide the work: sample entropy, usage entropy, expert-class
 
 All entropies are in bits and computed over all samples at once:
 
-.. math:: H_s = \frac{1}{N} \sum_n H(p_n), \qquad H_u = H\Big(\frac{1}{N} \sum_n p_n\Big),
+.. math:: H_s = \frac{1}{N} \sum_n H(p_n), \qquad H_u = H\Bigl(\frac{1}{N} \sum_n p_n\Bigr),
           \qquad I(E; Y) = H(E) + H(Y) - H(E, Y)
 
 with the gate probabilities :math:`p_n` of sample :math:`n`, the chosen expert :math:`E` and the

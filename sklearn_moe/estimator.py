@@ -137,11 +137,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Class labels.
     n_features_in_ : int
         Number of features; for images the length of their first axis.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (``n_features_in_``,)
         Names of the features, where ``X`` had string column names.
     n_iter_ : int
         Number of epochs trained, over all warm starts and partial fits.
-    loss_curve_ : list of float of length n_iter_
+    loss_curve_ : list of float of length ``n_iter_``
         Mean training loss of each epoch, regularization included, in nats.
     validation_loss_curve_ : list of float or None
         Mean validation loss, without regularization, in nats, after each epoch that had a

@@ -118,7 +118,7 @@ class CustomExperts(BaseEstimator):
     ----------
     factory : callable
         ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. Its forward
-        takes a batch (n_samples, *input_shape) and returns the logits (n_samples, n_outputs), or
+        takes a batch ``(n_samples, *input_shape)``, returns the logits (n_samples, n_outputs), or
         the pair (logits, hidden) with hidden vectors (n_samples, hidden_size) for an attentive
         gate to read. Without them it reads the logits.
 

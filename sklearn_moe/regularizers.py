@@ -75,7 +75,7 @@ def _squared_variation(values: Tensor) -> Tensor:
 class Importance(Regularizer):
     r"""Use all experts equally often.
 
-    .. math:: L = \lambda \, \mathrm{CV}^2\Big(\sum_n w_n p_{n1}, \dots, \sum_n w_n p_{nE}\Big)
+    .. math:: L = \lambda \, \mathrm{CV}^2\Bigl(\sum_n w_n p_{n1}, \ldots, \sum_n w_n p_{nE}\Bigr)
 
     The squared coefficient of variation (with the unbiased variance) of the batch's importances is
     zero when every expert gets the same share of the batch and :math:`E` when one gets all of it.
@@ -111,8 +111,8 @@ class Load(Regularizer):
     The load of an expert is the number of samples for which it would be among the :math:`k` first
     if its noise were drawn again, against the threshold that the sample's present noise sets:
 
-    .. math:: L = \lambda \, \mathrm{CV}^2\Big(\sum_n w_n P_{n1}, \dots, \sum_n w_n P_{nE}\Big),
-              \qquad P_{ne} = \Phi\Big(\frac{l_{ne} - t_n}{\sigma}\Big)
+    .. math:: L = \lambda \, \mathrm{CV}^2\Bigl(\sum_n w_n P_{n1}, \ldots, \sum_n w_n P_{nE}\Bigr),
+              \qquad P_{ne} = \Phi\Bigl(\frac{l_{ne} - t_n}{\sigma}\Bigr)
 
     with the sample's :math:`k`-th largest noisy logit :math:`t_n` and the noise's standard
     deviation :math:`\sigma`.
@@ -233,7 +233,7 @@ def _euclidean(x: Tensor) -> Tensor:
 class Entropy(Regularizer):
     r"""Make the gate sure of its choice: one expert for a sample instead of a little of each.
 
-    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Big(-\sum_e q_{ne} \ln q_{ne}\Big)
+    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Bigl(-\sum_e q_{ne} \ln q_{ne}\Bigr)
 
     It says nothing about balance: combine it with ``Importance`` or ``SampleSimilarity`` if few
     experts take over.
@@ -266,7 +266,7 @@ class Entropy(Regularizer):
 class ZLoss(Regularizer):
     r"""Keep the gate's logits small, so that the gate stays trainable.
 
-    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Big(\ln \sum_e e^{l_{ne}}\Big)^2
+    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Bigl(\ln \sum_e e^{l_{ne}}\Bigr)^2
 
     Parameters
     ----------

@@ -1,0 +1,85 @@
+"""Configuration of the user guide; CONTRIBUTING.md has the command that builds it."""
+
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+import sklearn_moe
+
+logger = logging.getLogger(__name__)
+
+project = "sklearn_moe"
+author = "the sklearn_moe developers"
+version = release = sklearn_moe.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "sphinx_gallery.gen_gallery",
+]
+templates_path = ["templates"]
+exclude_patterns = ["_build", "templates"]
+
+# The class template lists the methods, so that each has one description only.
+numpydoc_show_class_members = False
+autodoc_typehints = "none"  # the docstrings have the types, with their shapes
+maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    # Folders below examples/ hold long studies, which a build must not run.
+    "filename_pattern": r"examples[\\/]plot_\w+\.py$",
+    "ignore_pattern": r"^(?!plot_)",
+    "nested_sections": False,
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("matplotlib",),
+    "only_warn_on_example_error": False,
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"sklearn_moe {version}"
+html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["guide.css"]
+html_sidebars = {"*": []}  # the top level is in the header
+html_theme_options = {
+    "header_links_before_dropdown": 8,
+    "navbar_persistent": ["search-button"],
+    "secondary_sidebar_items": ["page-toc"],
+}
+# Browsers draw MathML themselves: the built guide needs no network.
+html_math_renderer = "mathml"
+
+
+def visit_math(translator, node):
+    as_block = isinstance(node, nodes.math_block)
+    tex = node.astext()
+    try:
+        formula = tex2mathml(tex, as_block=as_block)
+    except MathError as error:
+        logger.warning("%s in the formula %s", error, tex, location=node)
+        formula = translator.encode(tex)
+    translator.body.append(f"<p>{formula}</p>" if as_block else formula)
+    raise nodes.SkipNode
+
+
+def check_api(app):
+    listed = re.findall(r"^   [\w.~]*?(\w+)$", Path(app.srcdir, "api.rst").read_text(), re.M)
+    if missing := set(sklearn_moe.__all__).difference(listed):
+        raise ExtensionError(f"api.rst lacks {sorted(missing)}.")
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("builder-inited", check_api)
