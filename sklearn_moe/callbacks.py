@@ -44,27 +44,32 @@ class Progress(Callback):
 
 
 class TrackDecomposition(Callback):
-    """Record H_s, H_u and I(E;Y) of each epoch, in bits, with the samples' weights.
+    """Record H_s, H_u and I(E;Y) of each epoch of a net with ``track_decomposition``, in bits.
 
     They are those of the training batches, each with the weights of the mixture at that time, as
     the training loss is: nothing runs twice, and nothing is read from the device within an epoch.
+    Samples count with their weights.
     """
 
     def on_epoch_begin(self, net, **kwargs):
-        table = torch.zeros(net.n_experts, net.n_classes, device=net.device)
+        if not net.track_decomposition:
+            return
+        table = torch.zeros(net.n_experts, net.n_classes, device=net.device, dtype=torch.float64)
         self.sample_entropy, self.usage, self.table = table.new_zeros(()), table.sum(dim=1), table
 
     def on_batch_end(self, net, batch, training, gate_proba=None, **kwargs):
-        if not training:
+        if not (net.track_decomposition and training):
             return
         inputs, y = batch
-        sample_weight = inputs["sample_weight"]
+        gate_proba, sample_weight = gate_proba.double(), inputs["sample_weight"].double()
         self.sample_entropy += torch.special.entr(gate_proba).sum(dim=1) @ sample_weight
         self.usage += sample_weight @ gate_proba
         self.table.index_put_((gate_proba.argmax(dim=1), y), sample_weight, accumulate=True)
 
     def on_epoch_end(self, net, **kwargs):
-        usage, table = self.usage.cpu().double().numpy(), self.table.cpu().double().numpy()
+        if not net.track_decomposition:
+            return
+        usage, table = self.usage.cpu().numpy(), self.table.cpu().numpy()
         nats = self.sample_entropy.item() / table.sum()
         net.history.record("sample_entropy", float(nats / math.log(2)))
         net.history.record("usage_entropy", usage_entropy([usage / usage.sum()]))

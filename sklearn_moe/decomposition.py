@@ -24,11 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing, check_array, gen_batches
+from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length, column_or_1d
-
-# So many rows at a time pass through the experts.
-CHUNK_SIZE = 8192
 
 
 def sample_entropy(gate_proba: ArrayLike) -> float:
@@ -232,7 +229,9 @@ class Decomposition:
 
         correct = None
         if chosen_expert_prediction is not None:
-            correct = column_or_1d(chosen_expert_prediction) == y
+            prediction = column_or_1d(chosen_expert_prediction)
+            check_consistent_length(prediction, y)
+            correct = prediction == y
         most = np.log2(n_experts)
         h_s, h_u = sample_entropy(gate_proba), usage_entropy(gate_proba)
         information = mutual_information(table)
@@ -329,23 +328,14 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     """
     model, X = final_model(estimator, X)
     gate_proba = model.gate_proba(X)
-    chosen = gate_proba.argmax(axis=1)
-    # In chunks, because the probabilities of all experts may not fit into memory.
-    predictions = [
-        model.expert_proba(_safe_indexing(X, rows))[
-            np.arange(rows.stop - rows.start), chosen[rows]
-        ]
-        for rows in gen_batches(len(chosen), CHUNK_SIZE)
-    ]
-    predicted = model.classes_[np.concatenate(predictions).argmax(axis=1)]
-
+    predicted = model.classes_[model.expert_proba(X, chosen_only=True).argmax(axis=1)]
     if y is None:
         return Decomposition.from_predictions(gate_proba, predicted, classes=model.classes_)
     y = column_or_1d(y)
     if not np.isin(y, model.classes_).any():
         raise ValueError(
             f"y has none of the classes {model.classes_.tolist()} of the estimator; its first "
-            f"label is {y[0]!r}."
+            f"label is {y.tolist()[0]!r}."
         )
     return Decomposition.from_predictions(
         gate_proba, y, chosen_expert_prediction=predicted, classes=model.classes_
@@ -360,7 +350,7 @@ def _share(value, most):
 def cut(names, length):
     """Return names as strings of at most ``length`` characters.
 
-    Where cut ends would make different names alike, the middle is cut in their place.
+    Ends are cut, or, where that would make different names alike, middles.
     """
     names = [str(name) for name in names]
     ends = [name if len(name) <= length else name[: length - 1] + "…" for name in names]

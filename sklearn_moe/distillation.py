@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sklearn_moe.callbacks import OneCycle, Progress, StopOnNaN
 from sklearn_moe.decomposition import Decomposition, decomposition_entropy, final_model
 from sklearn_moe.engine import CHUNK_SIZE
 from sklearn_moe.gates import AttentiveGate, SoftmaxGate
 from sklearn_moe.validation import (
+    check_shape,
     check_weight,
     class_weights,
     drop_weightless,
@@ -77,14 +78,16 @@ def distill(
     max_iter : int, default=None
         Number of epochs; None takes the teacher's.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the samples, at least 0.
+        Weights of the samples, at least 0. The teacher's ``class_weight`` counts, too, if the
+        target is the labels.
 
     Returns
     -------
     MoEClassifier or Pipeline
-        The student: a new fitted ``MoEClassifier`` with a ``SoftmaxGate``, no regularization and
-        the teacher's other parameters, or the teacher's pipeline with it as last step. Its
-        ``report_`` is the :class:`DistillationReport` for the training samples.
+        The student: a new fitted ``MoEClassifier``, or the teacher's pipeline with it as last
+        step. It has a ``SoftmaxGate``, no regularization, no early stopping, no callbacks of
+        ``net_params``, and the teacher's other parameters. Its ``report_`` is the
+        :class:`DistillationReport` for the training samples.
 
     Raises
     ------
@@ -118,42 +121,56 @@ def distill(
     """
     teacher, samples = final_model(estimator, X)
     gate = _check_teacher(teacher)
-    if target == "labels" and y is None:
+    if y is not None:
+        y = column_or_1d(y)
+    elif target == "labels":
         raise ValueError("target='labels' needs y. Pass the labels, or target='teacher'.")
+    X, goal, weight = _training_data(teacher, samples, y, target, sample_weight)
 
+    net_params = {
+        name: value
+        for name, value in (teacher.net_params or {}).items()
+        if name not in ("callbacks", "max_epochs", "train_split")
+    }
     student = deepcopy(teacher).set_params(
         gate=SoftmaxGate(gate.hidden_layer_sizes, temperature=gate.temperature, top_k=top_k),
         regularization=None,
         early_stopping=False,
         max_iter=teacher.max_iter if max_iter is None else max_iter,
+        net_params=net_params or None,
     )
-    samples, goal, weight = _training_data(teacher, samples, y, target, sample_weight)
     build_seed, train_seed = check_random_state(student.random_state).randint(
         np.iinfo(np.int32).max, size=2
     )
-    net = student._new_net(samples, len(student.classes_), int(build_seed))
-    net.module_.experts.load_state_dict(teacher.module_.experts.state_dict())
-    trunk = teacher.module_.gate.trunk
-    net.module_.gate.network[: len(trunk)].load_state_dict(trunk.state_dict())
-
-    callbacks = [StopOnNaN()]
-    if student.learning_rate_schedule == "one_cycle":
-        callbacks.append(OneCycle(net.max_epochs))
-    if student.verbose:
-        callbacks.append(Progress(net.max_epochs))
+    net = _with_new_gate(student.net_, student.gate, int(build_seed))
+    net.max_epochs = student.max_iter
     # The experts never run in this training, so that they get no gradient and stay as they are.
-    net.train(
-        samples,
+    interrupted = net.train(
+        X,
         goal,
         weight,
-        callbacks=callbacks,
+        callbacks=student._callbacks(student.max_iter),
         seed=int(train_seed),
         objective=_likelihood if target == "labels" else _divergence,
     )
-    student._adopt(net, samples, weight)
-    whole = _with_last(estimator, student)
-    student.report_ = distillation_report(estimator, whole, X, y)
-    return whole
+    student._adopt(net, X, weight)
+    student.report_ = distillation_report(teacher, student, samples, y)
+    student._warn(interrupted, about_collapse=False, stacklevel=4)
+    return _with_last(estimator, student)
+
+
+def _with_new_gate(net, gate, seed):
+    """Give a net with an attentive gate an ordinary one on the same trunk, not yet trained."""
+    net.gate, net.regularizations = gate, []
+    net.callbacks, net.train_split, net.track_decomposition = [], None, False
+    net.initialize_callbacks().initialize_history()
+    generator = torch.Generator().manual_seed(seed)
+    module, trunk = net.module_, net.module_.gate.trunk
+    module.gate = gate.build(
+        net.input_shape, net.n_experts, module.experts.hidden_size, generator
+    ).to(net.device)
+    module.gate.network[: len(trunk)].load_state_dict(trunk.state_dict())
+    return net.initialize_optimizer()
 
 
 def _check_teacher(teacher):
@@ -176,13 +193,16 @@ def _check_teacher(teacher):
 def _training_data(teacher, X, y, target, sample_weight):
     """Return the samples, what the student's gate learns for each of them, and their weights."""
     net = teacher.net_
+    X = teacher._validate(X, reset=False)
+    check_shape("X", X, net.input_shape)
+    if y is not None:
+        check_consistent_length(X, y)
+        y = encode(y, teacher.classes_, "y")
     if target == "teacher":
-        X = teacher._validate(X, reset=False)
         weight = check_weight(sample_weight, X, "sample_weight")
         X, weight = drop_weightless(X, weight)
-        return X, teacher.gate_proba(X), normalize(weight)
-    X, y = teacher._validate(X, y, reset=False)
-    y = encode(y, teacher.classes_, "y")
+        goal = net.evaluate(X, lambda module, x: module(x).gate_proba)
+        return X, goal, normalize(weight)
     weight = check_weight(sample_weight, X, "sample_weight")
     weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
     X, y, weight = drop_weightless(X, y, weight)
@@ -302,17 +322,16 @@ def distillation_report(
     >>> report.student.sample_entropy
     0.0
     """
-    predictions = [estimator.predict(X) for estimator in (teacher, student)]
+    y = None if y is None else column_or_1d(y)
     models = [final_model(estimator, X) for estimator in (teacher, student)]
+    predicted = [model.predict(samples) for model, samples in models]
     chosen = [model.apply(samples) for model, samples in models]
-    errors = [None if y is None else float(np.mean(one != np.asarray(y))) for one in predictions]
-    costs = [_multiply_adds(*each) for each in models]
     return DistillationReport(
-        *errors,
-        float(np.mean(np.equal(*predictions))),
-        float(np.mean(np.equal(*chosen))),
-        *(decomposition_entropy(estimator, X, y) for estimator in (teacher, student)),
-        *costs,
+        *(None if y is None else float(np.mean(classes != y)) for classes in predicted),
+        float(np.mean(predicted[0] == predicted[1])),
+        float(np.mean(chosen[0] == chosen[1])),
+        *(decomposition_entropy(model, samples, y) for model, samples in models),
+        *(_multiply_adds(model, samples) for model, samples in models),
     )
 
 

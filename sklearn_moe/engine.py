@@ -16,14 +16,14 @@ from threading import Lock
 import numpy as np
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, PassthroughScoring
+from skorch.callbacks import Callback, PassthroughScoring, PrintLog
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from skorch.utils import data_from_dataset
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from sklearn_moe.callbacks import StopEarly
+from sklearn_moe.callbacks import StopEarly, TrackDecomposition
 from sklearn_moe.experts import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
 
@@ -113,6 +113,8 @@ class MoENet(NeuralNetClassifier):
         Seed of the initial weights.
     n_threads : int or "auto"
         Number of torch's intra-op threads in training and prediction.
+    track_decomposition : bool
+        Whether the history records H_s, H_u and I(E;Y) of each epoch.
     **kwargs
         Arguments of ``skorch.NeuralNetClassifier``. An own ``iterator_train`` has to take a
         ``generator``.
@@ -130,6 +132,7 @@ class MoENet(NeuralNetClassifier):
         mixing,
         seed,
         n_threads,
+        track_decomposition,
         **kwargs,
     ):
         self.experts = experts
@@ -141,6 +144,7 @@ class MoENet(NeuralNetClassifier):
         self.mixing = mixing
         self.seed = seed
         self.n_threads = n_threads
+        self.track_decomposition = track_decomposition
         ours = {
             "module": MixtureOfExperts,
             "criterion": torch.nn.NLLLoss,
@@ -164,6 +168,8 @@ class MoENet(NeuralNetClassifier):
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
+            ("decomposition", TrackDecomposition()),
+            ("print_log", PrintLog()),
         ]
 
     def initialize_module(self):

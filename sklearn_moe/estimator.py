@@ -16,17 +16,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
-from skorch.callbacks import PrintLog
 from torch import nn
 
-from sklearn_moe.callbacks import (
-    OneCycle,
-    Progress,
-    ScikitLearnCallbacks,
-    StopEarly,
-    StopOnNaN,
-    TrackDecomposition,
-)
+from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly, StopOnNaN
 from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
@@ -417,20 +409,27 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             net = self._new_net(X, len(classes), build_seed)
         epochs = 1 if incremental else net.max_epochs
         n_iter_before = self.n_iter_ if going_on else 0
+        callbacks = self._callbacks(epochs, incremental)
+        if hasattr(self, "_skl_callbacks"):
+            task = {"X": X, "y": classes[y], "metadata": metadata}
+            callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
+        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
+            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
         interrupted = net.train(
             X,
             y,
             total,
             validation=validation,
             epochs=epochs,
-            callbacks=self._callbacks(X, classes[y], metadata, classes, epochs, incremental),
+            callbacks=callbacks,
             seed=train_seed,
         )
 
         self._adopt(net, X, total, n_iter_before)
         self.classes_ = classes
         self._random_state = random_state
-        self._warn(interrupted, incremental)
+        # One chunk of a stream may well belong to one expert.
+        self._warn(interrupted, about_collapse=not incremental)
         return self
 
     def _weigh(self, X, y, weight, validation, classes, random_state):
@@ -452,19 +451,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             validation = *validation[:2], normalize(validation[2])
         return X, y, weight, normalize(total), validation
 
-    def _callbacks(self, X, y, metadata, classes, epochs, incremental):
-        """Return the callbacks of one training."""
+    def _callbacks(self, epochs, incremental=False):
+        """Return the callbacks that any training has."""
         callbacks = [StopOnNaN()]
         if self.learning_rate_schedule == "one_cycle" and not incremental:
             callbacks.append(OneCycle(epochs))
-        if self.track_decomposition or self.verbose:
-            callbacks.append(TrackDecomposition())
-        callbacks.append(Progress(epochs) if self.verbose == 1 else PrintLog())
-        if hasattr(self, "_skl_callbacks"):
-            task = {"X": X, "y": y, "metadata": metadata}
-            callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
-        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
-            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
+        if self.verbose == 1:
+            callbacks.append(Progress(epochs))
         return callbacks
 
     def _check_data(self, X, y, sample_weight, classes, going_on):
@@ -520,6 +513,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         settings = {
             "regularizations": self._regularizations(),
             "n_threads": self.n_threads,
+            "track_decomposition": bool(self.track_decomposition or self.verbose),
             "lr": self.learning_rate,
             "optimizer__weight_decay": self.weight_decay,
             "max_epochs": self.max_iter,
@@ -614,15 +608,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             best = min(new, key=lambda row: row["valid_loss"])
             self.best_validation_score_ = float(best["valid_accuracy"])
 
-    def _warn(self, interrupted, incremental):
+    def _warn(self, interrupted, *, about_collapse, stacklevel=5):
         usage = self.expert_usage_
         if interrupted:
             message = (
                 f"The training was interrupted after {self.n_iter_} complete epochs; the mixture "
                 "keeps the weights that it had by then."
             )
-        # One chunk of a stream may well belong to one expert.
-        elif not incremental and usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
+        elif about_collapse and usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
             message = (
                 f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
                 "of the training samples. Use a regularization that spreads the work, such as "
@@ -630,7 +623,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
         else:
             return
-        warnings.warn(message, stacklevel=5)  # at the user's call of fit
+        warnings.warn(message, stacklevel=stacklevel)  # at the user's call
 
     # Prediction
 
@@ -697,19 +690,24 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """
         return self._evaluate(X, _gate_proba)
 
-    def expert_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+    def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.float32]:
         """Predict the probability of each class by each expert on its own.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Samples.
+        chosen_only : bool, default=False
+            Whether to return only what the expert says that the gate chooses for a sample (see
+            :meth:`apply`).
 
         Returns
         -------
-        ndarray of shape (n_samples, n_experts, n_classes)
-            Each expert's probabilities.
+        ndarray of shape (n_samples, n_experts, n_classes) or (n_samples, n_classes)
+            Each expert's probabilities, or those of the chosen expert.
         """
+        if chosen_only:
+            return self._evaluate(X, _chosen_expert_proba)
         return self._evaluate(X, lambda module, x: module.experts(x)[0].softmax(dim=2))
 
     def apply(self, X: ArrayLike) -> NDArray[np.int64]:
@@ -768,6 +766,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 def _gate_proba(module, x):
     """Return the gate's probabilities for a batch."""
     return module.route(x).log_proba.softmax(dim=1)
+
+
+def _chosen_expert_proba(module, x):
+    """Return the class probabilities of the chosen expert for a batch."""
+    chosen = _gate_proba(module, x).argmax(dim=1, keepdim=True)
+    return module.run_chosen(x, chosen).squeeze(1).softmax(dim=1)
 
 
 _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}

@@ -53,7 +53,7 @@ class MixtureOfExperts(nn.Module):
     experts : nn.Module
         Maps ``(x, generator)`` to expert logits and hidden vectors, and in ``run_one(x, expert)``
         a batch to the logits of one expert.
-    gate : nn.Module
+    gate : GateModule
         Maps ``(x, hidden, generator)`` to a ``GateOutput``.
     mixing : {"probability", "logit"}, default="probability"
         What is averaged.
@@ -88,19 +88,21 @@ class MixtureOfExperts(nn.Module):
         Where the gate keeps the top k experts and does not need to read them, a sample passes
         through its k experts alone.
         """
-        top_k = self.gate.top_k
-        if top_k is None or self.gate.needs_hidden:
+        if self.gate.top_k is None or self.gate.needs_hidden:
             return self(x).log_proba
-        gate_log_proba, chosen = self.gate(x, None).log_proba.topk(top_k, dim=1)
+        gate_log_proba, chosen = self.gate(x, None).log_proba.topk(self.gate.top_k, dim=1)
+        return self._mix(gate_log_proba, self.run_chosen(x, chosen))
+
+    def run_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample."""
         # Pairs of a sample and an expert, one expert's after the other's.
         pairs = chosen.flatten().argsort().split(chosen.flatten().bincount().tolist())
         logits = [
-            self.experts.run_one(x[own // top_k], expert)
+            self.experts.run_one(x[own // chosen.shape[1]], expert)
             for expert, own in enumerate(pairs)
             if len(own) > 0
         ]
-        in_order = torch.cat(logits)[torch.cat(pairs).argsort()]
-        return self._mix(gate_log_proba, in_order.unflatten(0, chosen.shape))
+        return torch.cat(logits)[torch.cat(pairs).argsort()].unflatten(0, chosen.shape)
 
     def _mix(self, gate_log_proba, expert_logits):
         if self.mixing == "probability":

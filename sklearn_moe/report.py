@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import column_or_1d
 
 from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy, final_model
 from sklearn_moe.gates import AttentiveGate
@@ -78,9 +79,10 @@ def decomposition_report(
     >>> len(report["experts"])
     3
     """
-    model, _ = final_model(estimator, X)
-    decomposition = decomposition_entropy(estimator, X, y)
-    accuracy = float(np.mean(estimator.predict(X) == np.asarray(y)))
+    y = column_or_1d(y)
+    model, X = final_model(estimator, X)
+    decomposition = decomposition_entropy(model, X, y)
+    accuracy = float(np.mean(model.predict(X) == y))
     verdict, advice = _judge(decomposition, model)
     report = {
         "experts": _experts(decomposition),
@@ -105,6 +107,7 @@ _MEASURES = (
 
 def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
     shares = decomposition.table.sum(axis=1) / decomposition.table.sum()
+    classes = decomposition.classes.tolist()
     experts = []
     for expert, counts in enumerate(decomposition.table):
         parts = counts / max(counts.sum(), 1)
@@ -116,9 +119,7 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
                 "usage": float(decomposition.usage[expert]),
                 "accuracy": float(decomposition.expert_accuracy[expert]),
                 "certainty": float(decomposition.expert_certainty[expert]),
-                "main_classes": {
-                    decomposition.classes[index].item(): float(parts[index]) for index in main
-                },
+                "main_classes": {classes[index]: float(parts[index]) for index in main},
             }
         )
     return experts
@@ -135,14 +136,17 @@ def _judge(decomposition: Decomposition, model) -> tuple[list[str], list[str]]:
             advice.append("regularization='importance' or 'sample_similarity', for more experts")
         else:
             advice.append("a higher strength of the regularization, for more experts")
-        advice.append(f"n_experts={math.ceil(used)}, if so many do")
+        if math.ceil(used) < n_experts:
+            advice.append(f"n_experts={math.ceil(used)}, if so many do")
     if 2**decomposition.sample_entropy > 1.5:
         verdict.append("smeared")
         if model.mixing == "logit":
             advice.append("mixing='probability', which lets experts stand on their own")
         if model.gate != "attentive" and not isinstance(model.gate, AttentiveGate):
             advice.append("gate='attentive', which is surer")
-        advice.append("regularization='entropy', or a gate with a temperature below 1")
+        if model.regularization != "entropy":
+            advice.append("regularization='entropy', which makes the gate surer")
+        advice.append("a gate with a temperature below 1")
     return verdict or ["fine"], advice
 
 
@@ -200,7 +204,8 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
         lines.append(f"The decomposition is {' and '.join(report['verdict'])}. To try:")
         lines += [f"  - {each}" for each in report["advice"]]
     else:
+        who = "the experts" if len(experts) == n_experts else f"{len(experts)} experts"
         lines.append(
-            "The decomposition is fine: the experts share the work, and each sample has its own."
+            f"The decomposition is fine: {who} share the work, and each sample has its own."
         )
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
@@ -138,24 +139,35 @@ def test_decomposition_in_given_axes(clf, digits):
         display.plot(normalize="true")
 
 
+def test_displays_in_subfigures(clf, digits):
+    X, y = digits
+    subfigures = plt.figure(figsize=(12, 6)).subfigures(1, 2)
+    DecompositionDisplay.from_estimator(clf, X, y, ax=subfigures[0].subplots())
+    GateDisplay.from_estimator(clf, X, ax=subfigures[1].subplots(1, 2))
+
+
+def test_heat_map_with_a_norm_of_its_own(clf, digits):
+    norm = matplotlib.colors.LogNorm(1, 100)
+    display = DecompositionDisplay.from_estimator(clf, *digits, im_kw={"norm": norm})
+    assert display.im_.norm is norm
+
+
 # Gate
 
 
 def test_gate_shares_by_hand():
     p = [[0.995, 0.005], [0.95, 0.05], [0.6, 0.4], [0.2, 0.8]]
     display = GateDisplay.from_predictions(p)
-    surest, sure, less, least = display.bars_[0]
+    surest, sure, less, least, none = display.bars_[0]
     assert [bar.get_width() for bar in surest] == [0.25, pytest.approx(1 / 3), 0]
     assert [bar.get_width() for bar in sure] == [0.25, pytest.approx(1 / 3), 0]
     assert [bar.get_width() for bar in less] == [0.25, 0, 1]
     assert [bar.get_width() for bar in least] == [0.25, pytest.approx(1 / 3), 0]
-    assert [bars.get_label() for bars in display.bars_[0]] == [
-        "at least .99",
-        ".9 to .99",
-        ".75 to .9",
-        ".5 to .75",
-    ]
-    assert sum(bars[0].get_width() for bars in display.bars_[1]) == pytest.approx(1)
+    assert [bar.get_width() for bar in none] == [0, 0, 0]
+    shown = [text.get_text() for text in display.axes_[0].get_legend().get_texts()]
+    assert shown == ["at least .99", ".9 to .99", ".75 to .9", ".5 to .75"]
+    # Entropies of 0.045, 0.29, 0.97 and 0.72 bits.
+    assert [bars[0].get_width() for bars in display.bars_[1]] == [0.25, 0.25, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
@@ -234,6 +246,49 @@ def test_two_of_many_features_in_a_frame(features, plane):
     assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("a", "c")
 
 
+def test_other_columns_of_a_frame_keep_their_types(plane):
+    X, y = plane
+    n = len(X)
+    frame = pd.DataFrame({"a": X[:, 0], "b": X[:, 1]})
+    frame["kind"] = pd.Categorical(np.where(np.arange(n) % 3, "often", "rare"))
+    frame["identity"] = [f"row {number}" for number in range(n)]
+    frame["empty"] = None
+    frame["time"] = pd.date_range("2020-01-01", periods=n)
+    seen = []
+
+    class Look(StandardScaler):
+        def fit(self, X, y=None):
+            return super().fit(X[["a", "b"]])
+
+        def transform(self, X):
+            seen.append(X)
+            return super().transform(X[["a", "b"]])
+
+        def fit_transform(self, X, y=None):
+            return self.fit(X).transform(X)
+
+    moe = MoEClassifier(n_experts=3, max_iter=5, regularization="importance", random_state=0)
+    clf = make_pipeline(Look(), moe).fit(frame, y)
+    ExpertRegionsDisplay.from_estimator(clf, frame, features=("a", "b"), grid_resolution=20)
+    assert len(seen[-1]) == 400
+    assert seen[-1].dtypes.to_dict() == frame.dtypes.to_dict()
+    assert set(seen[-1]["kind"]) == {"often"}
+    ExpertSamplesDisplay.from_estimator(clf, frame)
+    as_polars = polars.from_pandas(frame.drop(columns="empty"))
+    display = ExpertRegionsDisplay.from_estimator(clf, as_polars, features=("a", "b"))
+    assert display.ax_.get_xlabel() == "a"
+
+
+def test_colours_say_which_expert_and_how_sure(plane):
+    p = np.zeros((2, 2, 3))
+    p[0], p[1] = [[1, 0, 0], [0, 1, 0]], [[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]]
+    xx0, xx1 = np.meshgrid([0.0, 1], [0.0, 1])
+    display = ExpertRegionsDisplay(xx0=xx0, xx1=xx1, response=p).plot()
+    sure, unsure = display.surface_.get_array()
+    assert not np.allclose(sure[0], sure[1])
+    assert unsure[0].sum() > sure[0].sum() and unsure[1].sum() > sure[1].sum()  # paler
+
+
 @pytest.mark.parametrize("as_frame", [False, True])
 def test_regions_of_a_projection(as_frame, iris):
     X, y = iris
@@ -251,8 +306,9 @@ def test_regions_of_a_projection(as_frame, iris):
     [
         ({}, r"X has 4 features: say which two to draw, such as features=\(0, 1\)"),
         ({"features": (0, 9)}, r"features=\(0, 9\) must be two of \[0, 1, 2, 3\]"),
-        ({"features": 1}, "features must be a pair, got 1"),
-        ({"features": "ab"}, "features must be a pair, got 'ab'"),
+        ({"features": 1}, "features must be two different features, got 1"),
+        ({"features": "ab"}, "features must be two different features, got 'ab'"),
+        ({"features": (1, 1)}, r"features must be two different features, got \(1, 1\)"),
         ({"projection": StandardScaler()}, "must map to two dimensions"),
         ({"projection": OneHotEncoder}, "must map|not fitted|transform"),
         ({"projection": np.mean}, "must have an inverse_transform"),
@@ -296,9 +352,20 @@ def test_images_of_any_shape(shape, scale):
     display = ExpertSamplesDisplay.from_predictions(np.eye(3)[np.arange(50) % 2], images)
     assert "never chosen" in [text.get_text() for text in display.text_]
     if shape[-1] == 3:
-        assert 0 <= display.im_.get_array().min() and display.im_.get_array().max() <= 1
+        first = display.im_.get_array()[:6, 15:19]
+        np.testing.assert_allclose(first, images[0] / scale, atol=1e-6)
     with pytest.raises(ValueError, match="Images must have the shape"):
-        ExpertSamplesDisplay.from_predictions(np.eye(2), np.zeros((2, 3, 3, 2)))
+        ExpertSamplesDisplay.from_predictions(np.eye(2), np.zeros((2, 5, 5, 2)))
+
+
+def test_images_with_channels_first_and_of_any_scale():
+    rng = np.random.RandomState(0)
+    images = rng.normal(size=(10, 3, 8, 8))
+    display = ExpertSamplesDisplay.from_predictions(np.ones((10, 1)), images)
+    assert np.array_equal(display.images[0], np.moveaxis(images[:8], 1, 3))
+    shown = display.im_.get_array()[:8, 20:28]
+    low, high = images[:8].min(), images[:8].max()
+    np.testing.assert_allclose(shown, (display.images[0][0] - low) / (high - low), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["images", "table"])
@@ -314,16 +381,50 @@ def test_samples_are_readable(kind, n_experts):
 
 def test_differences_by_hand():
     p = np.eye(3)[[0, 0, 1, 1]]
-    X = pd.DataFrame({"height": [1.0, 3, 2, 4], "kind": ["a", "a", "b", "b"], "same": 1})
+    X = pd.DataFrame({"height": [1.0, 3, 2, 4], "kind": ["a", "a", "b", "b"], "same": 0.1})
     display = ExpertSamplesDisplay.from_predictions(p, X)
-    assert display.feature_names.tolist() == ["kind_a", "kind_b", "height", "same"]
-    expected = [2, -2, -1 / np.std([1, 3, 2, 4]), 0]
+    assert display.feature_names == ["height", "kind = a", "kind = b", "same"]
+    expected = [-1 / np.std([1, 3, 2, 4]), 2, -2, 0]
     np.testing.assert_allclose(display.differences[:2], [expected, -np.array(expected)])
     assert np.isnan(display.differences[2]).all()
     texts = [text.get_text() for text in display.text_]
-    assert texts[:3] == ["expert 0 (50%)", "kind_a", "+2.00"]
+    assert texts[:3] == ["expert 0 (50%)", "kind = a", "+2.00"]
     assert texts[-1] == "never chosen"
     assert len(display.bars_) == 6 and display.im_ is None
+
+
+def test_differences_against_the_definition():
+    rng = np.random.RandomState(0)
+    p, _ = gate_probabilities(4)
+    X = rng.normal(5, 3, size=(600, 6))
+    X[rng.uniform(size=X.shape) < 0.1] = np.nan
+    X[:, 5] = 0.1  # constant, though its computed deviation is not zero
+    display = ExpertSamplesDisplay.from_predictions(p, X)
+    for expert in range(4):
+        own = p.argmax(axis=1) == expert
+        expected = np.nanmean(X[own, :5], axis=0) - np.nanmean(X[~own, :5], axis=0)
+        expected /= np.nanstd(X[:, :5], axis=0)
+        np.testing.assert_allclose(display.differences[expert], [*expected, 0])
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_tables_of_any_columns(library):
+    n = 3000
+    frame = pd.DataFrame(
+        {
+            "number": np.arange(n) % 7,
+            "flag": np.arange(n) % 2 == 0,
+            "kind": np.where(np.arange(n) % 3, "a", "b"),
+            "identity": [f"row {number}" for number in range(n)],
+            "time": pd.date_range("2020-01-01", periods=n),
+            "maybe": pd.array([1, None, 3] * (n // 3), dtype="Int64"),
+        }
+    )
+    X = frame if library == "pandas" else polars.from_pandas(frame)
+    display = ExpertSamplesDisplay.from_predictions(np.eye(2)[np.arange(n) % 2], X)
+    assert display.feature_names[:4] == ["number", "flag", "kind = a", "kind = b"]
+    assert len(display.feature_names) == 4 + 20 + 1
+    assert display.differences[0, 1] == pytest.approx(2)
 
 
 def test_one_expert_and_missing_values():
@@ -337,7 +438,15 @@ def test_one_expert_and_missing_values():
 @pytest.mark.parametrize(
     "X, params, message",
     [
-        (np.zeros((3, 2)), {}, "X has 3 samples, gate_proba has 2"),
+        (np.zeros((3, 2)), {}, "inconsistent numbers of samples"),
+        (np.array([["a"], ["b"]]), {}, "could not convert string to float"),
+        (
+            np.zeros((2, 6)),
+            {"image_shape": (2, 4)},
+            r"image_shape=\(2, 4\) must be a shape of the 6",
+        ),
+        (np.zeros((2, 6)), {"image_shape": 6}, "image_shape=6 must be a shape of the 6 values"),
+        (np.zeros((2, 6)), {"n_features": -1}, "'n_features' parameter"),
         (np.zeros((2, 2)), {"feature_names": ["a"]}, "feature_names must have 2 names, got 1"),
         (np.zeros((2, 2)), {"n_images": 0}, "'n_images' parameter"),
         (np.zeros((2, 6)), {"image_shape": (6,)}, "Images must have the shape"),

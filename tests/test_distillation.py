@@ -1,6 +1,8 @@
 import pickle
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -8,6 +10,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
+from skorch.dataset import ValidSplit
 from torch import nn
 
 from sklearn_moe import (
@@ -17,6 +21,7 @@ from sklearn_moe import (
     SoftmaxGate,
     decomposition_entropy,
     distill,
+    distillation,
     distillation_report,
 )
 
@@ -70,6 +75,87 @@ def test_student_starts_from_the_trunk(data, teacher):
     assert len(network) == len(trunk) + 2
     for name, value in trunk.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("target", ["labels", "teacher"])
+def test_student_with_two_experts_per_sample(target, data, teacher):
+    X, y, X_test, y_test = data
+    student = distill(teacher, X, y, target=target, top_k=2)
+    assert ((student.gate_proba(X) > 0).sum(axis=1) <= 2).all()
+    assert np.isfinite(student.loss_curve_).all()
+    assert student.score(X_test, y_test) > teacher.score(X_test, y_test) - 0.05
+
+
+def test_learning_rate_schedule_is_that_of_the_teacher(data):
+    X, y = data[:2]
+    curves = []
+    for schedule in ("one_cycle", "constant"):
+        teacher = clone(MOE).set_params(max_iter=2, learning_rate_schedule="constant").fit(X, y)
+        curves.append(
+            distill(teacher.set_params(learning_rate_schedule=schedule), X, y).loss_curve_
+        )
+    assert curves[0] != curves[1]
+
+
+class StopsAtOnce(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        if net.gate.top_k == 1:
+            raise AssertionError("a callback of the teacher's training")
+
+
+def test_callbacks_and_splits_of_the_teacher_are_left_out(data):
+    X, y = data[:2]
+    net_params = {"callbacks": [StopsAtOnce()], "train_split": ValidSplit(5), "max_epochs": 4}
+    teacher = clone(MOE).set_params(net_params={**net_params, "optimizer__eps": 1e-7}).fit(X, y)
+    student = distill(teacher, X, y, max_iter=7)
+    assert student.n_iter_ == 7 and student.net_params == {"optimizer__eps": 1e-7}
+    assert student.net_.optimizer_.param_groups[0]["eps"] == 1e-7
+    assert set(teacher.net_params) == {*net_params, "optimizer__eps"}
+
+
+def test_interruption_and_progress_are_reported(data, teacher, capsys, monkeypatch):
+    X, y = data[:2]
+    student = distill(clone(MOE).set_params(verbose=2, max_iter=2).fit(X, y), X, y)
+    assert len(re.findall("train_loss", capsys.readouterr().out)) == 2
+    assert student.decomposition_curves_ is None
+    distill(clone(MOE).set_params(verbose=1, max_iter=2).fit(X, y), X, y)
+    assert "epoch" in capsys.readouterr().err
+
+    def ctrl_c(net, x, sample_weight, y):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distillation, "_likelihood", ctrl_c)
+    with pytest.warns(UserWarning, match="interrupted after 0 complete epochs") as warned:
+        distill(teacher, X, y)
+    assert warned[0].filename == __file__
+
+
+class MaskedExpert(nn.Linear):
+    """Has state outside its state dict."""
+
+    def __init__(self, input_shape, n_outputs):
+        super().__init__(input_shape[0], n_outputs)
+        self.mask = (torch.rand(input_shape[0]) > 0.5).float()
+
+    def forward(self, x):
+        return super().forward(x * self.mask)
+
+
+def test_experts_with_hidden_state(data):
+    X, y = data[:2]
+    teacher = clone(MOE).set_params(experts=MaskedExpert, max_iter=3).fit(X, y)
+    assert np.array_equal(distill(teacher, X, y).expert_proba(X), teacher.expert_proba(X))
+
+
+def test_data_frames_and_columns_of_labels(data):
+    X, y = data[:2]
+    frame = pd.DataFrame(X).add_prefix("pixel ")
+    names = np.array([f"digit {label}" for label in range(10)], dtype=object)
+    teacher = clone(MOE).set_params(max_iter=10).fit(frame, names[y])
+    for target in ("labels", "teacher"):
+        student = distill(teacher, frame, names[y][:, np.newaxis], target=target)
+        assert student.report_.teacher_error == pytest.approx(1 - teacher.score(frame, names[y]))
+        assert student.feature_names_in_.tolist() == frame.columns.tolist()
 
 
 def test_first_loss_is_the_likelihood_or_the_divergence(data):
@@ -180,12 +266,15 @@ def test_student_is_an_ordinary_classifier(data, teacher):
 
 
 def test_class_weights_count_with_labels(data):
+    """Weights of the classes are weights of their samples, for one and the same teacher."""
     X, y = data[:2]
-    rare = {label: 1.0 if label else 100.0 for label in range(10)}
-    teacher = clone(MOE).set_params(class_weight=rare).fit(X, y)
-    student = distill(teacher, X, y)
-    weighted = distill(clone(MOE).fit(X, y), X, y)
-    assert student.loss_curve_ != weighted.loss_curve_
+    class_weight = {label: 1.0 + label for label in range(10)}
+    teacher = clone(MOE).set_params(max_iter=3).fit(X, y)
+    by_sample = distill(teacher, X, y, sample_weight=1.0 + y)
+    by_class = distill(teacher.set_params(class_weight=class_weight), X, y)
+    assert by_class.loss_curve_ == by_sample.loss_curve_
+    teacher.set_params(class_weight=None)
+    assert distill(teacher, X, y).loss_curve_ != by_class.loss_curve_
 
 
 def test_weightless_samples_count_as_removed(data, teacher):
@@ -215,6 +304,7 @@ def test_teacher_with_early_stopping_and_a_gate_without_layers(data):
         ({}, {"target": "logits"}, ValueError, "'target' parameter of distill must be"),
         ({}, {"top_k": 0}, ValueError, "'top_k' parameter of distill must be"),
         ({}, {"top_k": 5}, ValueError, "top_k=5 must not be larger than n_experts=4"),
+        ({}, {"y": [0, 1], "target": "teacher"}, ValueError, "inconsistent numbers of samples"),
         ({}, {"y": np.full(600, 99)}, ValueError, r"y contains \[99\], which are not among"),
         ({"gate": "softmax"}, {}, ValueError, r"attentive gate, got gate=SoftmaxGate\(\)"),
         ({"mixing": "logit"}, {}, ValueError, "mixing='probability', got 'logit'"),

@@ -524,7 +524,7 @@ def test_interruption_leaves_a_usable_model(experts, iris):
         signal.signal(signal.SIGINT, before)
     assert clf.n_iter_ == len(clf.loss_curve_) == 3
     assert clf.predict(X).shape == (150,)
-    assert clf.net_.train_split is None and len(clf.net_.callbacks_) == 4
+    assert clf.net_.train_split is None and len(clf.net_.callbacks_) == 6
 
 
 @pytest.mark.parametrize("value", [5.0, [5.0, 2.0]])
@@ -624,6 +624,27 @@ def test_tracking_changes_nothing_else(iris):
     }
     assert {len(curve) for curve in tracked.decomposition_curves_.values()} == {10}
     pickle.loads(pickle.dumps(tracked))
+
+
+def test_callbacks_of_a_user_see_the_tracked_figures(iris):
+    seen = []
+
+    class Spy(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            seen.append(net.history[-1, "sample_entropy"])
+            if len(seen) == 3:
+                raise KeyboardInterrupt  # skorch's signal to stop
+
+    clf = make(track_decomposition=True, net_params={"callbacks": [Spy()]}).fit(*iris)
+    assert clf.decomposition_curves_["sample_entropy"] == seen and len(clf.loss_curve_) == 3
+
+
+def test_chosen_expert_alone(iris):
+    X, y = iris
+    for gate in ("softmax", "hard", "attentive"):
+        clf = make(gate=gate, regularization="importance").fit(X, y)
+        expected = clf.expert_proba(X)[np.arange(len(X)), clf.apply(X)]
+        np.testing.assert_allclose(clf.expert_proba(X, chosen_only=True), expected, atol=1e-6)
 
 
 def test_tracking_in_a_warm_start_and_with_verbose(iris, capsys):

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,10 +24,9 @@ class Mixture:
     def gate_proba(self, X):
         return self.proba
 
-    def expert_proba(self, X):
+    def expert_proba(self, X, chosen_only):
         """Expert e predicts class e mod 3."""
-        n_samples, n_experts = self.proba.shape
-        return np.tile(np.eye(3)[np.arange(n_experts) % 3], (n_samples, 1, 1))
+        return np.eye(3)[self.proba.argmax(axis=1) % 3]
 
     def predict(self, X):
         return self.classes_[self.proba.argmax(axis=1) % 3]
@@ -55,6 +55,8 @@ def test_report_by_hand():
         "certainty": pytest.approx(0.9),
         "main_classes": {"cat": 1},
     }
+    idle = str(report([[*row, 0] for row in GOOD]))
+    assert "1 of 4 experts are never chosen" in idle and "fine: 3 experts share" in idle
     text = str(report(GOOD))
     assert "     0   50.0%     1.000       0.90  cat (100%)" in text.splitlines()
     assert "The decomposition is fine" in text
@@ -67,6 +69,7 @@ def test_report_shows_itself():
 
 COLLAPSED = [[0.99, 0.01, 0, 0, 0]] * 4
 SMEARED = [[0.34, 0.33, 0.33]] * 4
+SURER = ["regularization='entropy'", "a gate with a temperature"]
 
 
 @pytest.mark.parametrize(
@@ -74,20 +77,22 @@ SMEARED = [[0.34, 0.33, 0.33]] * 4
     [
         (COLLAPSED, {}, ["collapsed"], ["regularization='importance'", "n_experts=2"]),
         (COLLAPSED, {"regularization": "load"}, ["collapsed"], ["a higher strength", "n_experts"]),
-        (SMEARED, {}, ["smeared"], ["gate='attentive'", "regularization='entropy'"]),
-        (SMEARED, {"gate": "attentive"}, ["smeared"], ["regularization='entropy'"]),
-        (SMEARED, {"gate": AttentiveGate()}, ["smeared"], ["regularization='entropy'"]),
+        ([[0.99, 0.01]] * 4, {}, ["collapsed"], ["regularization='importance'"]),
+        (SMEARED, {}, ["smeared"], ["gate='attentive'", *SURER]),
+        (SMEARED, {"gate": "attentive"}, ["smeared"], SURER),
+        (SMEARED, {"gate": AttentiveGate()}, ["smeared"], SURER),
+        (SMEARED, {"regularization": "entropy"}, ["smeared"], ["gate=", SURER[1]]),
         (
             SMEARED,
             {"mixing": "logit"},
             ["smeared"],
-            ["mixing='probability'", "gate='attentive'", "regularization='entropy'"],
+            ["mixing='probability'", "gate='attentive'", *SURER],
         ),
         (
             [[0.5, 0.5, 0, 0, 0, 0, 0]] * 4,
             {},
             ["collapsed", "smeared"],
-            ["regularization='importance'", "n_experts=2", "gate=", "regularization='entropy'"],
+            ["regularization='importance'", "n_experts=2", "gate=", *SURER],
         ),
     ],
 )
@@ -132,3 +137,24 @@ def test_report_of_a_pipeline(iris):
 def test_wrong_estimator(iris):
     with pytest.raises(TypeError, match="has no gate_proba"):
         decomposition_report(StandardScaler().fit(iris[0]), *iris)
+
+
+@pytest.mark.parametrize("dtype", [str, object, "category", bool, int, float])
+def test_labels_of_any_type(dtype, iris):
+    X, y = iris
+    y = pd.Series(y > 0 if dtype is bool else y)
+    y = (y.astype(str) if dtype in (object, "category") else y).astype(dtype)
+    clf = MoEClassifier(n_experts=3, max_iter=15, regularization="importance", random_state=0)
+    clf.fit(X, y)
+    result = decomposition_report(clf, X, y, output_dict=True)
+    assert result["accuracy"] == clf.score(X, y)
+    for expert in result["experts"]:
+        assert set(expert["main_classes"]) <= set(clf.classes_.tolist())
+    str(decomposition_report(clf, X, y))
+
+
+def test_a_column_of_labels_is_taken_as_labels(iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=3, max_iter=5, random_state=0).fit(X, y)
+    column = decomposition_report(clf, X, y[:, np.newaxis], output_dict=True)
+    assert column["accuracy"] == clf.score(X, y)

@@ -176,11 +176,11 @@ class DecompositionDisplay:
         width, height = inches(ax)
 
         values = _normalized(decomposition.table, normalize)
-        self.im_ = ax.imshow(
-            values,
-            **{"cmap": cmap, "aspect": "auto", "vmin": 0, "interpolation": "nearest"}
-            | (im_kw or {}),
-        )
+        im_kw = im_kw or {}
+        if "norm" not in im_kw:
+            im_kw = {"vmin": 0} | im_kw
+        im_kw = {"cmap": cmap, "aspect": "auto", "interpolation": "nearest"} | im_kw
+        self.im_ = ax.imshow(values, **im_kw)
         # Points of room for a number of three digits.
         room = 72 * min(0.9 * height / n_experts, 0.4 * width / n_classes)
         if include_values is None:

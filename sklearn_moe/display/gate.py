@@ -163,8 +163,8 @@ def _draw(ax, shares, names, title, cmap):
     colors = mpl.colormaps.get_cmap(cmap)(np.linspace(0.1, 1, len(names)))
     rows, left, bars = np.arange(len(shares)), np.zeros(len(shares)), []
     for (name, _), color, width in zip(names, colors, shares.T, strict=True):
-        if width.any():
-            bars.append(ax.barh(rows, width, left=left, color=color, height=0.85, label=name))
+        label = name if width.any() else "_" + name  # which the legend leaves out
+        bars.append(ax.barh(rows, width, left=left, color=color, height=0.85, label=label))
         left = left + width
     ax.axhline(0.5, color="0.3", linewidth=0.8)  # between all samples and those of the experts
     ax.set(xlim=(0, 1), xlabel="part of the samples", ylim=(len(shares) - 0.5, -0.5))

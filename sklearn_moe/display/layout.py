@@ -48,8 +48,7 @@ def several_axes(display, ax, n_axes, figsize):
 
 def inches(ax):
     """Return width and height of the axes, roughly, as the layout is not yet known."""
-    size = ax.figure.get_size_inches() * ax.get_position().size
-    return size.tolist()
+    return (ax.get_window_extent().size / ax.figure.dpi).tolist()
 
 
 def label_ticks(axis, labels, length):
@@ -68,3 +67,8 @@ def label_ticks(axis, labels, length):
     size = min(10.0, max(5.0, 0.8 * room))
     step = max(1, int(np.ceil(1.1 * size / room)))
     axis.set_ticks(np.arange(len(labels))[::step], labels[::step], fontsize=size)
+
+
+def as_pandas(X):
+    """Return a polars frame as pandas, and all else as it is."""
+    return X.to_pandas() if hasattr(X, "to_pandas") else X

@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from sklearn_moe.decomposition import final_model
-from sklearn_moe.display.layout import COLORS, inches, one_axes
+from sklearn_moe.display.layout import COLORS, as_pandas, inches, one_axes
 
 # Points; regions with less room have no number.
 SMALLEST = 5
@@ -90,7 +90,7 @@ class ExpertRegionsDisplay:
         X : array-like or DataFrame of shape (n_samples, n_features)
             Samples, which say how far the picture reaches.
         features : pair of int or str, default=None
-            Two features, by number or column name, where ``X`` has more. The others stay at their
+            Two features, by column name or number, where ``X`` has more. The others stay at their
             median, or at their most frequent value if they are not numbers.
         projection : object, default=None
             A transformer to two dimensions that was fitted on ``X`` and has an
@@ -124,9 +124,10 @@ class ExpertRegionsDisplay:
             {"grid_resolution": grid_resolution, "eps": eps},
             caller_name="ExpertRegionsDisplay.from_estimator",
         )
-        plane = _Features(X, features) if projection is None else _Projection(X, projection)
         if projection is not None and features is not None:
             raise ValueError("Pass features or projection, not both.")
+        X = as_pandas(X)
+        plane = _Features(X, features) if projection is None else _Projection(X, projection)
         low, high = plane.points.min(axis=0), plane.points.max(axis=0)
         margin = (high - low) / 20 if eps is None else eps
         xx0, xx1 = np.meshgrid(*np.linspace(low - margin, high + margin, grid_resolution).T)
@@ -213,7 +214,7 @@ class _Features:
 
     def __init__(self, X, features):
         self.is_frame = hasattr(X, "iloc")
-        self.X = X if self.is_frame else check_array(X, dtype=None, ensure_all_finite="allow-nan")
+        self.X = X if self.is_frame else check_array(X, ensure_all_finite="allow-nan")
         columns = list(self.X.columns) if self.is_frame else list(range(self.X.shape[1]))
         if features is None:
             if len(columns) != 2:
@@ -223,10 +224,9 @@ class _Features:
                     "projection=PCA(2).fit(X)."
                 )
             features = columns
-        if np.shape(features) != (2,):
-            raise ValueError(f"features must be a pair, got {features!r}.")
-        known = [each in columns or each in range(len(columns)) for each in features]
-        if not all(known):
+        if np.shape(features) != (2,) or features[0] == features[1]:
+            raise ValueError(f"features must be two different features, got {features!r}.")
+        if not all(each in columns or each in range(len(columns)) for each in features):
             raise ValueError(f"features={features!r} must be two of {columns}, or their numbers.")
         self.columns = [columns.index(each) if each in columns else int(each) for each in features]
         self.names = [
@@ -235,25 +235,27 @@ class _Features:
         ]
         values = self.X.iloc[:, self.columns] if self.is_frame else self.X[:, self.columns]
         try:
-            self.points = np.asarray(values, dtype=np.float64)
-        except ValueError as error:
+            points = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"The features {self.names} must be numbers.") from error
-        self.points = self.points[np.isfinite(self.points).all(axis=1)]
+        self.points = points[np.isfinite(points).all(axis=1)]
 
     def samples(self, points):
         if not self.is_frame:
-            samples = np.tile(np.nanmedian(self.X.astype(np.float64), axis=0), (len(points), 1))
+            samples = np.tile(np.nanmedian(self.X, axis=0), (len(points), 1))
             samples[:, self.columns] = points
             return samples
+        # Copies of one row keep the types of the columns.
         samples = self.X.iloc[np.zeros(len(points), dtype=int)].reset_index(drop=True)
         for number, name in enumerate(self.X.columns):
-            column = self.X.iloc[:, number]
+            column = self.X[name]
             if number in self.columns:
                 samples[name] = points[:, self.columns.index(number)]
             elif column.dtype.kind in "iuf":
                 samples[name] = column.median()
-            else:
-                samples[name] = column.mode().repeat(len(points))[: len(points)].to_numpy()
+            elif column.notna().any():
+                usual = np.flatnonzero(column == column.mode().iloc[0])[:1]
+                samples[name] = column.iloc[usual.repeat(len(points))].reset_index(drop=True)
         return samples
 
 

@@ -6,12 +6,15 @@ from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.compose import make_column_selector, make_column_transformer
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from sklearn.utils.validation import check_consistent_length
 
 from sklearn_moe.decomposition import check_gate_proba, cut, final_model
-from sklearn_moe.display.layout import COLORS, one_axes
+from sklearn_moe.display.layout import COLORS, as_pandas, one_axes
+
+# Of a column that is not of numbers, the so many most frequent values count as features.
+MOST_CATEGORIES = 20
 
 
 class ExpertSamplesDisplay:
@@ -107,8 +110,9 @@ class ExpertSamplesDisplay:
         gate_proba : array-like of shape (n_samples, n_experts)
             Gate probabilities; rows sum to 1.
         X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples, ...)
-            Samples: images of shape (height, width) or (height, width, n_channels), or rows of a
-            table. Columns that are not numbers count as categories, one feature each.
+            Samples: images of shape (height, width), (height, width, n_channels) or (n_channels,
+            height, width), or rows of a table. Of a column that is not of numbers, its 20 most
+            frequent values are features; times are left out.
         image_shape : tuple of int, default=None
             Shape of the images, (height, width) or (height, width, n_channels), where ``X`` has
             them as rows.
@@ -132,22 +136,15 @@ class ExpertSamplesDisplay:
         )
         gate_proba = check_gate_proba(gate_proba)
         n_samples, n_experts = gate_proba.shape
-        if len(X) != n_samples:
-            raise ValueError(f"X has {len(X)} samples, gate_proba has {n_samples}.")
+        X = as_pandas(X)
+        check_consistent_length(gate_proba, X)
         chosen = gate_proba.argmax(axis=1)
         shares = np.bincount(chosen, minlength=n_experts) / n_samples
         if image_shape is None and np.ndim(X) < 3:
             table, names = _numbers(X, feature_names)
-            differences = np.array([_differences(table, chosen == e) for e in range(n_experts)])
+            differences = _differences(table, chosen, n_experts)
             return cls(shares, differences=differences, feature_names=names).plot(ax=ax, **kwargs)
-        images = np.asarray(X)
-        if image_shape is not None:
-            images = images.reshape(n_samples, *image_shape)
-        if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
-            raise ValueError(
-                "Images must have the shape (n_samples, height, width) or (n_samples, height, "
-                f"width, n_channels) with 1, 3 or 4 channels, got {images.shape}."
-            )
+        images = _images(X, image_shape)
         surest = [
             images[own[np.argsort(-gate_proba[own, expert], kind="stable")[:n_images]]]
             for expert in range(n_experts)
@@ -175,6 +172,11 @@ class ExpertSamplesDisplay:
         -------
         ExpertSamplesDisplay
         """
+        validate_parameter_constraints(
+            {"n_features": [Interval(Integral, 1, None, closed="left")]},
+            {"n_features": n_features},
+            caller_name="ExpertSamplesDisplay.plot",
+        )
         self.im_ = self.bars_ = None
         if self.images is None:
             self._plot_table(ax, n_features)
@@ -212,7 +214,7 @@ class ExpertSamplesDisplay:
             if len(images) == 0:
                 self.text_.append(ax.text(left, middle, "never chosen", color="0.4", **style))
         if channels in ([3], [4]):
-            canvas = np.nan_to_num(canvas / (1 if np.nanmax(canvas) <= 1 else 255), nan=1.0)
+            canvas = np.nan_to_num(_as_colors(canvas, self.images[0].dtype), nan=1.0)
         self.im_ = ax.imshow(canvas.squeeze(), **im_kw)
         ax.set_axis_off()
         ax.set_title("the samples that each expert is surest of")
@@ -260,21 +262,51 @@ class ExpertSamplesDisplay:
         ax.set_title("what sets each expert's samples apart (standard deviations)", fontsize=10)
 
 
-def _numbers(X, feature_names):
-    """Return a table as numbers, one column per category, and the names of its columns."""
-    if hasattr(X, "iloc"):
-        encoder = make_column_transformer(
-            (
-                OneHotEncoder(sparse_output=False),
-                make_column_selector(dtype_exclude=["number", "bool"]),
-            ),
-            remainder="passthrough",
-            verbose_feature_names_out=False,
+def _as_colors(canvas, dtype):
+    """Return colours from 0 to 1; numbers of other scales are stretched to it."""
+    if dtype.kind in "iu":
+        return canvas / np.iinfo(np.uint8).max
+    low, high = min(np.nanmin(canvas), 0), max(np.nanmax(canvas), 1)
+    return (canvas - low) / (high - low)
+
+
+def _images(X, image_shape):
+    """Return images with their channels, if they have any, last."""
+    images = np.asarray(X)
+    if image_shape is not None:
+        if np.ndim(image_shape) != 1 or np.prod(image_shape) != images[0].size:
+            raise ValueError(
+                f"image_shape={image_shape!r} must be a shape of the {images[0].size} values of a "
+                "sample, such as (height, width)."
+            )
+        images = images.reshape(len(images), *image_shape)
+    channels = (1, 3, 4)
+    if images.ndim == 4 and images.shape[3] not in channels and images.shape[1] in channels:
+        images = np.moveaxis(images, 1, 3)  # channels first, as torch has them
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in channels):
+        raise ValueError(
+            "Images must have the shape (n_samples, height, width), (n_samples, height, width, "
+            "n_channels) or (n_samples, n_channels, height, width), with 1, 3 or 4 channels; got "
+            f"{images.shape}."
         )
-        table = np.asarray(encoder.fit_transform(X), dtype=np.float64)
-        names = encoder.get_feature_names_out()
+    return images
+
+
+def _numbers(X, feature_names):
+    """Return a table as numbers, and the names of its columns."""
+    if hasattr(X, "iloc"):
+        names, columns = [], []
+        for name, column in X.items():
+            if column.dtype.kind in "biuf":
+                names.append(str(name))
+                columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+            elif column.dtype.kind not in "mM":  # times say little about samples
+                values = column.value_counts().index[:MOST_CATEGORIES]
+                names += [f"{name} = {value}" for value in values]
+                columns += [np.asarray(column == value, dtype=np.float64) for value in values]
+        table = np.column_stack(columns)
     else:
-        table = np.asarray(X, dtype=np.float64)
+        table = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
         names = [f"feature {number}" for number in range(table.shape[1])]
     names = names if feature_names is None else feature_names
     if len(names) != table.shape[1]:
@@ -282,12 +314,17 @@ def _numbers(X, feature_names):
     return table, names
 
 
-def _differences(table, own):
-    """Return the standardised mean differences of some samples from the others."""
-    if not own.any():
-        return np.full(table.shape[1], np.nan)
-    if own.all():
-        return np.zeros(table.shape[1])
-    known = np.ma.masked_invalid(table)
-    difference = known[own].mean(axis=0) - known[~own].mean(axis=0)
-    return np.ma.filled(difference / known.std(axis=0), 0.0)  # masked where nothing varies
+def _differences(table, chosen, n_experts):
+    """Return the standardised mean differences of each expert's samples from all others."""
+    table = np.ma.masked_invalid(table)
+    varies = np.ma.filled(table.max(axis=0) > table.min(axis=0), False)
+    table = (table - table.mean(axis=0)) / table.std(axis=0)
+    is_known, values = ~np.ma.getmaskarray(table), table.filled(0.0)
+    own = (chosen == np.arange(n_experts)[:, np.newaxis]).astype(np.float64)
+    totals, counts = own @ values, own @ is_known
+    rest, n_rest = values.sum(axis=0) - totals, is_known.sum(axis=0) - counts
+    differences = totals / np.maximum(counts, 1) - rest / np.maximum(n_rest, 1)
+    # Without a sample on either side, or a value to compare, there is no difference.
+    differences[~varies | (counts == 0) | (n_rest == 0)] = 0.0
+    differences[own.sum(axis=1) == 0] = np.nan
+    return differences
