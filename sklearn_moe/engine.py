@@ -321,7 +321,8 @@ class MoENet(NeuralNetClassifier):
         """Return what a function of the mixture and a batch says about each row of X."""
         self._set_training(False)
         parts = []
-        with self.threads(min(CHUNK_SIZE, len(X))), torch.inference_mode():
+        n_rows = min(CHUNK_SIZE, len(X))
+        with self.threads(n_rows, predicting=True), torch.inference_mode():
             for start in range(0, len(X), CHUNK_SIZE):
                 x = _tensor(X[start : start + CHUNK_SIZE], self.device)
                 parts.append(function(self.module_, x).cpu().numpy())
@@ -334,12 +335,16 @@ class MoENet(NeuralNetClassifier):
         # Loading its own state moves an optimizer's tensors to where its parameters are.
         self.optimizer_.load_state_dict(self.optimizer_.state_dict())
 
-    def threads(self, n_rows: int):
+    def threads(self, n_rows: int, *, predicting: bool = False):
         """Return a context in which torch uses the right number of threads for such batches."""
         n_threads = self.n_threads
         if n_threads == "auto":
-            n_parameters = sum(parameter.numel() for parameter in self.module_.parameters())
-            n_threads = 2 if n_rows * n_parameters >= WORK_FOR_TWO_THREADS else 1
+            gate, experts = self.module_.gate, self.module_.experts
+            work = sum(parameter.numel() for parameter in experts.parameters())
+            if predicting and self.module_.is_conditional:
+                work *= gate.top_k / self.n_experts
+            work += sum(parameter.numel() for parameter in gate.parameters())
+            n_threads = 2 if n_rows * work >= WORK_FOR_TWO_THREADS else 1
         return intra_op_threads(n_threads)
 
     def _dataset(self, X, y, sample_weight):

@@ -82,13 +82,14 @@ class MixtureOfExperts(nn.Module):
         """Return what the gate says of a batch; experts run only for a gate that reads them."""
         return self.gate(x, self.experts(x)[1] if self.gate.needs_hidden else None)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities of the classes for a batch, (n_samples, n_classes).
+    @property
+    def is_conditional(self) -> bool:
+        """Whether a sample passes through the experts that the gate chooses for it alone."""
+        return self.gate.top_k is not None and not self.gate.needs_hidden
 
-        Where the gate keeps the top k experts and does not need to read them, a sample passes
-        through its k experts alone.
-        """
-        if self.gate.top_k is None or self.gate.needs_hidden:
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities of the classes for a batch, (n_samples, n_classes)."""
+        if not self.is_conditional:
             return self(x).log_proba
         gate_log_proba, chosen = self.gate(x, None).log_proba.topk(self.gate.top_k, dim=1)
         return self._mix(gate_log_proba, self.run_chosen(x, chosen))

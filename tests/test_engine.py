@@ -119,6 +119,15 @@ def test_large_work_takes_two_threads():
         assert torch.get_num_threads() == 1
 
 
+def test_experts_that_do_not_run_are_no_work():
+    X, y = np.random.RandomState(0).normal(size=(64, 64)), np.arange(64) % 2
+    clf = MoEClassifier(n_experts=16, gate="hard", max_iter=1, experts=MLPExperts((512,)))
+    net = clf.fit(X, y).net_
+    for predicting, expected in ((False, 2), (True, 1)):
+        with net.threads(1024, predicting=predicting):
+            assert torch.get_num_threads() == expected
+
+
 def test_the_net_is_a_skorch_net(iris):
     X, y = iris
     clf = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, y)

@@ -11,8 +11,7 @@ pytestmark = [
 ]
 
 
-def _configurations():
-    yield MoEClassifier(max_iter=30)
+def _configurations():  # the default is among the gates
     yield MoEClassifier(max_iter=30, batch_size=16)
     yield MoEClassifier(max_iter=30, mixing="logit")
     for gate in GATES:
