@@ -13,8 +13,10 @@ from sklearn.model_selection import train_test_split
 
 from sklearn_moe import (
     DecompositionDisplay,
+    Entropy,
     MoEClassifier,
     TrainingDisplay,
+    ZLoss,
     decomposition_entropy,
 )
 
@@ -48,17 +50,17 @@ plt.show()
 # The regularizations
 # -------------------
 # "importance" and "sample_similarity" keep all five experts in work, and the latter sends similar
-# samples to the same one. "entropy" and "z_loss" make the gate surer and its logits smaller; of
-# the collapse they know nothing. "load" counts how often an expert is chosen, for which the gate
-# has to draw noise.
+# samples to the same one. "load" counts how often an expert is chosen, for which the gate has to
+# draw noise. ``Entropy`` makes the gate a little surer; ``ZLoss`` keeps its logits small, which
+# makes it less sure. Of the collapse both know nothing.
 
 mixtures = {
     "no regularization": ordinary,
     "importance": fit("importance"),
     "sample_similarity": fit("sample_similarity"),
     "load (noisy_top_k gate)": fit("load", gate="noisy_top_k"),
-    "entropy": fit("entropy"),
-    "z_loss": fit("z_loss"),
+    "entropy, strength 0.1": fit(Entropy(0.1)),
+    "z_loss, strength 0.01": fit(ZLoss(0.01)),
 }
 print(f"{'':26}accuracy   H_s   H_u  I(E;Y)")
 for name, clf in mixtures.items():

@@ -43,7 +43,8 @@ print(f"accuracy {clf.score(X_test, y_test):.3f}")
 # %%
 # The digits of each expert
 # -------------------------
-# Similar digits go to the same expert. Without reading the labels, one sees what it is there for.
+# The digits that the gate is surest to give to each expert. Without reading the labels, one sees
+# what it is there for.
 
 ExpertSamplesDisplay.from_estimator(clf, X_test, n_images=12)
 DecompositionDisplay.from_estimator(clf, X_test, y_test)

@@ -133,9 +133,9 @@ def _entropy(proba, axis=None):
     return np.maximum(entr(proba).sum(axis=axis) / np.log(2), 0.0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decomposition:
-    """How a mixture of experts divides a set of samples; ``print`` shows it as a table.
+    """How a mixture of experts divides a set of samples; it shows itself as a table.
 
     Attributes
     ----------
@@ -252,7 +252,7 @@ class Decomposition:
             expert_certainty=mean_by_expert(gate_proba.max(axis=1)),
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [
             f"{label:34}{value:6.3f} bits  ({share:4.0%} of {of})"
             for label, value, share, of in (
@@ -299,8 +299,8 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Samples.
     y : array-like of shape (n_samples,), default=None
-        Labels. None takes the class that the chosen expert predicts in their place, as the
-        reference does.
+        Labels; those that the mixture does not know count as errors. None takes the class that
+        the chosen expert predicts in their place, as the reference does.
 
     Returns
     -------
@@ -331,7 +331,7 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     predicted = model.classes_[model.expert_proba(X, chosen_only=True).argmax(axis=1)]
     if y is None:
         return Decomposition.from_predictions(gate_proba, predicted, classes=model.classes_)
-    y = column_or_1d(y)
+    y = check_labels(y)
     if not np.isin(y, model.classes_).any():
         raise ValueError(
             f"y has none of the classes {model.classes_.tolist()} of the estimator; its first "
@@ -345,6 +345,11 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
 def _share(value, most):
     """Part of the possible; nothing where nothing is possible."""
     return float(min(value / most, 1.0)) if most > 0 else 0.0
+
+
+def check_labels(y):
+    """Return labels as an array, and raise where some are missing."""
+    return column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"))
 
 
 def cut(names, length):

@@ -13,11 +13,16 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sklearn_moe.decomposition import Decomposition, decomposition_entropy, final_model
+from sklearn_moe.decomposition import (
+    Decomposition,
+    check_labels,
+    decomposition_entropy,
+    final_model,
+)
 from sklearn_moe.engine import CHUNK_SIZE
 from sklearn_moe.gates import AttentiveGate, SoftmaxGate
 from sklearn_moe.validation import (
@@ -76,7 +81,7 @@ def distill(
     top_k : int or None, default=1
         How many experts of the student answer for a sample. None keeps the soft mixture of all.
     max_iter : int, default=None
-        Number of epochs; None takes the teacher's.
+        Number of epochs; None takes the teacher's ``max_iter``, also if it stopped before.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples, at least 0. The teacher's ``class_weight`` counts, too, if the
         target is the labels.
@@ -85,15 +90,22 @@ def distill(
     -------
     MoEClassifier or Pipeline
         The student: a new fitted ``MoEClassifier``, or the teacher's pipeline with it as last
-        step. It has a ``SoftmaxGate``, no regularization, no early stopping, no callbacks of
-        ``net_params``, and the teacher's other parameters. Its ``report_`` is the
-        :class:`DistillationReport` for the training samples.
+        step. It has a ``SoftmaxGate``, no regularization, no early stopping, of ``net_params`` no
+        ``callbacks``, ``train_split`` and ``max_epochs``, and the teacher's other parameters. Its
+        ``report_`` is the :class:`DistillationReport` for the training samples; curves of the
+        decomposition are not recorded.
 
     Raises
     ------
     ValueError
         If the teacher's gate is not attentive, its mixing is not "probability", or the data or a
         parameter are not valid.
+
+    Notes
+    -----
+    Only ``distill`` distils: a student that is fitted again, or cloned and fitted, becomes an
+    ordinary mixture of its own, and ``partial_fit`` trains its experts, too. How much a student
+    loses, if anything, depends on the data; compare it with its teacher on a test set.
 
     See Also
     --------
@@ -122,7 +134,7 @@ def distill(
     teacher, samples = final_model(estimator, X)
     gate = _check_teacher(teacher)
     if y is not None:
-        y = column_or_1d(y)
+        y = check_labels(y)
     elif target == "labels":
         raise ValueError("target='labels' needs y. Pass the labels, or target='teacher'.")
     X, goal, weight = _training_data(teacher, samples, y, target, sample_weight)
@@ -241,9 +253,9 @@ def _with_last(estimator, student):
     return pipeline
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DistillationReport:
-    """A teacher and its student side by side; ``print`` shows them as a table.
+    """A teacher and its student side by side; it shows itself as a table.
 
     Attributes
     ----------
@@ -258,7 +270,7 @@ class DistillationReport:
         0: it never asks more than one.
     teacher_cost, student_cost : float
         Mean number of multiply-adds that each needs to predict one sample, those of matrix
-        products and convolutions.
+        products and convolutions, counted over the first 256 samples.
     """
 
     teacher_error: float | None
@@ -270,7 +282,7 @@ class DistillationReport:
     teacher_cost: float
     student_cost: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [("H_s, bits", *self._both("sample_entropy"), ".3f")]
         rows.append(("H_u, bits", *self._both("usage_entropy"), ".3f"))
         rows.append(("I(E;Y), bits", *self._both("expert_class_information"), ".3f"))
@@ -297,7 +309,8 @@ def distillation_report(
     Parameters
     ----------
     teacher, student : MoEClassifier, Pipeline or search
-        The fitted teacher and its student, with or without pipelines around them.
+        The fitted teacher and its student, with or without pipelines around them. That one is the
+        student of the other is not checked.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Samples, better those of a test set.
     y : array-like of shape (n_samples,), default=None
@@ -322,7 +335,7 @@ def distillation_report(
     >>> report.student.sample_entropy
     0.0
     """
-    y = None if y is None else column_or_1d(y)
+    y = None if y is None else check_labels(y)
     models = [final_model(estimator, X) for estimator in (teacher, student)]
     predicted = [model.predict(samples) for model, samples in models]
     chosen = [model.apply(samples) for model, samples in models]

@@ -146,7 +146,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     decomposition_curves_ : dict of lists of float, or None
         "sample_entropy", "usage_entropy" and "expert_class_information" of the training samples,
         in bits, in each epoch that ``track_decomposition`` or ``verbose`` recorded; None if there
-        was none. As in ``loss_curve_``, each batch counts with the weights of its time.
+        was none, and for a student of :func:`distill`. As in ``loss_curve_``, each batch counts
+        with the weights of its time.
     expert_usage_ : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the samples, with their weights, of the last
         training.
@@ -336,6 +337,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ------
         ValueError
             If the data or a parameter are not valid, or the loss becomes NaN.
+
+        Warns
+        -----
+        UserWarning
+            If the training was interrupted, or if nearly all samples go to one expert: the usage
+            entropy is below a tenth of ``log2(n_experts)``.
         """
         return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val))
 

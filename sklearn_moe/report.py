@@ -1,4 +1,4 @@
-"""A report of a decomposition in one screen: the experts, the entropies, and what to do."""
+"""A report of a decomposition in one screen: the experts, the measures, and what to do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import column_or_1d
 
-from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy, final_model
+from sklearn_moe.decomposition import (
+    Decomposition,
+    check_labels,
+    cut,
+    decomposition_entropy,
+    final_model,
+)
 from sklearn_moe.gates import AttentiveGate
+from sklearn_moe.regularizers import REGULARIZERS, Entropy, Importance, Load, SampleSimilarity
 
 # Of more experts than this the report shows the most used ones.
 MOST_EXPERTS = 20
@@ -28,9 +34,11 @@ def decomposition_report(
 ) -> str | dict[str, Any]:
     """Report what the experts do, how well they divide the work, and what to try.
 
-    For each expert: its share of the samples (those for which the gate chooses it), its accuracy
-    on them without the other experts, its certainty (mean gate probability) and its main classes.
-    Then the three entropies with a sentence each, and a verdict:
+    For each expert: its share of the samples (those for which the gate chooses it), its usage
+    (mean gate probability over all samples), its accuracy on its own samples without the other
+    experts, its certainty (mean gate probability over its own samples) and its main classes. Then
+    the three measures with a sentence each, and a verdict on the division of the work, not on its
+    quality:
 
     - *collapsed*: the usage is as if fewer than :math:`(E + 1) / 2` experts were used equally,
       :math:`2^{H_u} < (E + 1) / 2`;
@@ -73,13 +81,13 @@ def decomposition_report(
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = make_pipeline(StandardScaler(), MoEClassifier(n_experts=3, random_state=0))
     >>> print(decomposition_report(clf.fit(X, y), X, y))  # doctest: +ELLIPSIS
-    expert   share  accuracy  certainty  main classes
+    expert   share   usage  accuracy  certainty  main classes
     ...
     >>> report = decomposition_report(clf, X, y, output_dict=True)
     >>> len(report["experts"])
     3
     """
-    y = column_or_1d(y)
+    y = check_labels(y)
     model, X = final_model(estimator, X)
     decomposition = decomposition_entropy(model, X, y)
     accuracy = float(np.mean(model.predict(X) == y))
@@ -130,12 +138,19 @@ def _judge(decomposition: Decomposition, model) -> tuple[list[str], list[str]]:
     n_experts = len(decomposition.usage)
     used = 2**decomposition.usage_entropy
     verdict, advice = [], []
+    given = model.regularization
+    given = given if isinstance(given, (list, tuple)) else [given]
+    present = [
+        REGULARIZERS[each] if isinstance(each, str) else each for each in given if each is not None
+    ]
     if used < (n_experts + 1) / 2:
         verdict.append("collapsed")
-        if model.regularization is None:
-            advice.append("regularization='importance' or 'sample_similarity', for more experts")
-        else:
+        if any(isinstance(each, (Importance, Load, SampleSimilarity)) for each in present):
             advice.append("a higher strength of the regularization, for more experts")
+        elif present:
+            advice.append("'importance' or 'sample_similarity' beside the present regularization")
+        else:
+            advice.append("regularization='importance' or 'sample_similarity', for more experts")
         if math.ceil(used) < n_experts:
             advice.append(f"n_experts={math.ceil(used)}, if so many do")
     if 2**decomposition.sample_entropy > 1.5:
@@ -144,8 +159,12 @@ def _judge(decomposition: Decomposition, model) -> tuple[list[str], list[str]]:
             advice.append("mixing='probability', which lets experts stand on their own")
         if model.gate != "attentive" and not isinstance(model.gate, AttentiveGate):
             advice.append("gate='attentive', which is surer")
-        if model.regularization != "entropy":
-            advice.append("regularization='entropy', which makes the gate surer")
+        if any(isinstance(each, Entropy) for each in present):
+            advice.append("a higher strength of the entropy regularization")
+        elif present:
+            advice.append("Entropy(0.1) beside the present regularization")
+        else:
+            advice.append("regularization=Entropy(0.1), which makes the gate surer")
         advice.append("a gate with a temperature below 1")
     return verdict or ["fine"], advice
 
@@ -155,15 +174,15 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
     experts = sorted(
         (row for row in report["experts"] if row["share"] > 0), key=lambda row: -row["share"]
     )
-    names = dict(zip(decomposition.classes.tolist(), cut(decomposition.classes, 12), strict=True))
-    lines = ["expert   share  accuracy  certainty  main classes"]
+    names = dict(zip(decomposition.classes.tolist(), cut(decomposition.classes, 10), strict=True))
+    lines = ["expert   share   usage  accuracy  certainty  main classes"]
     for row in experts[:MOST_EXPERTS]:
         classes = ", ".join(
             f"{names[label]} ({part:.0%})" for label, part in row["main_classes"].items()
         )
         lines.append(
-            f"{row['expert']:6}  {row['share']:6.1%}  {row['accuracy']:8.3f}  "
-            f"{row['certainty']:9.2f}  {classes or 'many'}"
+            f"{row['expert']:6}  {row['share']:6.1%}  {row['usage']:6.1%}  "
+            f"{row['accuracy']:8.3f}  {row['certainty']:9.2f}  {classes or 'many'}"
         )
     others = experts[MOST_EXPERTS:]
     if others:
@@ -189,7 +208,7 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
     )
     sentences = {
         "H_s     sample_entropy": f"as if {shared:.2f} experts shared each sample equally",
-        "H_u     usage_entropy": f"as if {used:.1f} of {n_experts} experts had equal shares",
+        "H_u     usage_entropy": f"as if {used:.1f} of {n_experts} experts were used equally",
         "I(E;Y)  expert_class_information": f"which expert is chosen says {says} about the class",
     }
     for label, sentence in sentences.items():

@@ -133,6 +133,8 @@ def test_decomposition_in_given_axes(clf, digits):
     )
     assert display.ax_ is axes[1] and display.figure_ is figure and display.text_ is None
     assert display.plot() is display and display.figure_ is not figure
+    with pytest.raises(TypeError, match="ax must be one matplotlib axes"):
+        DecompositionDisplay.from_estimator(clf, *digits, ax=axes)
     with pytest.raises(ValueError, match="display_labels must have 10 names, got 2"):
         DecompositionDisplay.from_estimator(clf, *digits, display_labels=["a", "b"])
     with pytest.raises(ValueError, match="'normalize' parameter of DecompositionDisplay"):
@@ -306,6 +308,7 @@ def test_regions_of_a_projection(as_frame, iris):
     [
         ({}, r"X has 4 features: say which two to draw, such as features=\(0, 1\)"),
         ({"features": (0, 9)}, r"features=\(0, 9\) must be two of \[0, 1, 2, 3\]"),
+        ({"X": np.zeros((5, 2, 2))}, r"X must be a table of shape .* got 3 dimensions"),
         ({"features": 1}, "features must be two different features, got 1"),
         ({"features": "ab"}, "features must be two different features, got 'ab'"),
         ({"features": (1, 1)}, r"features must be two different features, got \(1, 1\)"),
@@ -323,7 +326,7 @@ def test_wrong_regions(params, message, iris):
     if isinstance(params.get("projection"), (StandardScaler, PCA)):
         params["projection"].fit(X)
     with pytest.raises((ValueError, TypeError), match=message):
-        ExpertRegionsDisplay.from_estimator(clf, X, **params)
+        ExpertRegionsDisplay.from_estimator(clf, **{"X": X, **params})
 
 
 # Samples
@@ -449,6 +452,7 @@ def test_one_expert_and_missing_values():
         (np.zeros((2, 6)), {"n_features": -1}, "'n_features' parameter"),
         (np.zeros((2, 2)), {"feature_names": ["a"]}, "feature_names must have 2 names, got 1"),
         (np.zeros((2, 2)), {"n_images": 0}, "'n_images' parameter"),
+        (pd.DataFrame({"t": pd.to_datetime(["2020", "2021"])}), {}, "X has no columns of numbers"),
         (np.zeros((2, 6)), {"image_shape": (6,)}, "Images must have the shape"),
     ],
 )

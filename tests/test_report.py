@@ -6,7 +6,14 @@ import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_moe import AttentiveGate, MoEClassifier, decomposition_entropy, decomposition_report
+from sklearn_moe import (
+    AttentiveGate,
+    Entropy,
+    Importance,
+    MoEClassifier,
+    decomposition_entropy,
+    decomposition_report,
+)
 
 
 class Mixture:
@@ -58,7 +65,7 @@ def test_report_by_hand():
     idle = str(report([[*row, 0] for row in GOOD]))
     assert "1 of 4 experts are never chosen" in idle and "fine: 3 experts share" in idle
     text = str(report(GOOD))
-    assert "     0   50.0%     1.000       0.90  cat (100%)" in text.splitlines()
+    assert "     0   50.0%   45.0%     1.000       0.90  cat (100%)" in text.splitlines()
     assert "The decomposition is fine" in text
 
 
@@ -69,7 +76,7 @@ def test_report_shows_itself():
 
 COLLAPSED = [[0.99, 0.01, 0, 0, 0]] * 4
 SMEARED = [[0.34, 0.33, 0.33]] * 4
-SURER = ["regularization='entropy'", "a gate with a temperature"]
+SURER = ["regularization=Entropy(0.1)", "a gate with a temperature"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,24 @@ SURER = ["regularization='entropy'", "a gate with a temperature"]
         (SMEARED, {}, ["smeared"], ["gate='attentive'", *SURER]),
         (SMEARED, {"gate": "attentive"}, ["smeared"], SURER),
         (SMEARED, {"gate": AttentiveGate()}, ["smeared"], SURER),
-        (SMEARED, {"regularization": "entropy"}, ["smeared"], ["gate=", SURER[1]]),
+        (
+            SMEARED,
+            {"regularization": "entropy"},
+            ["smeared"],
+            ["gate=", "a higher strength of the entropy", SURER[1]],
+        ),
+        (
+            COLLAPSED,
+            {"regularization": ["z_loss", Entropy(0.1)]},
+            ["collapsed"],
+            ["'importance' or 'sample_similarity' beside the present", "n_experts"],
+        ),
+        (
+            SMEARED,
+            {"regularization": [Importance()]},
+            ["smeared"],
+            ["gate=", "Entropy(0.1) beside the present", SURER[1]],
+        ),
         (
             SMEARED,
             {"mixing": "logit"},
@@ -132,6 +156,13 @@ def test_report_of_a_pipeline(iris):
     assert [row["usage"] for row in result["experts"]] == pytest.approx(expected.usage.tolist())
     json.dumps(result)
     assert "accuracy" in str(decomposition_report(clf, X, y))
+
+
+def test_missing_labels(iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=2, max_iter=2, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="Input y contains NaN"):
+        decomposition_report(clf, X, np.where(y == 0, np.nan, y))
 
 
 def test_wrong_estimator(iris):

@@ -211,7 +211,7 @@ class DecompositionDisplay:
         )
         most = max(decomposition.usage.max(), 1 / n_experts)
         side.set(xlim=(0, 1.6 * most), xticks=[1 / n_experts], xticklabels=["equal"])
-        side.set_xlabel("usage")
+        side.set_xlabel("usage (mean\ngate probability)")
         side.spines[["top", "right"]].set_visible(False)
 
         if colorbar is None:

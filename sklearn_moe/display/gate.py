@@ -21,8 +21,8 @@ ENTROPY = (
     ("at most 0.1", 0.1),
     ("0.1 to 0.5", 0.5),
     ("0.5 to 1", 1.0),
-    ("1 to 2", 2.0),
-    ("above 2", np.inf),
+    ("1 to 1.5", 1.5),
+    ("above 1.5", np.inf),
 )
 PANELS = {"probability of the chosen expert": MAX_PROBA, "entropy of the gate, bits": ENTROPY}
 
@@ -113,7 +113,7 @@ class GateDisplay:
         Parameters
         ----------
         ax : matplotlib.axes.Axes or two of them, default=None
-            Where to draw; one axes is split in two, None makes a new figure.
+            Where to draw; one axes, of some 8 inches, is split in two, None makes a new figure.
         cmap : str or matplotlib.colors.Colormap, default="cividis"
             Colours from the surest (its beginning) to the least sure.
 

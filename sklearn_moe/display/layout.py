@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, without black; of more
-# experts than colours, numbers in the picture tell which is which.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# Okabe and Ito's colours, which colour-blind people can tell apart, without black and the second
+# blue, as paler colours mean a less sure gate. Numbers tell more experts apart than colours can.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442")
 
 
 def one_axes(display, ax, figsize):
     """Return ax, or the axes of a new figure of this size in inches."""
     check_matplotlib_support(f"{type(display).__name__}.plot")
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax must be one matplotlib axes, got {ax!r}.")
     return ax
 
 

@@ -127,6 +127,10 @@ class ExpertRegionsDisplay:
         if projection is not None and features is not None:
             raise ValueError("Pass features or projection, not both.")
         X = as_pandas(X)
+        if np.ndim(X) != 2:
+            raise ValueError(
+                f"X must be a table of shape (n_samples, n_features), got {np.ndim(X)} dimensions."
+            )
         plane = _Features(X, features) if projection is None else _Projection(X, projection)
         low, high = plane.points.min(axis=0), plane.points.max(axis=0)
         margin = (high - low) / 20 if eps is None else eps
@@ -206,6 +210,7 @@ class ExpertRegionsDisplay:
                     )
         ax.set_xlabel(self.xlabel if xlabel is None else xlabel)
         ax.set_ylabel(self.ylabel if ylabel is None else ylabel)
+        ax.set_title("chosen expert (paler: the gate is less sure)", fontsize=10)
         return self
 
 

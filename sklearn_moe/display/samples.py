@@ -20,10 +20,11 @@ MOST_CATEGORIES = 20
 class ExpertSamplesDisplay:
     """What the experts' samples look like: images, or the features that set them apart.
 
-    For images, a row per expert with the samples that it is surest of, among those for which the
-    gate chooses it. For tables, the features whose mean over an expert's samples differs most from
-    that over all others, in standard deviations of the feature (standardised mean differences). It
-    is recommended to use :meth:`from_estimator` or :meth:`from_predictions`.
+    For images, a row per expert with the samples for which the gate is surest of it, among those
+    for which the gate chooses it; of equally sure ones the first. For tables, the features whose
+    mean over an expert's samples differs most from that over all others, in standard deviations of
+    the feature (standardised mean differences). It is recommended to use :meth:`from_estimator` or
+    :meth:`from_predictions`.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ class ExpertSamplesDisplay:
         Part of the samples for which each expert is chosen.
     images : list of n_experts arrays of shape (n_images, height, width) or \
             (n_images, height, width, n_channels), default=None
-        The images that each expert is surest of, the surest first.
+        The images for which the gate is surest of each expert, the surest first.
     differences : array-like of shape (n_experts, n_features), default=None
         Standardised mean differences, in place of ``images``; nan for an expert without samples.
     feature_names : array-like of shape (n_features,), default=None
@@ -217,7 +218,7 @@ class ExpertSamplesDisplay:
             canvas = np.nan_to_num(_as_colors(canvas, self.images[0].dtype), nan=1.0)
         self.im_ = ax.imshow(canvas.squeeze(), **im_kw)
         ax.set_axis_off()
-        ax.set_title("the samples that each expert is surest of")
+        ax.set_title("samples that the gate is surest to give to each expert", fontsize=10)
 
     def _plot_table(self, ax, n_features):
         differences = np.asarray(self.differences)
@@ -304,6 +305,8 @@ def _numbers(X, feature_names):
                 values = column.value_counts().index[:MOST_CATEGORIES]
                 names += [f"{name} = {value}" for value in values]
                 columns += [np.asarray(column == value, dtype=np.float64) for value in values]
+        if not columns:
+            raise ValueError("X has no columns of numbers or categories to describe experts by.")
         table = np.column_stack(columns)
     else:
         table = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
