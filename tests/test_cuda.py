@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_moe import GATES, MLPExperts, MoEClassifier, decomposition_entropy
+from sklearn_moe import GATES, MLPExperts, MoEClassifier, decomposition_entropy, distill
 
 pytestmark = [
     pytest.mark.cuda,
@@ -84,3 +84,17 @@ def test_early_stopping(digits):
     X, y = digits
     clf = MoEClassifier(early_stopping=True, device="cuda", random_state=0).fit(X, y)
     assert len(clf.validation_scores_) == clf.n_iter_
+
+
+@pytest.mark.parametrize("target", ["labels", "teacher"])
+def test_distillation_and_tracking(target, digits):
+    X, y = digits
+    params = {"gate": "attentive", "regularization": "importance", "random_state": 0}
+    teacher = MoEClassifier(device="cuda", track_decomposition=True, **params).fit(X, y)
+    assert len(teacher.decomposition_curves_["usage_entropy"]) == teacher.n_iter_
+    student = distill(teacher, X, y, target=target)
+    assert student.device_ == "cuda"
+    assert student.score(X, y) > teacher.score(X, y) - 0.05
+    experts = teacher.module_.experts.state_dict()
+    for name, value in student.module_.experts.state_dict().items():
+        assert torch.equal(value, experts[name])
