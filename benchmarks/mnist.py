@@ -84,7 +84,7 @@ def run(estimator, seed, epochs, data):
 def run_distilled(estimator, seed, epochs, data):
     X_train, y_train, X_test, y_test = data
     clf = clone(estimator).set_params(random_state=seed, max_iter=epochs).fit(X_train, y_train)
-    rows = []
+    error, rows = 1 - clf.score(X_test, y_test), []
     for target in ("labels", "teacher"):
         soft, one = (
             distill(clf, X_train, y_train, target=target, top_k=top_k) for top_k in (None, 1)
@@ -92,7 +92,7 @@ def run_distilled(estimator, seed, epochs, data):
         measured = decomposition_entropy(soft, X_test)
         rows.append(
             (
-                1 - clf.score(X_test, y_test),
+                error,
                 1 - soft.score(X_test, y_test),
                 measured.expert_class_information,
                 measured.sample_entropy,

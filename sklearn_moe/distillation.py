@@ -25,6 +25,7 @@ from sklearn_moe.decomposition import (
 )
 from sklearn_moe.engine import CHUNK_SIZE
 from sklearn_moe.gates import AttentiveGate, SoftmaxGate
+from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.validation import (
     check_shape,
     check_weight,
@@ -210,12 +211,10 @@ def _training_data(teacher, X, y, target, sample_weight):
     if y is not None:
         check_consistent_length(X, y)
         y = encode(y, teacher.classes_, "y")
-    if target == "teacher":
-        weight = check_weight(sample_weight, X, "sample_weight")
-        X, weight = drop_weightless(X, weight)
-        goal = net.evaluate(X, lambda module, x: module(x).gate_proba)
-        return X, goal, normalize(weight)
     weight = check_weight(sample_weight, X, "sample_weight")
+    if target == "teacher":
+        X, weight = drop_weightless(X, weight)
+        return X, net.evaluate(X, MixtureOfExperts.gate_proba), normalize(weight)
     weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
     X, y, weight = drop_weightless(X, y, weight)
     log_proba = [  # of the right class, by each expert

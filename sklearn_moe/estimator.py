@@ -23,6 +23,7 @@ from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
+from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.validation import (
     check_device,
@@ -594,7 +595,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _adopt(self, net, X, weight, n_iter_before=0):
         """Take over a net that was trained with these samples and weights."""
-        gate_proba = net.evaluate(X, _gate_proba)
+        gate_proba = net.evaluate(X, MixtureOfExperts.gate_proba)
         self.expert_usage_ = np.average(gate_proba, axis=0, weights=weight.astype(np.float64))
         self.net_ = net
         self.report_ = None
@@ -695,7 +696,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
             one expert the whole sample here, although it trains on the full softmax.
         """
-        return self._evaluate(X, _gate_proba)
+        return self._evaluate(X, MixtureOfExperts.gate_proba)
 
     def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.float32]:
         """Predict the probability of each class by each expert on its own.
@@ -730,7 +731,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples,)
             Index of the most probable expert.
         """
-        return self._evaluate(X, lambda module, x: _gate_proba(module, x).argmax(dim=1))
+        return self._evaluate(X, lambda module, x: module.gate_proba(x).argmax(dim=1))
 
     def _evaluate(self, X, function):
         check_is_fitted(self)
@@ -770,14 +771,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return hasattr(self, "net_")
 
 
-def _gate_proba(module, x):
-    """Return the gate's probabilities for a batch."""
-    return module.route(x).log_proba.softmax(dim=1)
-
-
 def _chosen_expert_proba(module, x):
     """Return the class probabilities of the chosen expert for a batch."""
-    chosen = _gate_proba(module, x).argmax(dim=1, keepdim=True)
+    chosen = module.gate_proba(x).argmax(dim=1, keepdim=True)
     return module.run_chosen(x, chosen).squeeze(1).softmax(dim=1)
 
 

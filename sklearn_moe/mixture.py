@@ -82,6 +82,10 @@ class MixtureOfExperts(nn.Module):
         """Return what the gate says of a batch; experts run only for a gate that reads them."""
         return self.gate(x, self.experts(x)[1] if self.gate.needs_hidden else None)
 
+    def gate_proba(self, x: Tensor) -> Tensor:
+        """Return the gate's probabilities (n_samples, n_experts) for a batch."""
+        return self.route(x).log_proba.softmax(dim=1)
+
     @property
     def is_conditional(self) -> bool:
         """Whether a sample passes through the experts that the gate chooses for it alone."""

@@ -16,10 +16,18 @@ from sklearn_moe.decomposition import (
     final_model,
 )
 from sklearn_moe.gates import AttentiveGate
-from sklearn_moe.regularizers import REGULARIZERS, Entropy, Importance, Load, SampleSimilarity
+from sklearn_moe.regularizers import Entropy, Importance, Load, SampleSimilarity
 
 # Of more experts than this the report shows the most used ones.
 MOST_EXPERTS = 20
+
+# What the expert says about the class, below these parts of the most that is possible.
+SAYS = (
+    (0.1, "almost nothing"),
+    (0.4, "little"),
+    (0.9, "much"),
+    (math.inf, "almost all that it can"),
+)
 
 
 class Report(str):
@@ -91,7 +99,7 @@ def decomposition_report(
     model, X = final_model(estimator, X)
     decomposition = decomposition_entropy(model, X, y)
     accuracy = float(np.mean(model.predict(X) == y))
-    verdict, advice = _judge(decomposition, model)
+    verdict, advice = _judge(decomposition, model.net_)
     report = {
         "experts": _experts(decomposition),
         "accuracy": accuracy,
@@ -133,21 +141,18 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
     return experts
 
 
-def _judge(decomposition: Decomposition, model) -> tuple[list[str], list[str]]:
-    """Return the verdict, and the hyperparameters of the mixture to try."""
+def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
+    """Return the verdict, and the hyperparameters to try beside those that were fitted."""
     n_experts = len(decomposition.usage)
     used = 2**decomposition.usage_entropy
     verdict, advice = [], []
-    given = model.regularization
-    given = given if isinstance(given, (list, tuple)) else [given]
-    present = [
-        REGULARIZERS[each] if isinstance(each, str) else each for each in given if each is not None
-    ]
     if used < (n_experts + 1) / 2:
         verdict.append("collapsed")
-        if any(isinstance(each, (Importance, Load, SampleSimilarity)) for each in present):
+        if any(
+            isinstance(each, (Importance, Load, SampleSimilarity)) for each in net.regularizations
+        ):
             advice.append("a higher strength of the regularization, for more experts")
-        elif present:
+        elif net.regularizations:
             advice.append("'importance' or 'sample_similarity' beside the present regularization")
         else:
             advice.append("regularization='importance' or 'sample_similarity', for more experts")
@@ -155,13 +160,13 @@ def _judge(decomposition: Decomposition, model) -> tuple[list[str], list[str]]:
             advice.append(f"n_experts={math.ceil(used)}, if so many do")
     if 2**decomposition.sample_entropy > 1.5:
         verdict.append("smeared")
-        if model.mixing == "logit":
+        if net.mixing == "logit":
             advice.append("mixing='probability', which lets experts stand on their own")
-        if model.gate != "attentive" and not isinstance(model.gate, AttentiveGate):
+        if not isinstance(net.gate, AttentiveGate):
             advice.append("gate='attentive', which is surer")
-        if any(isinstance(each, Entropy) for each in present):
+        if any(isinstance(each, Entropy) for each in net.regularizations):
             advice.append("a higher strength of the entropy regularization")
-        elif present:
+        elif net.regularizations:
             advice.append("Entropy(0.1) beside the present regularization")
         else:
             advice.append("regularization=Entropy(0.1), which makes the gate surer")
@@ -197,22 +202,16 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
 
     shared, used = 2 ** report["sample_entropy"], 2 ** report["usage_entropy"]
     information = report["normalized_expert_class_information"]
-    says = (
-        "almost nothing"
-        if information < 0.1
-        else "little"
-        if information < 0.4
-        else "much"
-        if information < 0.9
-        else "almost all that it can"
-    )
-    sentences = {
-        "H_s     sample_entropy": f"as if {shared:.2f} experts shared each sample equally",
-        "H_u     usage_entropy": f"as if {used:.1f} of {n_experts} experts were used equally",
-        "I(E;Y)  expert_class_information": f"which expert is chosen says {says} about the class",
-    }
-    for label, sentence in sentences.items():
-        symbol, name = label.split()
+    says = next(words for bound, words in SAYS if information < bound)
+    for symbol, name, sentence in (
+        ("H_s", "sample_entropy", f"as if {shared:.2f} experts shared each sample equally"),
+        ("H_u", "usage_entropy", f"as if {used:.1f} of {n_experts} experts were used equally"),
+        (
+            "I(E;Y)",
+            "expert_class_information",
+            f"which expert is chosen says {says} about the class",
+        ),
+    ):
         share = report[f"normalized_{name}"]
         lines.append(f"{symbol:8}{report[name]:6.2f} bits, {share:4.0%} of the most: {sentence}")
 

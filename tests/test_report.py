@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import (
+    GATES,
+    REGULARIZERS,
     AttentiveGate,
     Entropy,
     Importance,
@@ -19,14 +22,19 @@ from sklearn_moe import (
 class Mixture:
     """A fitted mixture whose gate and experts say what the test wants them to."""
 
-    regularization = None
-    mixing = "probability"
-    gate = "softmax"
     classes_ = np.array(["cat", "dog", "emu"])
 
-    def __init__(self, gate_proba, **params):
+    def __init__(
+        self, gate_proba, *, gate="softmax", regularization=(), mixing="probability", classes_=None
+    ):
         self.proba = np.asarray(gate_proba, dtype=float)
-        vars(self).update(params)
+        self.classes_ = self.classes_ if classes_ is None else classes_
+        names = [regularization] if isinstance(regularization, str) else regularization
+        self.net_ = SimpleNamespace(
+            gate=GATES[gate] if isinstance(gate, str) else gate,
+            regularizations=[REGULARIZERS[e] if isinstance(e, str) else e for e in names],
+            mixing=mixing,
+        )
 
     def gate_proba(self, X):
         return self.proba

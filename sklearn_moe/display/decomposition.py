@@ -196,24 +196,7 @@ class DecompositionDisplay:
         label_ticks(ax.yaxis, [str(expert) for expert in range(n_experts)], height)
         ax.set(xlabel="class", ylabel="chosen expert")
 
-        self.usage_ax_ = side = ax.inset_axes((1.03, 0, 0.18, 1), sharey=ax)
-        self.bars_ = side.barh(np.arange(n_experts), decomposition.usage, color=COLORS[0])
-        side.axvline(1 / n_experts, color="0.3", linestyle=":", linewidth=1)
-        side.tick_params(axis="y", left=False, labelleft=False)
-        percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
-        shares = [percent.format(share) for share in decomposition.usage]
-        side.bar_label(
-            self.bars_,
-            [share if share.strip("0.%") else "" for share in shares],
-            padding=2,
-            fontsize=min(9, max(4, 0.7 * 72 * height / n_experts)),
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
-        )
-        most = max(decomposition.usage.max(), 1 / n_experts)
-        side.set(xlim=(0, 1.6 * most), xticks=[1 / n_experts], xticklabels=["equal"])
-        side.set_xlabel("usage (mean\ngate probability)")
-        side.spines[["top", "right"]].set_visible(False)
-
+        self._plot_usage(height)
         if colorbar is None:
             colorbar = not include_values
         self.colorbar_ = None
@@ -224,6 +207,28 @@ class DecompositionDisplay:
             f"  $I(E;Y)$ {decomposition.expert_class_information:.2f} bits"
         )
         return self
+
+    def _plot_usage(self, height):
+        """Draw the bars at the side of the heat map, which is so many inches high."""
+        usage = self.decomposition.usage
+        n_experts = len(usage)
+        self.usage_ax_ = side = self.ax_.inset_axes((1.03, 0, 0.18, 1), sharey=self.ax_)
+        self.bars_ = side.barh(np.arange(n_experts), usage, color=COLORS[0])
+        side.axvline(1 / n_experts, color="0.3", linestyle=":", linewidth=1)
+        side.tick_params(axis="y", left=False, labelleft=False)
+        percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
+        shares = [percent.format(share) for share in usage]
+        side.bar_label(
+            self.bars_,
+            [share if share.strip("0.%") else "" for share in shares],
+            padding=2,
+            fontsize=min(9, max(4, 0.7 * 72 * height / n_experts)),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
+        )
+        most = max(usage.max(), 1 / n_experts)
+        side.set(xlim=(0, 1.6 * most), xticks=[1 / n_experts], xticklabels=["equal"])
+        side.set_xlabel("usage (mean\ngate probability)")
+        side.spines[["top", "right"]].set_visible(False)
 
     def _write(self, values, values_format, size, text_kw):
         if values_format is None:
