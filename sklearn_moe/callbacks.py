@@ -15,6 +15,19 @@ from tqdm.auto import tqdm
 from sklearn_moe.decomposition import mutual_information, usage_entropy
 
 
+class BatchCallback(Callback):
+    """Base class of our callbacks that listen to batches.
+
+    They do without the history of batches, which the engine then does not keep.
+    """
+
+
+def listens_to_batches(callback: Callback) -> bool:
+    """Whether a callback has something to do in each batch."""
+    events = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in events)
+
+
 class Progress(Callback):
     """A progress bar over the epochs."""
 
@@ -43,7 +56,7 @@ class Progress(Callback):
         self.bar.close()
 
 
-class TrackDecomposition(Callback):
+class TrackDecomposition(BatchCallback):
     """Record H_s, H_u and I(E;Y) of each epoch of a net with ``track_decomposition``, in bits.
 
     They are those of the training batches, each with the weights of the mixture at that time, as
@@ -98,7 +111,7 @@ class StopOnNaN(Callback):
             )
 
 
-class OneCycle(Callback):
+class OneCycle(BatchCallback):
     """Raise the learning rate linearly to its peak and lower it along a cosine to zero.
 
     Parameters

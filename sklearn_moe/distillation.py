@@ -182,7 +182,8 @@ def _with_new_gate(net, gate, seed):
     module.gate = gate.build(
         net.input_shape, net.n_experts, module.experts.hidden_size, generator
     ).to(net.device)
-    module.gate.network[: len(trunk)].load_state_dict(trunk.state_dict())
+    for layer, trained in zip(module.gate.network.layers, trunk.layers, strict=False):
+        layer.load_state_dict(trained.state_dict())
     return net.initialize_optimizer()
 
 

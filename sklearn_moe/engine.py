@@ -22,17 +22,38 @@ from skorch.helper import predefined_split
 from skorch.utils import data_from_dataset
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+from torch.nn import functional as F
 
-from sklearn_moe.callbacks import StopEarly, TrackDecomposition
+from sklearn_moe.callbacks import (
+    BatchCallback,
+    StopEarly,
+    TrackDecomposition,
+    listens_to_batches,
+)
+from sklearn_moe.cuda_graphs import GraphedSteps
 from sklearn_moe.experts import seeded_globally
+from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
+from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
+from sklearn_moe.layers import StackedMLP
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.regularizers import REGULARIZERS
 
-# Predictions are made in chunks of this many rows, whatever the batch size of the training was.
+# Predictions are made in chunks of at most this many rows, whatever the batch size of the training
+# was, and of fewer where the outputs of a layer of all experts would outgrow so many numbers: what
+# does not fit into the processor's cache is slow.
 CHUNK_SIZE = 8192
+CHUNK_OF_LAYER = 2**18
+
+# Predictions are made for a multiple of this many rows, a multiple of what a processor vectorises.
+ROWS_AT_ONCE = 16
 
 # Multiply-adds of a batch from which a second thread pays. The choice depends on the work alone,
 # never on the machine, because sums in another order give other bits.
 WORK_FOR_TWO_THREADS = 2e8
+
+
+# Regularizations that do not wait for the device.
+_CAPTURABLE = {type(regularizer) for regularizer in REGULARIZERS.values()}
 
 
 class TensorBatches:
@@ -60,19 +81,25 @@ class TensorBatches:
     def __len__(self) -> int:
         return self.n_batches
 
-    def __iter__(self) -> Iterator:
+    def rows(self) -> Iterator[slice | Tensor]:
+        """Deal the rows of one epoch into batches."""
         if self.generator is None or self.n_batches == 1:
             bounds = np.linspace(0, self.n_samples, self.n_batches + 1).astype(int)
-            batches = [slice(*pair) for pair in pairwise(bounds)]
-        else:
-            order = torch.randperm(self.n_samples, generator=self.generator)
-            batches = order.to(self.y.device).tensor_split(self.n_batches)
-        for batch in batches:
-            if isinstance(self.X, dict):
-                X = {name: values[batch] for name, values in self.X.items()}
-            else:
-                X = self.X[batch]
-            yield X, (None if self.y is None else self.y[batch])
+            return (slice(*pair) for pair in pairwise(bounds))
+        order = torch.randperm(self.n_samples, generator=self.generator)
+        return iter(order.to(self.y.device).tensor_split(self.n_batches))
+
+    def take(self, rows: slice | Tensor):
+        """Return the batch of these rows."""
+
+        def of(values):
+            return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
+
+        X = {name: of(x) for name, x in self.X.items()} if isinstance(self.X, dict) else of(self.X)
+        return X, (None if self.y is None else of(self.y))
+
+    def __iter__(self) -> Iterator:
+        return map(self.take, self.rows())
 
 
 def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
@@ -159,6 +186,7 @@ class MoENet(NeuralNetClassifier):
         super().__init__(**{**ours, **kwargs})
 
     objective_ = staticmethod(likelihood)  # unless a training brings its own
+    _graphed_steps = None
 
     # What skorch asks of a net
 
@@ -202,20 +230,125 @@ class MoENet(NeuralNetClassifier):
                 callback.restore(self)
         return self
 
-    def train_step_single(self, batch, **fit_params):
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Train or validate for one epoch.
+
+        skorch tells all callbacks of each batch and reads its loss from the device. Small nets
+        would spend more time on that than on their arithmetic. So it happens in a training only if
+        a user's callback listens to batches; otherwise the history gets one entry that stands for
+        all batches.
+        """
+        listeners = [callback for _, callback in self.callbacks_ if listens_to_batches(callback)]
+        if not training or not all(isinstance(each, BatchCallback) for each in listeners):
+            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+            return
         self._set_training(True)
+        self._gradient_is_known = self._knows_gradient()
+        batches, make_step = iterator, self._step
+        if self._can_be_graphed(iterator):
+            if self._graphed_steps is None:
+                self._graphed_steps = GraphedSteps(
+                    lambda rows: self._step(iterator.take(rows)), self.optimizer_, self.generator_
+                )
+            batches, make_step = iterator.rows(), self._graphed_steps
+        losses, sizes = [], []
+        for batch in batches:
+            for callback in listeners:
+                callback.on_batch_begin(self, batch=None, training=True)
+            step = make_step(batch)
+            for callback in listeners:
+                callback.on_batch_end(self, training=True, **step)
+            losses.append(step["loss"].clone())
+            sizes.append(len(step["batch"][1]))
+        self.history.new_batch()
+        loss = np.average(torch.stack(losses).tolist(), weights=sizes)
+        self.history.record_batch(f"{prefix}_loss", float(loss))
+        self.history.record_batch(f"{prefix}_batch_size", sum(sizes))
+        self.history.record(f"{prefix}_batch_count", len(sizes))
+
+    def _step(self, batch):
+        """Make one training step and return the batch, its first loss and gate probabilities."""
+        steps = []
+        batch = self._on_device(batch)
+
+        def closure():  # which some optimizers call several times
+            steps.append(self._loss_and_gradient(batch))
+            return steps[-1]["loss"]
+
+        self.optimizer_.step(closure)
+        return {**steps[0], "batch": batch}
+
+    def _on_device(self, batch):
+        """Return the batch on the device, for training sets that do not fit there."""
         inputs, y = batch
+        if y.device.type == torch.device(self.device).type:
+            return batch
+
+        def sent(values):
+            return values.pin_memory().to(self.device, non_blocking=True)
+
+        return {name: sent(values) for name, values in inputs.items()}, sent(y)
+
+    def _can_be_graphed(self, iterator):
+        """Whether all of a step is known not to wait for the device."""
+        return (
+            type(iterator) is TensorBatches
+            and iterator.y.is_cuda
+            and iterator.n_batches > 1
+            and self._is_plain_likelihood()
+            and isinstance(self.module_.experts, StackedMLP)
+            and isinstance(self.module_.gate, (SoftmaxGateModule, AttentiveGateModule))
+            and all(type(each) in _CAPTURABLE for each in self.regularizations)
+            and not any(callable(getattr(each, "metric", 0)) for each in self.regularizations)
+            and all(
+                "capturable" in group and group.get("fused")
+                for group in self.optimizer_.param_groups
+            )
+        )
+
+    def _is_plain_likelihood(self):
+        return (
+            self.objective_ is likelihood
+            and type(self.criterion_) is torch.nn.NLLLoss
+            and self.criterion_.weight is None
+        )
+
+    def _knows_gradient(self):
+        """Whether the loss is one whose gradient needs no autograd."""
+        return self._is_plain_likelihood() and has_known_gradient(
+            self.module_, self.regularizations
+        )
+
+    def _loss_and_gradient(self, batch, with_prediction=False):
+        inputs, y = batch
+        if self._gradient_is_known:
+            loss, gate_proba, expert_proba = likelihood_gradient(
+                self.module_,
+                **inputs,
+                y=y,
+                generator=self.generator_,
+                regularizations=self.regularizations,
+            )
+            step = {"loss": loss, "gate_proba": gate_proba}
+            if with_prediction:
+                step["y_pred"] = torch.einsum("ne,nec->nc", gate_proba, expert_proba)
+            return step
+        self.optimizer_.zero_grad()
         loss, log_proba, gate_proba = self.objective_(self, **inputs, y=y)
         loss.backward()
-        return {
-            "loss": loss.detach(),
-            "y_pred": log_proba.detach().softmax(dim=1),
-            "gate_proba": gate_proba.detach(),  # for callbacks
-        }
+        step = {"loss": loss.detach(), "gate_proba": gate_proba.detach()}
+        if with_prediction:
+            step["y_pred"] = log_proba.detach().softmax(dim=1)
+        return step
+
+    def train_step_single(self, batch, **fit_params):
+        self._set_training(True)
+        self._gradient_is_known = self._knows_gradient()
+        return self._loss_and_gradient(self._on_device(batch), with_prediction=True)
 
     def validation_step(self, batch, **fit_params):
         self._set_training(False)
-        inputs, y = batch
+        inputs, y = self._on_device(batch)
         sample_weight = inputs["sample_weight"]
         with torch.no_grad():
             log_proba = self.module_(inputs["x"]).log_proba
@@ -231,8 +364,9 @@ class MoENet(NeuralNetClassifier):
         self._set_training(training)
         with torch.set_grad_enabled(training):
             x = torch.as_tensor(x, device=self.device)
-            log_proba = self.module_(x).log_proba if training else self.module_.predict(x)
-            return log_proba.softmax(dim=1)
+            if training:
+                return self.module_(x).log_proba.softmax(dim=1)
+            return self._run(MixtureOfExperts.predict, x).softmax(dim=1)
 
     # What the estimator asks of a net
 
@@ -304,7 +438,8 @@ class MoENet(NeuralNetClassifier):
             raise
         finally:
             self.callbacks_, self.train_split = own_callbacks, own_split
-            self.iterator_train__generator = self.generator_ = None
+            self.iterator_train__generator = self.generator_ = self._graphed_steps = None
+            self.optimizer_.zero_grad()  # gives the memory back
             del self.objective_
             self._forget_batches()
         return self.interrupted_
@@ -321,12 +456,28 @@ class MoENet(NeuralNetClassifier):
         """Return what a function of the mixture and a batch says about each row of X."""
         self._set_training(False)
         parts = []
-        n_rows = min(CHUNK_SIZE, len(X))
+        chunk_size = self._chunk_size()
+        n_rows = min(chunk_size, len(X))
         with self.threads(n_rows, predicting=True), torch.inference_mode():
-            for start in range(0, len(X), CHUNK_SIZE):
-                x = _tensor(X[start : start + CHUNK_SIZE], self.device)
-                parts.append(function(self.module_, x).cpu().numpy())
+            for start in range(0, len(X), chunk_size):
+                x = _tensor(X[start : start + chunk_size], self.device)
+                parts.append(self._run(function, x).cpu().numpy())
         return np.concatenate(parts)
+
+    def _chunk_size(self):
+        if self.module_.is_conditional or torch.device(self.device).type != "cpu":
+            return CHUNK_SIZE
+        width = self.n_experts * max(self.module_.experts.hidden_size, self.n_classes)
+        return min(max(2 ** int(math.log2(CHUNK_OF_LAYER / width)), ROWS_AT_ONCE), CHUNK_SIZE)
+
+    def _run(self, function, x):
+        # Vectorised loops do the last few rows in another way, with other bits. So that a
+        # prediction does not depend on its place in the batch, there are no last few rows.
+        n_missing = -len(x) % ROWS_AT_ONCE
+        if n_missing == 0:
+            return function(self.module_, x)
+        padded = F.pad(x, (0, 0) * (x.dim() - 1) + (0, n_missing))
+        return function(self.module_, padded)[: len(x)]
 
     def to(self, device: str) -> None:
         """Move module and optimizer to a device."""
@@ -348,11 +499,14 @@ class MoENet(NeuralNetClassifier):
         return intra_op_threads(n_threads)
 
     def _dataset(self, X, y, sample_weight):
-        inputs = {
-            "x": _tensor(X, self.device),
-            "sample_weight": _tensor(sample_weight, self.device),
-        }
-        return Dataset(inputs, _tensor(y, self.device))
+        device = self.device if self._fits(X) else "cpu"
+        inputs = {"x": _tensor(X, device), "sample_weight": _tensor(sample_weight, device)}
+        return Dataset(inputs, _tensor(y, device))
+
+    def _fits(self, X):
+        """Whether the device has room for the samples, and as much again for the training."""
+        device = torch.device(self.device)
+        return device.type == "cpu" or 2 * X.nbytes < torch.cuda.mem_get_info(device)[0]
 
 
 def _tensor(array: np.ndarray | Tensor, device) -> Tensor:

@@ -2,8 +2,8 @@
 
 An experts object holds hyperparameters only; ``build`` turns it into one torch module that runs
 all experts and returns their logits (n_samples, n_experts, n_classes) and hidden vectors
-(n_samples, n_experts, hidden_size). Its method ``run_one(x, expert)`` returns the logits of one
-expert alone (n_samples, n_classes). ``EXPERTS`` names the usual choices.
+(n_samples, n_experts, hidden_size). Its method ``run_some(x, experts)`` runs some of them, each
+with samples of its own, and returns a list of their logits. ``EXPERTS`` names the usual choices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from numbers import Integral, Real
 from threading import RLock
 
@@ -20,7 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from sklearn_moe.layers import ACTIVATIONS, StackedLinear, check_layer_sizes, dropout
+from sklearn_moe.layers import ACTIVATIONS, StackedMLP, check_layer_sizes
 
 
 class MLPExperts(BaseEstimator):
@@ -77,37 +76,29 @@ class MLPExperts(BaseEstimator):
             "The experts' hidden_layer_sizes", self.hidden_layer_sizes
         )
         sizes = (math.prod(input_shape), *hidden_sizes, n_classes)
-        return _MLPExpertsModule(sizes, n_experts, self.activation, self.dropout, generator)
-
-
-class _MLPExpertsModule(nn.Module):
-    def __init__(self, sizes, n_experts, activation, dropout, generator):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            StackedLinear(n_experts, n_in, n_out, generator) for n_in, n_out in pairwise(sizes)
+        return _MLPExpertsModule(
+            n_experts, sizes, generator, activation=self.activation, dropout=self.dropout
         )
-        self.activation = activation
-        self.dropout = dropout
+
+
+class _MLPExpertsModule(StackedMLP):
+    def __init__(self, n_experts, sizes, generator, **params):
+        super().__init__(n_experts, sizes, generator, **params)
         self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]
 
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        first, *others = self.layers
-        out = hidden = first(x.flatten(1))
-        for layer in others:
-            hidden = out
-            out = ACTIVATIONS[self.activation](hidden)
-            if self.training and self.dropout > 0:
-                out = dropout(out, self.dropout, generator)
-            out = layer(out)
-        return out.transpose(0, 1), hidden.transpose(0, 1)
+        outputs = [layer.output for layer in self.run(x.flatten(1), generator)]
+        logits, hidden = outputs[-1], outputs[-2:][0]
+        return logits.permute(2, 0, 1), hidden.permute(2, 0, 1)
 
-    def run_one(self, x: Tensor, expert: int) -> Tensor:
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         first, *others = self.layers
-        out = first.run_one(x.flatten(1), expert)
+        out = first.run_some([own.flatten(1) for own in x], experts)
         for layer in others:
-            out = layer.run_one(ACTIVATIONS[self.activation](out), expert)
+            active = [ACTIVATIONS[self.activation].function(own) for own in out]
+            out = layer.run_some(active, experts)
         return out
 
 
@@ -209,9 +200,9 @@ class _CustomExpertsModule(nn.Module):
         logits, hidden = zip(*pairs, strict=True)
         return torch.stack(logits, dim=1), torch.stack(hidden, dim=1)
 
-    def run_one(self, x: Tensor, expert: int) -> Tensor:
-        output = self.experts[expert](x)
-        return output[0] if isinstance(output, tuple) else output
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        outputs = [self.experts[expert](own) for own, expert in zip(x, experts, strict=True)]
+        return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
 
 _GLOBAL_RANDOM_STATE = RLock()

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from sklearn_moe.layers import check_layer_sizes, linear, mlp
+from sklearn_moe.layers import MLP, check_layer_sizes, linear
 
 
 class Routing(NamedTuple):
@@ -86,7 +86,10 @@ class GateModule(nn.Module):
     def forward(
         self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
     ) -> GateOutput:
-        logits = self.score(x, hidden) / self.temperature
+        return self.route(self.score(x, hidden) / self.temperature, generator)
+
+    def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
+        """Return what the gate says with such logits, after noise and masking."""
         routed, routing = logits, None
         if self.training and self.noise > 0:
             noise_scale = self.noise / logits.shape[1]
@@ -95,13 +98,17 @@ class GateModule(nn.Module):
             routing = Routing(routed, noise_scale, self.top_k)
         if self.top_k is not None and not (self.training and self.top_k == 1):
             routed = mask_all_but_top_k(routed, self.top_k)
-        return GateOutput(logits, routed.log_softmax(dim=1), routing)
+        # With the samples last, as the experts have them, the softmax is vectorised.
+        return GateOutput(logits, routed.mT.log_softmax(dim=0).mT, routing)
 
 
 def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Replace all but the ``top_k`` largest logits of a row by -inf; ties keep the lower index."""
-    dropped = logits.argsort(dim=1, descending=True, stable=True)[:, top_k:]
-    return logits.scatter(1, dropped, -torch.inf)
+    threshold = logits.topk(top_k, dim=1).values[:, -1:]  # much faster than to sort all
+    above, level = logits > threshold, logits == threshold
+    places = top_k - above.sum(dim=1, keepdim=True)
+    kept = above | (level & (level.cumsum(dim=1) <= places))
+    return logits.masked_fill(~kept, -torch.inf)
 
 
 class Gate(BaseEstimator):
@@ -194,18 +201,20 @@ class SoftmaxGate(Gate):
     ) -> GateModule:
         """Return the torch module of this gate."""
         sizes = (math.prod(input_shape), *self._check(n_experts), n_experts)
-        return _SoftmaxGateModule(
-            mlp(sizes, generator),
+        return SoftmaxGateModule(
+            MLP(sizes, generator),
             temperature=self.temperature,
             top_k=self.top_k,
             noise=self.noise,
         )
 
 
-class _SoftmaxGateModule(GateModule):
+class SoftmaxGateModule(GateModule):
+    """The torch module of a :class:`SoftmaxGate`."""
+
     needs_hidden = False
 
-    def __init__(self, network: nn.Module, **routing):
+    def __init__(self, network: MLP, **routing):
         super().__init__(**routing)
         self.network = network
 
@@ -278,8 +287,8 @@ class AttentiveGate(Gate):
     ) -> GateModule:
         """Return the torch module of this gate."""
         sizes = (math.prod(input_shape), *self._check(n_experts))
-        return _AttentiveGateModule(
-            trunk=mlp(sizes, generator),
+        return AttentiveGateModule(
+            trunk=MLP(sizes, generator),
             query=linear(sizes[-1], self.key_size, generator, bias=False),
             key=linear(hidden_size, self.key_size, generator, bias=False),
             temperature=self.temperature,
@@ -287,7 +296,9 @@ class AttentiveGate(Gate):
         )
 
 
-class _AttentiveGateModule(GateModule):
+class AttentiveGateModule(GateModule):
+    """The torch module of an :class:`AttentiveGate`."""
+
     def __init__(self, trunk: nn.Module, query: nn.Linear, key: nn.Linear, **routing):
         super().__init__(**routing)
         self.trunk = trunk

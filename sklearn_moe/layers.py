@@ -10,15 +10,27 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
+
+class Activation(NamedTuple):
+    """An activation and its gradient."""
+
+    function: Callable[[Tensor], Tensor]
+    # (gradient of the output, input, output) -> gradient of the input
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+_aten = torch.ops.aten
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(F.relu, lambda upstream, x, out: _aten.threshold_backward(upstream, x, 0)),
+    "gelu": Activation(F.gelu, lambda upstream, x, out: _aten.gelu_backward(upstream, x)),
+    "tanh": Activation(torch.tanh, lambda upstream, x, out: _aten.tanh_backward(upstream, out)),
 }
 
 
@@ -38,16 +50,11 @@ def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = Tr
     return layer
 
 
-def mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
-    """Return linear layers of the given sizes with ReLU between them and none at the end."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [nn.ReLU(), linear(n_in, n_out, generator)]
-    return nn.Sequential(*layers[1:])
-
-
 class StackedLinear(nn.Module):
     """The linear layers of all experts in one weight.
+
+    Its outputs have the samples on their last axis: whatever then runs over units, classes or
+    experts is vectorised over the samples, and no product has to be rearranged for the next one.
 
     Parameters
     ----------
@@ -65,22 +72,115 @@ class StackedLinear(nn.Module):
             _fill_like_linear(parameter, n_in, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map an input shared by all experts (N, D), or one per expert (E, N, D), to (E, N, O)."""
+        """Map an input shared by all experts (N, D), or one per expert (E, D, N), to (E, O, N)."""
         if x.dim() == 2:
             # One wide product reads the shared input once for all experts.
-            wide = F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
-            return wide.unflatten(1, self.bias.shape).transpose(0, 1)
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+            wide = torch.addmm(self.bias.view(-1, 1), self.weight.flatten(0, 1), x.mT)
+            return wide.unflatten(0, self.bias.shape)
+        return torch.baddbmm(self.bias.unsqueeze(2), self.weight, x)
 
-    def run_one(self, x: Tensor, expert: int) -> Tensor:
-        """Map the input (N, D) of one expert to (N, O)."""
-        return F.linear(x, self.weight[expert], self.bias[expert])
+    def backward(self, x: Tensor, upstream: Tensor) -> None:
+        """Set the gradients of the parameters from that of the output (E, O, N)."""
+        if x.dim() == 2:
+            self.weight.grad = (upstream.flatten(0, 1) @ x).view_as(self.weight)
+        else:
+            self.weight.grad = torch.bmm(upstream, x.mT)
+        self.bias.grad = upstream.sum(dim=2)
+
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        """Map for each of some experts an input of its own (N, D) to (N, O)."""
+        weights, biases = self.weight.unbind(), self.bias.unbind()
+        return [
+            F.linear(own, weights[expert], biases[expert])
+            for own, expert in zip(x, experts, strict=True)
+        ]
 
 
-def dropout(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Zero each entry with the given probability and rescale the others."""
-    keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
-    return x * keep.div_(1 - probability)
+class StackedMLP(nn.Module):
+    """Several networks of one shape: linear layers, with an activation between them.
+
+    It knows its own gradient, for trainings that do without autograd.
+
+    Parameters
+    ----------
+    n_networks : int
+        Number of networks.
+    sizes : sequence of int
+        Sizes of the input and of each layer; no activation follows the last.
+    generator : torch.Generator
+        Source of the initial weights.
+    activation : {"relu", "gelu", "tanh"}, default="relu"
+        Activation between the layers.
+    dropout : float, default=0.0
+        Probability with which a hidden unit is dropped in training.
+    """
+
+    def __init__(
+        self,
+        n_networks: int,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            StackedLinear(n_networks, n_in, n_out, generator) for n_in, n_out in pairwise(sizes)
+        )
+        self.activation = activation
+        self.dropout = dropout
+
+    def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
+        """Run a batch (N, D) and return what each layer read and gave."""
+        trail = []
+        for layer in self.layers:
+            keep = None
+            if trail:
+                active = x = ACTIVATIONS[self.activation].function(trail[-1].output)
+                if self.training and self.dropout > 0:
+                    keep = dropout_mask(x, self.dropout, generator)
+                    x = x * keep
+            else:
+                active = x
+            trail.append(LayerTrail(active, keep, x, layer(x)))
+        return trail
+
+    def backward(self, trail: list[LayerTrail], upstream: Tensor) -> None:
+        """Set the gradients of all parameters from that of the last output (E, O, N)."""
+        for i in reversed(range(len(trail))):
+            layer, (active, keep, x, _) = self.layers[i], trail[i]
+            layer.backward(x, upstream)
+            if i > 0:
+                upstream = torch.bmm(layer.weight.mT, upstream)
+                if keep is not None:
+                    upstream = upstream * keep
+                gradient = ACTIVATIONS[self.activation].gradient
+                upstream = gradient(upstream, trail[i - 1].output, active)
+
+
+class LayerTrail(NamedTuple):
+    """What a layer of a :class:`StackedMLP` read and gave."""
+
+    active: Tensor  # the activation before it
+    keep: Tensor | None  # the dropout mask on that
+    x: Tensor  # its input
+    output: Tensor
+
+
+class MLP(StackedMLP):
+    """One such network, from (N, D) to (N, O); without layers it returns its input."""
+
+    def __init__(self, sizes: Sequence[int], generator: torch.Generator):
+        super().__init__(1, sizes, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)[-1].output.squeeze(0).mT if self.layers else x
+
+
+def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Return factors that zero each entry with the given probability and rescale the others."""
+    return torch.empty_like(x).bernoulli_(1 - probability, generator=generator) / (1 - probability)
 
 
 def _fill_like_linear(parameter: Tensor, n_in: int, generator: torch.Generator) -> None:

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_moe.gates import GateOutput, Routing
+from sklearn_moe.layers import StackedMLP
+
+# Multiply-adds that take as long as it takes to single out the samples of one expert, and run it.
+WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9}
 
 
 class MixtureOutput(NamedTuple):
@@ -51,8 +55,8 @@ class MixtureOfExperts(nn.Module):
     Parameters
     ----------
     experts : nn.Module
-        Maps ``(x, generator)`` to expert logits and hidden vectors, and in ``run_one(x, expert)``
-        a batch to the logits of one expert.
+        Maps ``(x, generator)`` to expert logits and hidden vectors, and in
+        ``run_some(x, experts)`` a batch for each of some experts to its logits.
     gate : GateModule
         Maps ``(x, hidden, generator)`` to a ``GateOutput``.
     mixing : {"probability", "logit"}, default="probability"
@@ -93,7 +97,7 @@ class MixtureOfExperts(nn.Module):
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the classes for a batch, (n_samples, n_classes)."""
-        if not self.is_conditional:
+        if not (self.is_conditional and self._is_worth_choosing(x)):
             return self(x).log_proba
         gate_log_proba, chosen = self.gate(x, None).log_proba.topk(self.gate.top_k, dim=1)
         return self._mix(gate_log_proba, self.run_chosen(x, chosen))
@@ -101,17 +105,27 @@ class MixtureOfExperts(nn.Module):
     def run_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample."""
         # Pairs of a sample and an expert, one expert's after the other's.
-        pairs = chosen.flatten().argsort().split(chosen.flatten().bincount().tolist())
-        logits = [
-            self.experts.run_one(x[own // chosen.shape[1]], expert)
-            for expert, own in enumerate(pairs)
-            if len(own) > 0
-        ]
-        return torch.cat(logits)[torch.cat(pairs).argsort()].unflatten(0, chosen.shape)
+        pairs = chosen.flatten().argsort()
+        counts = chosen.flatten().bincount().tolist()
+        used = [expert for expert, count in enumerate(counts) if count > 0]
+        own = x[pairs // chosen.shape[1]].split([counts[expert] for expert in used])
+        logits = torch.cat(self.experts.run_some(own, used))
+        return torch.empty_like(logits).index_copy_(0, pairs, logits).unflatten(0, chosen.shape)
+
+    def _is_worth_choosing(self, x):
+        """Whether running a few experts in turn is faster than running all of them at once."""
+        if not isinstance(self.experts, StackedMLP):  # they run in turn anyway
+            return True
+        n_experts = len(self.experts.layers[0].weight)
+        size = sum(parameter.numel() for parameter in self.experts.parameters()) / n_experts
+        saved = len(x) * (n_experts - self.gate.top_k) * size
+        n_used = min(n_experts, len(x) * self.gate.top_k)
+        return saved > WORTH_AN_EXPERT[x.device.type] * n_used
 
     def _mix(self, gate_log_proba, expert_logits):
         if self.mixing == "probability":
-            log_joint = gate_log_proba.unsqueeze(2) + expert_logits.log_softmax(dim=2)
-            return log_joint.logsumexp(dim=1)
+            # With the samples last, as the experts have them, everything here is vectorised.
+            log_proba = expert_logits.permute(1, 2, 0).log_softmax(dim=1)
+            return (gate_log_proba.mT.unsqueeze(1) + log_proba).logsumexp(dim=0).mT
         gate_proba = gate_log_proba.softmax(dim=1)
         return torch.einsum("ne,nec->nc", gate_proba, expert_logits).log_softmax(dim=1)

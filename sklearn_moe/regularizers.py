@@ -26,6 +26,12 @@ class Regularizer(BaseEstimator):
     A subclass has the parameter ``strength`` (at least 0; a regularization of strength 0 is left
     out) and the method ``penalty(mixture, x, y, sample_weight)``, which returns a scalar tensor.
 
+    Attributes
+    ----------
+    gate_only : bool, default=False
+        Says that the penalty reads ``gate_logits``, ``gate_proba`` and ``routing`` alone of the
+        mixture. The training is then faster, and the rest of the mixture is None.
+
     Examples
     --------
     >>> from sklearn_moe import MoEClassifier, Regularizer
@@ -38,6 +44,8 @@ class Regularizer(BaseEstimator):
     ...         return (sample_weight * entropy).mean()
     >>> clf = MoEClassifier(regularization=["importance", SureExperts()])
     """
+
+    gate_only = False
 
     _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
 
@@ -97,6 +105,8 @@ class Importance(Regularizer):
     0.5
     """
 
+    gate_only = True
+
     def __init__(self, strength: float = 0.2):
         self.strength = strength
 
@@ -135,6 +145,8 @@ class Load(Regularizer):
     >>> from sklearn_moe import MoEClassifier
     >>> clf = MoEClassifier(gate="noisy_top_k", regularization=["importance", "load"])
     """
+
+    gate_only = True
 
     def __init__(self, strength: float = 0.1):
         self.strength = strength
@@ -188,6 +200,8 @@ class SampleSimilarity(Regularizer):
     >>> from sklearn_moe import MoEClassifier, SampleSimilarity
     >>> clf = MoEClassifier(gate="attentive", regularization=SampleSimilarity(strength=0.1))
     """
+
+    gate_only = True
 
     _parameter_constraints: dict = {
         **Regularizer._parameter_constraints,
@@ -254,6 +268,8 @@ class Entropy(Regularizer):
     >>> clf = MoEClassifier(regularization=["importance", Entropy(0.1)])
     """
 
+    gate_only = True
+
     def __init__(self, strength: float = 0.01):
         self.strength = strength
 
@@ -283,6 +299,8 @@ class ZLoss(Regularizer):
     >>> from sklearn_moe import MoEClassifier, ZLoss
     >>> clf = MoEClassifier(regularization=ZLoss(0.01))
     """
+
+    gate_only = True
 
     def __init__(self, strength: float = 1e-3):
         self.strength = strength

@@ -72,7 +72,7 @@ def test_student_starts_from_the_trunk(data, teacher):
     slow = clone(MOE).set_params(learning_rate=1e-30, max_iter=1).fit(*data[:2])
     student = distill(slow, *data[:2])
     trunk, network = slow.module_.gate.trunk, student.module_.gate.network
-    assert len(network) == len(trunk) + 2
+    assert len(network.layers) == len(trunk.layers) + 1
     for name, value in trunk.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
 
@@ -293,7 +293,7 @@ def test_teacher_with_early_stopping_and_a_gate_without_layers(data):
     teacher = clone(MOE).set_params(**params).fit(X, y)
     student = distill(teacher, X, y)
     assert student.n_iter_ == 30 and student.gate.temperature == 0.5
-    assert len(student.module_.gate.network) == 1
+    assert len(student.module_.gate.network.layers) == 1
     assert student.score(X_test, y_test) > 0.8
 
 

@@ -93,7 +93,7 @@ def test_attentive_gate_equals_the_definition(batch, generator):
     expected = torch.empty(N, E)
     for n in range(N):
         for e in range(E):
-            dot = query(trunk(x[n])) @ key(hidden[n, e])
+            dot = query(trunk(x[n : n + 1])[0]) @ key(hidden[n, e])
             expected[n, e] = dot / math.sqrt(3) / 2.0
     torch.testing.assert_close(module(x, hidden).logits, expected)
     assert query.bias is None and key.bias is None

@@ -29,10 +29,12 @@ def test_cross_validate_adds_the_measures(clf, iris):
         zip(result["estimator"], result["indices"]["test"], strict=True)
     ):
         decomposition = decomposition_entropy(estimator, X[test], y[test])
-        assert result["test_neg_sample_entropy"][fold] == -decomposition.sample_entropy
-        assert result["test_usage_entropy"][fold] == decomposition.usage_entropy
-        information = decomposition.expert_class_information
-        assert result["test_expert_class_information"][fold] == information
+        for name, expected in (
+            ("neg_sample_entropy", -decomposition.sample_entropy),
+            ("usage_entropy", decomposition.usage_entropy),
+            ("expert_class_information", decomposition.expert_class_information),
+        ):
+            assert result[f"test_{name}"][fold] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

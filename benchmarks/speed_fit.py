@@ -1,0 +1,203 @@
+"""Time the fit of a mixture of experts beside its peers.
+
+    python benchmarks/speed_fit.py                       # the short table of the README
+    python benchmarks/speed_fit.py --grid                # experts x hidden x features x batch
+    python benchmarks/speed_fit.py --covertype FOLDER    # 581k real rows, FOLDER/covertype.csv.gz
+
+Every figure is a ratio of times within one process: the median over pairs of fits that take turns,
+ours divided by the peer's. The data are random, as the time does not depend on them; the seeds and
+the number of epochs are the same on both sides. The peers are
+
+- ``loop``: the same mixture in a bare torch loop, written as well as we can: stacked experts,
+  samples last, fused AdamW, slices of tensors, no callbacks, no checks;
+- ``MLPClassifier``: scikit-learn's, with one hidden layer that has as many parameters as our
+  experts and gate together, the same batches and epochs;
+- ``skorch``: a ``NeuralNetClassifier`` with skorch's own defaults around the same module;
+- ``modules``: the bare loop over a Python list of expert modules.
+
+Peers get the better of one and two threads; ours chooses for itself.
+"""
+
+import argparse
+import itertools
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.neural_network import MLPClassifier
+from skorch import NeuralNetClassifier
+from timing import markdown, ratios
+from torch import nn
+
+from sklearn_moe import MLPExperts, MoEClassifier
+
+
+def make_data(n_samples, n_features, n_classes):
+    random = np.random.RandomState(0)
+    X = random.normal(size=(n_samples, n_features)).astype(np.float32)
+    return X, random.randint(n_classes, size=n_samples)
+
+
+def load_covertype(folder):
+    table = pd.read_csv(f"{folder}/covertype.csv.gz")
+    X = table.iloc[:, :-1].to_numpy(np.float32)
+    return (X - X.mean(axis=0)) / X.std(axis=0).clip(1e-6), table.iloc[:, -1].to_numpy()
+
+
+class BareMixture(nn.Module):
+    """The default mixture, with the samples on the last axis throughout."""
+
+    def __init__(self, n_features, n_classes, n_experts, hidden):
+        super().__init__()
+        self.first = nn.Linear(n_features, n_experts * hidden)
+        bound = hidden**-0.5
+        self.weight = nn.Parameter(
+            torch.empty(n_experts, n_classes, hidden).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.zeros(n_experts, n_classes, 1))
+        self.gate = nn.Linear(n_features, n_experts)
+        self.n_experts = n_experts
+
+    def forward(self, x):
+        hidden = torch.addmm(self.first.bias.unsqueeze(1), self.first.weight, x.mT).relu()
+        hidden = hidden.view(self.n_experts, -1, len(x))
+        logits = torch.baddbmm(self.bias, self.weight, hidden)
+        gate = torch.addmm(self.gate.bias.unsqueeze(1), self.gate.weight, x.mT).log_softmax(dim=0)
+        return (gate.unsqueeze(1) + logits.log_softmax(dim=1)).logsumexp(dim=0).mT
+
+
+class ModuleMixture(nn.Module):
+    """The same from a list of modules."""
+
+    def __init__(self, n_features, n_classes, n_experts, hidden):
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(n_features, hidden), nn.ReLU(), nn.Linear(hidden, n_classes))
+            for _ in range(n_experts)
+        )
+        self.gate = nn.Linear(n_features, n_experts)
+
+    def forward(self, x):
+        logits = torch.stack([expert(x) for expert in self.experts], dim=1)
+        return (self.gate(x).log_softmax(1).unsqueeze(2) + logits.log_softmax(2)).logsumexp(1)
+
+
+def train(module, X, y, batch_size, epochs):
+    X, y = torch.from_numpy(X), torch.from_numpy(y)
+    weight = torch.ones(len(X))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    for _ in range(epochs):
+        losses = []
+        for rows in torch.randperm(len(X)).split(batch_size):
+            optimizer.zero_grad()
+            loss = nn.functional.nll_loss(module(X[rows]), y[rows], reduction="none")
+            loss = (loss * weight[rows]).mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        torch.stack(losses).mean().item()
+
+
+def compare(X, y, *, n_experts, hidden, batch_size, epochs, peers, n_pairs):
+    """Return our time as a ratio to that of each peer."""
+    n_features, n_classes = X.shape[1], len(np.unique(y))
+    sizes = n_features, n_classes, n_experts, hidden
+    n_parameters = sum(parameter.numel() for parameter in BareMixture(*sizes).parameters())
+    n_units = round((n_parameters - n_classes) / (n_features + 1 + n_classes))
+
+    def ours():
+        MoEClassifier(
+            n_experts,
+            experts=MLPExperts((hidden,)),
+            batch_size=batch_size,
+            max_iter=epochs,
+            device="cpu",
+            random_state=0,
+        ).fit(X, y)
+
+    def mlp_classifier():
+        MLPClassifier(
+            (n_units,), batch_size=batch_size, max_iter=epochs, n_iter_no_change=epochs + 1
+        ).fit(X, y)
+
+    def plain_skorch():
+        NeuralNetClassifier(
+            BareMixture(*sizes),
+            criterion=nn.NLLLoss,
+            optimizer=torch.optim.AdamW,
+            batch_size=batch_size,
+            max_epochs=epochs,
+            train_split=None,
+            classes=list(range(n_classes)),
+            verbose=0,
+        ).fit(X, y)
+
+    known = {
+        "loop": lambda: train(BareMixture(*sizes), X, y, batch_size, epochs),
+        "MLPClassifier": mlp_classifier,
+        "skorch": plain_skorch,
+        "modules": lambda: train(ModuleMixture(*sizes), X, y, batch_size, epochs),
+    }
+    found = ratios(ours, {name: known[name] for name in peers}, n_pairs=n_pairs)
+    return [found[name] for name in peers]
+
+
+def short_table(n_pairs):
+    peers = ["loop", "MLPClassifier", "skorch", "modules"]
+    for n_samples, batch_size, epochs in (
+        (1024, 32, 10),
+        (16384, 128, 2),
+        (16384, 256, 2),
+        (51200, 2048, 2),
+    ):
+        yield (
+            f"{n_samples} rows, batches of {batch_size}",
+            *compare(
+                *make_data(n_samples, 54, 7),
+                n_experts=8,
+                hidden=16,
+                batch_size=batch_size,
+                epochs=epochs,
+                peers=peers,
+                n_pairs=n_pairs,
+            ),
+        )
+
+
+def grid(n_pairs):
+    for n_features, n_experts, hidden, batch_size in itertools.product(
+        (20, 54, 784), (4, 16, 64), (32, 128), (32, 128, 256, 2048)
+    ):
+        yield (
+            f"{n_features} features, {n_experts} experts of {hidden}, batches of {batch_size}",
+            *compare(
+                *make_data(4 * max(batch_size, 256), n_features, 10),
+                n_experts=n_experts,
+                hidden=hidden,
+                batch_size=batch_size,
+                epochs=2,
+                peers=["loop", "MLPClassifier"],
+                n_pairs=n_pairs,
+            ),
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=7, help="number of pairs (default: 7)")
+    parser.add_argument("--grid", action="store_true", help="all sizes, against two peers")
+    parser.add_argument("--covertype", help="folder of covertype.csv.gz: real rows instead")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # that one or two epochs have not converged
+    if options.covertype:
+        X, y = load_covertype(options.covertype)
+        peers = ["loop", "MLPClassifier"]
+        sizes = {"n_experts": 8, "hidden": 16, "batch_size": 2048, "epochs": 1}
+        row = compare(X, y, peers=peers, n_pairs=options.pairs, **sizes)
+        markdown(["fit", *peers], [(f"{len(X)} rows, batches of 2048", *row)])
+    elif options.grid:
+        markdown(["fit", "loop", "MLPClassifier"], grid(options.pairs))
+    else:
+        peers = ["loop", "MLPClassifier", "skorch", "modules"]
+        markdown(["fit", *peers], short_table(options.pairs))

@@ -1,0 +1,118 @@
+"""The gradient of a mixture's likelihood, without autograd.
+
+For small networks autograd costs more than their arithmetic. The usual mixture, fully connected
+experts under an ordinary gate, has a gradient that is easily written down; everything else is
+trained with autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sklearn_moe.gates import SoftmaxGateModule
+from sklearn_moe.layers import StackedMLP
+from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
+
+
+def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]) -> bool:
+    """Whether :func:`likelihood_gradient` can train this mixture."""
+    return (
+        module.mixing == "probability"
+        and isinstance(module.experts, StackedMLP)
+        and isinstance(module.gate, SoftmaxGateModule)
+        and all(getattr(each, "gate_only", False) for each in regularizations)
+        and all(parameter.requires_grad for parameter in module.parameters())
+    )
+
+
+@torch.no_grad()
+def likelihood_gradient(
+    module: MixtureOfExperts,
+    x: Tensor,
+    sample_weight: Tensor,
+    y: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    regularizations: list[Callable] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Set the gradients of a mixture's parameters for a batch.
+
+    With the responsibilities :math:`r_{ne} \propto p_{ne}\, o_{ne y_n}`, the experts' posterior
+    probabilities given the class, the gradients of the weighted mean of the negative
+    log-likelihood are
+
+    .. math:: \frac{\partial L}{\partial l_{ne}} = \frac{w_n}{N} (p_{ne} - r_{ne}), \qquad
+              \frac{\partial L}{\partial z_{nec}} = \frac{w_n}{N} r_{ne} (o_{nec} - [c = y_n])
+
+    for the gate's logits :math:`l` and the experts' logits :math:`z`. Regularizations that read
+    the gate alone are small, and left to autograd.
+
+    Parameters
+    ----------
+    module : MixtureOfExperts
+        A mixture for which :func:`has_known_gradient` is true, in training mode.
+    x : Tensor of shape (n_samples, ...)
+        The batch.
+    sample_weight : Tensor of shape (n_samples,)
+        Weights of the samples.
+    y : Tensor of shape (n_samples,)
+        Indices of the classes.
+    generator : torch.Generator, default=None
+        Source of dropout and gate noise.
+    regularizations : list of callable, default=()
+        Penalties that are added to the loss.
+
+    Returns
+    -------
+    loss : Tensor of shape ()
+        The loss, regularizations included.
+    gate_proba : Tensor of shape (n_samples, n_experts)
+        The gate's probabilities.
+    expert_proba : Tensor of shape (n_samples, n_experts, n_classes)
+        Probabilities of the classes by each expert.
+
+    References
+    ----------
+    R. A. Jacobs, M. I. Jordan, S. J. Nowlan, G. E. Hinton, Adaptive Mixtures of Local Experts,
+    Neural Computation 3, 1991.
+    """
+    n_samples = len(x)
+    weight = sample_weight / n_samples
+    x = x.flatten(1)
+    # In the order of the forward pass, as both draw from the generator.
+    expert_trail = module.experts.run(x, generator)
+    gate_trail = module.gate.network.run(x)
+    temperature = module.gate.temperature
+    gate_logits = gate_trail[-1].output.squeeze(0).mT / temperature
+    with torch.set_grad_enabled(bool(regularizations)):
+        gate_logits.requires_grad_(bool(regularizations))
+        gate = module.gate.route(gate_logits, generator)
+        if regularizations:
+            gate_proba = gate.log_proba.softmax(dim=1)
+            mixture = MixtureOutput(None, gate_logits, gate_proba, None, None, gate.routing)
+            penalty = sum(each(mixture, x, y, sample_weight) for each in regularizations)
+            (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
+
+    gate_log_proba = gate.log_proba.detach().mT
+    expert_log_proba = expert_trail[-1].output.log_softmax(dim=1)
+    of_class = y.expand(len(expert_log_proba), 1, n_samples)
+    log_joint = gate_log_proba + expert_log_proba.gather(1, of_class).squeeze(1)
+    log_responsibility = log_joint.log_softmax(dim=0)
+    # What the two differ by, for each expert, is the log-likelihood of the sample.
+    loss = weight @ (log_responsibility.amax(dim=0) - log_joint.amax(dim=0))
+    responsibility = log_responsibility.exp_() * weight
+
+    expert_proba = expert_log_proba.exp_()
+    upstream = expert_proba * responsibility.unsqueeze(1)
+    upstream.scatter_add_(1, of_class, -responsibility.unsqueeze(1))
+    module.experts.backward(expert_trail, upstream)
+    gate_proba = gate_log_proba.exp()
+    upstream = gate_proba * weight - responsibility
+    if regularizations:
+        loss = loss + penalty.detach()
+        upstream = upstream + of_penalty.mT
+    module.gate.network.backward(gate_trail, upstream.unsqueeze(0) / temperature)
+    return loss, gate_proba.mT, expert_proba.permute(2, 0, 1)

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_moe import (
+    AttentiveGate,
+    Importance,
+    MLPExperts,
+    MoEClassifier,
+    SoftmaxGate,
+)
+from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.regularizers import REGULARIZERS
+
+
+def make(gate, experts, generator, mixing="probability"):
+    experts = experts.build((6,), 5, 4, generator)
+    gate = gate.build((6,), 5, experts.hidden_size, generator)
+    return MixtureOfExperts(experts, gate, mixing=mixing).double()
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        SoftmaxGate(),
+        SoftmaxGate((7, 8), temperature=0.3),
+        SoftmaxGate(top_k=2),
+        SoftmaxGate(top_k=2, noise=1.0),
+        SoftmaxGate(top_k=1, temperature=2.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("experts", [MLPExperts(()), MLPExperts((7, 8), dropout=0.2)], ids=str)
+@pytest.mark.parametrize("names", [[], ["importance", "entropy"], list(REGULARIZERS)], ids=str)
+def test_gradient_equals_that_of_autograd(gate, experts, names, generator):
+    if "load" in names and not (gate.noise > 0 and gate.top_k):
+        pytest.skip("load needs a noisy top-k gate")
+    module = make(gate, experts, generator)
+    regularizations = [REGULARIZERS[name] for name in names]
+    assert has_known_gradient(module, regularizations)
+    x = torch.randn(13, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(4, (13,), generator=generator)
+    weight = torch.rand(13, generator=generator, dtype=torch.float64)
+
+    state = generator.get_state()
+    mixture = module(x, generator)
+    expected = (nn.functional.nll_loss(mixture.log_proba, y, reduction="none") * weight).mean()
+    for each in regularizations:
+        expected = expected + each(mixture, x, y, weight)
+    expected.backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+
+    module.zero_grad()
+    generator.set_state(state)
+    loss, gate_proba, expert_proba = likelihood_gradient(
+        module, x, weight, y, generator=generator, regularizations=regularizations
+    )
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gate_proba, mixture.gate_proba.detach())
+    torch.testing.assert_close(expert_proba, mixture.expert_logits.detach().softmax(dim=2))
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_other_mixtures_are_left_to_autograd(generator):
+    experts = MLPExperts((4,))
+    assert has_known_gradient(make(SoftmaxGate(), experts, generator), [Importance()])
+    assert not has_known_gradient(make(SoftmaxGate(), experts, generator), [lambda *args: 0])
+    assert not has_known_gradient(make(AttentiveGate(), experts, generator), [])
+    assert not has_known_gradient(make(SoftmaxGate(), experts, generator, mixing="logit"), [])
+    frozen = make(SoftmaxGate(), experts, generator)
+    frozen.gate.requires_grad_(False)
+    assert not has_known_gradient(frozen, [])
+
+
+@pytest.mark.parametrize("gate", ["softmax", "noisy_top_k"])
+def test_trainings_with_and_without_autograd_agree(gate, digits, monkeypatch):
+    X, y = digits
+    clf = MoEClassifier(
+        gate=gate, experts=MLPExperts(dropout=0.1), regularization="importance", max_iter=3
+    )
+    known = clf.set_params(random_state=0).fit(X, y).predict_proba(X)
+    monkeypatch.setattr("sklearn_moe.engine.has_known_gradient", lambda *args: False)
+    np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), known, atol=1e-3)
+
+
+def test_frozen_parameters_stay(digits):
+    X, y = digits
+    clf = MoEClassifier(warm_start=True, max_iter=2, random_state=0).fit(X, y)
+    before = {name: value.clone() for name, value in clf.module_.state_dict().items()}
+    clf.module_.gate.requires_grad_(False)
+    clf.fit(X, y)
+    for name, value in clf.module_.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("gate")
