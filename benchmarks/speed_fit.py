@@ -27,16 +27,10 @@ import pandas as pd
 import torch
 from sklearn.neural_network import MLPClassifier
 from skorch import NeuralNetClassifier
-from timing import markdown, ratios
+from timing import make_data, markdown, ratios
 from torch import nn
 
 from sklearn_moe import MLPExperts, MoEClassifier
-
-
-def make_data(n_samples, n_features, n_classes):
-    random = np.random.RandomState(0)
-    X = random.normal(size=(n_samples, n_features)).astype(np.float32)
-    return X, random.randint(n_classes, size=n_samples)
 
 
 def load_covertype(folder):

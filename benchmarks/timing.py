@@ -1,28 +1,36 @@
 """What the speed benchmarks share: fits and predictions that take turns, and tables of ratios."""
 
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 
-def with_threads(n_threads, function):
-    """Return the function, run with so many threads in torch and in numpy's libraries."""
+@contextmanager
+def threads(n_threads):
+    """Give torch and numpy's libraries so many threads for a while; None leaves them alone."""
+    if n_threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with threadpool_limits(n_threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
-    def run():
-        before = torch.get_num_threads()
-        torch.set_num_threads(n_threads)
-        try:
-            with threadpool_limits(n_threads):
-                function()
-        finally:
-            torch.set_num_threads(before)
 
-    return run
+def make_data(n_samples, n_features, n_classes):
+    """Return random samples, as the time does not depend on what they are."""
+    random = np.random.RandomState(0)
+    X = random.normal(size=(n_samples, n_features)).astype(np.float32)
+    return X, random.randint(n_classes, size=n_samples)
 
 
-def ratios(ours, peers, *, n_pairs, repeat=1):
+def ratios(ours, peers, *, n_pairs, repeat=1, choose=False):
     """Return the median over pairs of our time divided by that of each peer.
 
     Parameters
@@ -35,23 +43,25 @@ def ratios(ours, peers, *, n_pairs, repeat=1):
         How often all of them run, one after the other.
     repeat : int, default=1
         How often each is called for one time.
+    choose : bool, default=False
+        Whether the peers choose their threads, too.
     """
-    runs = {None: ours}
+    runs = {(None, None): ours}
     for name, peer in peers.items():
-        runs |= {(name, n_threads): with_threads(n_threads, peer) for n_threads in (1, 2)}
+        runs |= {(name, n_threads): peer for n_threads in ((None,) if choose else (1, 2))}
     seconds = {key: [] for key in runs}
-    for run in runs.values():
-        run()
-    for _ in range(n_pairs):
+    for i_pair in range(n_pairs + 1):
         for key, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(repeat):
-                run()
-            seconds[key].append(time.perf_counter() - start)
-    our_seconds = np.array(seconds[None])
+            with threads(key[1]):
+                start = time.perf_counter()
+                for _ in range(repeat):
+                    run()
+                if i_pair > 0:  # the first one warms up
+                    seconds[key].append(time.perf_counter() - start)
+    our_seconds = np.array(seconds[None, None])
     return {
-        name: max(np.median(our_seconds / seconds[name, n_threads]) for n_threads in (1, 2))
-        for name in peers
+        peer: max(np.median(our_seconds / seconds[key]) for key in runs if key[0] == peer)
+        for peer in peers
     }
 
 

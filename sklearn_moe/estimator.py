@@ -664,8 +664,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples, n_classes)
             Probabilities in the order of ``classes_``; rows sum to 1.
         """
-        # The softmax of log-probabilities is their exp, but no rounding error takes it above 1.
-        return self._evaluate(X, lambda module, x: module.predict(x).softmax(dim=1))
+        return self._evaluate(X, MixtureOfExperts.predict_proba)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Predict the logarithm of the probability of each class.
@@ -680,7 +679,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples, n_classes)
             Log-probabilities, exact also where the probability is 0 in float32.
         """
-        return self._evaluate(X, lambda module, x: module.predict(x).log_softmax(dim=1))
+        return self._evaluate(X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1))
 
     def gate_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Return how much each expert says about each sample.

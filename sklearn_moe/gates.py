@@ -104,6 +104,10 @@ class GateModule(nn.Module):
 
 def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Replace all but the ``top_k`` largest logits of a row by -inf; ties keep the lower index."""
+    if top_k == 1:
+        best = logits.argmax(dim=1, keepdim=True)
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
+        return logits.masked_fill(~kept, -torch.inf)
     threshold = logits.topk(top_k, dim=1).values[:, -1:]  # much faster than to sort all
     above, level = logits > threshold, logits == threshold
     places = top_k - above.sum(dim=1, keepdim=True)

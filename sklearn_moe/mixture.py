@@ -95,12 +95,33 @@ class MixtureOfExperts(nn.Module):
         """Whether a sample passes through the experts that the gate chooses for it alone."""
         return self.gate.top_k is not None and not self.gate.needs_hidden
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict_log_proba(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the classes for a batch, (n_samples, n_classes)."""
-        if not (self.is_conditional and self._is_worth_choosing(x)):
-            return self(x).log_proba
-        gate_log_proba, chosen = self.gate(x, None).log_proba.topk(self.gate.top_k, dim=1)
-        return self._mix(gate_log_proba, self.run_chosen(x, chosen))
+        return self._mix(*self._predict(x))
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return the probabilities of the classes for a batch, (n_samples, n_classes)."""
+        gate_log_proba, expert_logits = self._predict(x)
+        if self.mixing == "logit":
+            return self._mix(gate_log_proba, expert_logits).softmax(dim=1)
+        gate_proba = gate_log_proba.mT.softmax(dim=0)
+        proba = (expert_logits.permute(1, 2, 0).softmax(dim=1) * gate_proba.unsqueeze(1)).sum(
+            dim=0
+        )
+        # Divided by their sum, none is above 1 by a rounding error.
+        return (proba / proba.sum(dim=0)).mT.contiguous()
+
+    def _predict(self, x):
+        """Return gate log-probabilities and logits of all experts, or of the chosen ones."""
+        if self.is_conditional and self._is_worth_choosing(x):
+            gate_log_proba = self.gate(x, None).log_proba
+            if self.gate.top_k == 1:  # a faster top k
+                gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
+            else:
+                gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
+            return gate_log_proba, self.run_chosen(x, chosen)
+        expert_logits, hidden = self.experts(x)
+        return self.gate(x, hidden).log_proba, expert_logits
 
     def run_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 from numpy.typing import ArrayLike
 from sklearn import model_selection
 from sklearn.base import BaseEstimator, clone
@@ -19,6 +18,9 @@ from sklearn.utils._param_validation import Interval, validate_params
 from sklearn_moe.decomposition import SCORERS
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.regularizers import Importance, SampleSimilarity
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def cross_validate(
@@ -265,6 +267,8 @@ def tune(
         return scores.mean().item()
 
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    import optuna  # half of what importing this package would cost
+
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:

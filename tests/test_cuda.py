@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sklearn_moe import GATES, MLPExperts, MoEClassifier, decomposition_entropy, distill
+from sklearn_moe.engine import MoENet
 
 pytestmark = [
     pytest.mark.cuda,
@@ -98,3 +99,61 @@ def test_distillation_and_tracking(target, digits):
     experts = teacher.module_.experts.state_dict()
     for name, value in student.module_.experts.state_dict().items():
         assert torch.equal(value, experts[name])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"experts": MLPExperts((32, 16), dropout=0.1)},
+        {"gate": "noisy_top_k", "regularization": ["importance", "load"]},
+        {"gate": "attentive", "regularization": "sample_similarity", "track_decomposition": True},
+    ],
+    ids=str,
+)
+def test_graphs_change_nothing(params, digits, monkeypatch):
+    X, y = digits
+    clf = MoEClassifier(device="cuda", batch_size=100, max_iter=3, random_state=0, **params)
+    proba = clf.fit(X, y).predict_proba(X)
+    losses, curves = clf.loss_curve_, clf.decomposition_curves_
+    monkeypatch.setattr(MoENet, "_can_be_graphed", lambda *args: False)
+    np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), proba, atol=1e-6)
+    assert clf.loss_curve_ == pytest.approx(losses)
+    assert str(clf.decomposition_curves_)[:60] == str(curves)[:60]
+
+
+def test_usual_trainings_run_as_graphs(digits, monkeypatch):
+    X, y = digits
+    replayed = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(
+        torch.cuda.CUDAGraph, "replay", lambda graph: (replayed.append(graph), replay(graph))
+    )
+    clf = MoEClassifier(device="cuda", batch_size=100, max_iter=3, random_state=0).fit(X, y)
+    assert len(set(map(id, replayed))) == 2  # 1797 samples in batches of 99 and 100
+    assert all(parameter.grad is None for parameter in clf.module_.parameters())
+    replayed.clear()
+    clf.set_params(regularization=lambda mixture, x, y, weight: mixture.log_proba.mean()).fit(X, y)
+    assert not replayed
+
+
+def test_training_set_that_does_not_fit(digits, monkeypatch):
+    X, y = digits
+    clf = MoEClassifier(device="cuda", max_iter=3, early_stopping=True, random_state=0)
+    proba = clf.fit(X, y).predict_proba(X)
+    monkeypatch.setattr(MoENet, "_fits", lambda *args: False)
+    np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), proba, atol=1e-6)
+    assert clf.device_ == "cuda"
+
+
+def test_no_step_waits_for_the_device(digits):
+    X, y = digits
+    clf = MoEClassifier(device="cuda", batch_size=100, max_iter=20, random_state=0)
+    synchronised = {}
+    for epochs in (5, 20):
+        with torch.profiler.profile() as profiler:
+            clf.set_params(max_iter=epochs).fit(X, y)
+        counts = {event.key: event.count for event in profiler.key_averages()}
+        synchronised[epochs] = counts.get("cudaStreamSynchronize", 0)
+    # Each epoch reads its losses and sends its order of the rows; 18 steps add nothing.
+    assert (synchronised[20] - synchronised[5]) / 15 <= 4

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sklearn_moe import GATES, CustomExperts, MLPExperts, SoftmaxGate
-from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.mixture import WORTH_AN_EXPERT, MixtureOfExperts
 
 N, D, E, C = 8, 5, 4, 3
 
@@ -114,13 +114,18 @@ EXPERTS_OF_BOTH_KINDS = [MLPExperts((6, 7)), MLPExperts(()), CustomExperts(Count
 @pytest.mark.parametrize("gate", [*GATES.values(), SoftmaxGate(top_k=E)], ids=[*GATES, "all"])
 @pytest.mark.parametrize("mixing", ["probability", "logit"])
 @pytest.mark.parametrize("n_samples", [1, 50])
-def test_prediction_equals_the_whole_mixture(experts, gate, mixing, n_samples, generator):
+@pytest.mark.parametrize("worth", [0.0, torch.inf], ids=["in turn", "at once"])
+def test_prediction_equals_the_whole_mixture(
+    experts, gate, mixing, n_samples, worth, generator, monkeypatch
+):
+    monkeypatch.setitem(WORTH_AN_EXPERT, "cpu", worth)
     experts = experts.build((D,), E, C, generator)
     gate = gate.build((D,), E, experts.hidden_size, generator)
     module = MixtureOfExperts(experts, gate, mixing=mixing).eval()
     x = torch.randn(n_samples, D, generator=generator)
     whole = module(x)
-    torch.testing.assert_close(module.predict(x), whole.log_proba)
+    torch.testing.assert_close(module.predict_log_proba(x), whole.log_proba)
+    torch.testing.assert_close(module.predict_proba(x), whole.log_proba.softmax(dim=1))
     torch.testing.assert_close(module.route(x).log_proba.softmax(dim=1), whole.gate_proba)
 
 
@@ -134,6 +139,6 @@ def test_only_the_chosen_experts_run_in_prediction(top_k, generator):
         expert.n_rows = 0
     module.route(x)
     assert [expert.n_rows for expert in experts.experts] == [0] * E
-    module.predict(x)
+    module.predict_proba(x)
     assert [expert.n_rows for expert in experts.experts] == chosen.sum(dim=0).tolist()
     assert chosen.sum() == 50 * top_k

@@ -1,0 +1,88 @@
+"""Time predictions beside MLPClassifier, and experts that run beside experts that do not.
+
+    python benchmarks/speed_predict.py
+
+Every figure is a ratio of times within one process: the median over pairs that take turns. The
+MLPClassifier has one hidden layer with as many parameters as our experts and gate together, and
+the better of one and two threads; ours chooses for itself.
+"""
+
+import argparse
+import warnings
+
+from sklearn.neural_network import MLPClassifier
+from timing import make_data, markdown, ratios
+
+from sklearn_moe import MLPExperts, MoEClassifier
+
+
+def fitted(X, y, n_experts, hidden, gate="softmax"):
+    experts = MLPExperts((hidden,))
+    clf = MoEClassifier(
+        n_experts,
+        experts=experts,
+        gate=gate,
+        max_iter=1,
+        batch_size=2048,
+        device="cpu",
+        random_state=0,
+    )
+    return clf.fit(X[:4096], y[:4096])
+
+
+def beside_mlp_classifier(n_samples, n_features, n_experts, hidden, options):
+    X, y = make_data(max(n_samples, 4096), n_features, 7)
+    ours = fitted(X, y, n_experts, hidden)
+    n_parameters = sum(parameter.numel() for parameter in ours.module_.parameters())
+    n_units = round((n_parameters - 7) / (n_features + 1 + 7))
+    peer = MLPClassifier((n_units,), max_iter=1, batch_size=2048).fit(X[:4096], y[:4096])
+    X = X[:n_samples]
+    method = "predict" if n_samples == 1 else "predict_proba"
+    found = ratios(
+        lambda: getattr(ours, method)(X),
+        {"MLPClassifier": lambda: getattr(peer, method)(X)},
+        n_pairs=options.pairs,
+        repeat=200 if n_samples == 1 else 1,
+    )
+    return found["MLPClassifier"]
+
+
+def top_1(n_features, options):
+    """Return how much faster one of 64 experts is than all, and 64 than 4 with one of each."""
+    X, y = make_data(4096, n_features, 7)
+    experts = {
+        (n_experts, gate): fitted(X, y, n_experts, 128, gate)
+        for n_experts, gate in ((64, "hard"), (64, "softmax"), (4, "hard"))
+    }
+    functions = {key: lambda clf=clf: clf.predict_proba(X) for key, clf in experts.items()}
+    peers = {key: functions[key] for key in ((64, "softmax"), (4, "hard"))}
+    found = ratios(functions[64, "hard"], peers, n_pairs=options.pairs, repeat=3, choose=True)
+    return 1 / found[64, "softmax"], found[4, "hard"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=7, help="number of pairs (default: 7)")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # that one epoch has not converged
+    header = ["predict_proba of many rows, predict of one; 54 features", "against MLPClassifier"]
+    sizes = [
+        (n_samples, n_experts, hidden)
+        for n_samples in (50_000, 1)
+        for n_experts, hidden in ((8, 16), (8, 64), (64, 128))
+    ]
+    markdown(
+        header,
+        (
+            (
+                f"{n_samples} rows, {n_experts} experts of {hidden}",
+                beside_mlp_classifier(n_samples, 54, n_experts, hidden, options),
+            )
+            for n_samples, n_experts, hidden in sizes
+        ),
+    )
+    print()
+    header = ["top-1, 4096 rows, experts of 128", "64 experts, faster than dense", "64 against 4"]
+    markdown(
+        header, ((f"{features} features", *top_1(features, options)) for features in (54, 784))
+    )
