@@ -53,6 +53,10 @@ ROWS_AT_ONCE = 16
 WORK_FOR_TWO_THREADS = 2e8
 
 
+# How the rows of a file are shuffled.
+ROWS_OF_BLOCK = 1024
+BLOCKS_OF_WINDOW = 64
+
 # Regularizations that do not wait for the device.
 _CAPTURABLE = {type(regularizer) for regularizer in REGULARIZERS.values()}
 
@@ -71,10 +75,20 @@ class TensorBatches:
         Largest number of rows of a batch.
     generator : torch.Generator, default=None
         Shuffles the rows of each epoch; None keeps their order.
+    in_windows : bool, default=False
+        Whether to shuffle blocks of neighbouring rows, and the rows of 64 blocks at a time, so
+        that a file which is larger than the memory is read in long pieces.
     """
 
-    def __init__(self, dataset, batch_size: int, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        dataset,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        in_windows: bool = False,
+    ):
         self.X, self.y = data_from_dataset(dataset)
+        self.in_windows = in_windows
         self.n_samples = len(dataset)
         self.n_batches = math.ceil(self.n_samples / batch_size)
         self.generator = generator
@@ -87,8 +101,19 @@ class TensorBatches:
         if self.generator is None or self.n_batches == 1:
             bounds = np.linspace(0, self.n_samples, self.n_batches + 1).astype(int)
             return (slice(*pair) for pair in pairwise(bounds))
-        order = torch.randperm(self.n_samples, generator=self.generator)
-        return iter(order.to(self.y.device).tensor_split(self.n_batches))
+        return iter(self._shuffle().to(self.y.device).tensor_split(self.n_batches))
+
+    def _shuffle(self):
+        if not self.in_windows:
+            return torch.randperm(self.n_samples, generator=self.generator)
+        n_blocks = math.ceil(self.n_samples / ROWS_OF_BLOCK)
+        blocks = torch.randperm(n_blocks, generator=self.generator)
+        windows = []
+        for window in blocks.split(BLOCKS_OF_WINDOW):
+            rows = (window.unsqueeze(1) * ROWS_OF_BLOCK + torch.arange(ROWS_OF_BLOCK)).flatten()
+            rows = rows[rows < self.n_samples]
+            windows.append(rows[torch.randperm(len(rows), generator=self.generator)])
+        return torch.cat(windows)
 
     def take(self, rows: slice | Tensor):
         """Return the batch of these rows."""
@@ -420,6 +445,8 @@ class MoENet(NeuralNetClassifier):
         if validation is not None:
             self.train_split = predefined_split(self._dataset(*validation))
         self.iterator_train__generator = torch.Generator().manual_seed(seed + 1)
+        if self.iterator_train is TensorBatches:
+            self.iterator_train__in_windows = _is_memory_map(X)
         self.generator_ = torch.Generator(device).manual_seed(seed)
         self.objective_ = objective
         self.interrupted_ = False
@@ -530,9 +557,26 @@ class MoENet(NeuralNetClassifier):
 def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
     if isinstance(array, Tensor):
         return array.to(device)
-    if not array.flags.writeable:  # torch would warn; nothing here writes to it
-        array = array.copy()
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:  # torch would warn, but nothing here writes to it
+        array = np.asarray(_Writeable(array))
+    return torch.from_numpy(array).to(device)
+
+
+class _Writeable:
+    """The memory of a read-only array, for numpy to look at as if it could be written."""
+
+    def __init__(self, array):
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _is_memory_map(array):
+    """Whether an array reads its values from a file."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array is not None
 
 
 _threads_lock = Lock()

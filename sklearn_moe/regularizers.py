@@ -185,10 +185,11 @@ class SampleSimilarity(Regularizer):
         choice for MNIST.
     metric : "euclidean" or callable, default="euclidean"
         Distance of samples, computed without gradient from what gate and experts see, flattened. A
-        callable gets the tensor twice, as ``torch.cdist`` does, and returns the matrix of
-        distances (n_samples, n_samples). Scale the features first where their units differ.
-    max_samples : int, default=512
-        At most this many samples of a batch are compared.
+        callable gets two tensors, as ``torch.cdist`` does, all samples and those that they are
+        compared with, and returns the matrix of their distances. Scale the features first where
+        their units differ.
+    max_samples : int, default=256
+        Each sample is compared with at most this many of its batch.
 
     References
     ----------
@@ -214,7 +215,7 @@ class SampleSimilarity(Regularizer):
         strength: float = 0.3,
         *,
         metric: str | Callable[[Tensor, Tensor], Tensor] = "euclidean",
-        max_samples: int = 512,
+        max_samples: int = 256,
     ):
         self.strength = strength
         self.metric = metric
@@ -222,26 +223,29 @@ class SampleSimilarity(Regularizer):
 
     def penalty(self, mixture, x, y, sample_weight):
         """Return the mean distance within experts relative to that of all samples, times E."""
-        gate_proba = mixture.gate_proba
+        gate_proba, others = mixture.gate_proba, slice(None)
         if len(x) > self.max_samples:
             # Evenly spaced, because a single batch of all samples is not shuffled.
-            rows = torch.linspace(0, len(x) - 1, self.max_samples, device=x.device).round().long()
-            x, gate_proba, sample_weight = x[rows], gate_proba[rows], sample_weight[rows]
+            others = torch.linspace(0, len(x) - 1, self.max_samples, device=x.device)
+            others = others.round().long()
         x = x.flatten(1)
         with torch.no_grad():
-            distance = self.metric(x, x) if callable(self.metric) else _euclidean(x)
-            distance = distance * sample_weight.outer(sample_weight)
+            metric = self.metric if callable(self.metric) else _euclidean
+            distance = metric(x, x[others]) * sample_weight.outer(sample_weight[others])
             distance = distance / distance.sum().clamp_min(torch.finfo(x.dtype).tiny)
         # This is sum((p p^T) * d) without the product of the gate with itself.
-        return gate_proba.shape[1] * ((distance @ gate_proba) * gate_proba).sum()
+        return gate_proba.shape[1] * ((distance @ gate_proba[others]) * gate_proba).sum()
 
 
-def _euclidean(x: Tensor) -> Tensor:
-    """Distances of the rows, up to a common factor."""
+def _euclidean(x: Tensor, others: Tensor) -> Tensor:
+    """Distances of the rows of both, up to a common factor."""
     # Matrix products give distances that are exact enough near the origin, and finite up to there.
-    centred = x - x.mean(dim=0)
-    centred = centred / centred.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist")
+    centre = x.mean(dim=0)
+    centred = x - centre
+    scale = centred.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
+    centred, others = centred / scale, (others - centre) / scale
+    squares = centred.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
+    return squares.addmm_(centred, others.mT, alpha=-2).clamp_min_(0).sqrt_()
 
 
 class Entropy(Regularizer):

@@ -1,12 +1,19 @@
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 
 from sklearn_moe import MLPExperts, MoEClassifier
-from sklearn_moe.engine import TensorBatches, intra_op_threads
+from sklearn_moe.engine import (
+    BLOCKS_OF_WINDOW,
+    ROWS_OF_BLOCK,
+    MoENet,
+    TensorBatches,
+    intra_op_threads,
+)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +142,94 @@ def test_the_net_is_a_skorch_net(iris):
     assert np.array_equal(clf.net_.predict_proba(X), clf.predict_proba(X))
     assert np.array_equal(clf.net_.predict(X), clf.predict(X))
     assert clf.net_.history[:, "train_loss"] == clf.loss_curve_
+
+
+@pytest.mark.parametrize("n_samples", [3, 1024, 200_000])
+def test_windows_hold_neighbours(n_samples):
+    dataset = Dataset(torch.arange(n_samples), torch.arange(n_samples))
+    batches = TensorBatches(dataset, 500, torch.Generator().manual_seed(0), in_windows=True)
+    first, second = (torch.cat([y for _, y in batches]) for _ in range(2))
+    assert torch.equal(first.sort().values, torch.arange(n_samples))
+    assert n_samples == 3 or not torch.equal(first, second)
+    window = first[: ROWS_OF_BLOCK * BLOCKS_OF_WINDOW]
+    assert len(torch.unique(window // ROWS_OF_BLOCK)) <= BLOCKS_OF_WINDOW + 1
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_memory_map_is_read_in_place(mode, digits, tmp_path, monkeypatch):
+    X, y = digits
+    np.save(tmp_path / "X.npy", X.astype(np.float32))
+    mapped = np.load(tmp_path / "X.npy", mmap_mode=mode)
+    seen = []
+    monkeypatch.setattr(
+        MoENet,
+        "get_iterator",
+        lambda net, dataset, training=False: (
+            seen.append(dataset.X["x"].data_ptr())
+            or super(MoENet, net).get_iterator(dataset, training=training)
+        ),
+    )
+    clf = MoEClassifier(max_iter=10, random_state=0).fit(mapped, y)
+    assert set(seen) == {mapped.ctypes.data}
+    assert clf.score(mapped, y) > 0.9
+    assert np.array_equal(clf.predict_proba(mapped), clf.predict_proba(X))
+    assert np.array_equal(np.load(tmp_path / "X.npy"), X.astype(np.float32))
+    clf.partial_fit(mapped[:100], y[:100])
+
+
+def test_read_only_arrays_are_not_copied_and_do_not_warn(digits, recwarn):
+    X = digits[0].astype(np.float32)
+    X.flags.writeable = False
+    before = X.copy()
+    clf = MoEClassifier(max_iter=2, random_state=0).fit(X, digits[1])
+    clf.predict(X)
+    assert np.array_equal(X, before)
+    assert not [warning for warning in recwarn if "writ" in str(warning.message)]
+
+
+def test_predictions_do_not_depend_on_chunks_and_threads(digits, monkeypatch):
+    X, y = digits
+    clf = MoEClassifier(max_iter=2, random_state=0).fit(X, y)
+    at_once = clf.predict_proba(X), clf.gate_proba(X), clf.apply(X)
+    threads = []
+    monkeypatch.setattr(
+        MoENet,
+        "_run",
+        lambda net, function, x: threads.append(get_ident()) or function(net.module_, x),
+    )
+    monkeypatch.setattr("sklearn_moe.engine.CHUNK_SIZE", 100)
+    for whole, method in zip(at_once, (clf.predict_proba, clf.gate_proba, clf.apply), strict=True):
+        np.testing.assert_allclose(method(X), whole, atol=1e-6)
+    assert get_ident() not in threads
+    threads.clear()
+    clf.net_.n_threads = 1
+    np.testing.assert_allclose(clf.predict_proba(X), at_once[0], atol=1e-6)
+    assert set(threads) == {get_ident()}
+
+
+def test_history_has_batches_only_for_those_who_listen(digits):
+    X, y = digits
+
+    class Listener(Callback):
+        n_batches = 0
+
+        def on_batch_end(self, net, batch, training, loss, y_pred, gate_proba, **kwargs):
+            assert net.history[-1, "batches", -1, "train_loss"] == loss.item()
+            assert y_pred.shape == (len(batch[1]), 10)
+            torch.testing.assert_close(y_pred.sum(dim=1), torch.ones(len(y_pred)))
+            Listener.n_batches += 1
+
+    clf = MoEClassifier(batch_size=100, max_iter=2, random_state=0)
+    proba = clf.fit(X, y).predict_proba(X)
+    curve, counts = clf.loss_curve_, clf.net_.history[:, "train_batch_count"]
+    clf.set_params(net_params={"callbacks": [Listener]}).fit(X, y)
+    assert Listener.n_batches == 2 * 18 and counts == [18, 18]
+    assert np.array_equal(clf.predict_proba(X), proba)  # whoever listens changes nothing
+    assert clf.loss_curve_ == pytest.approx(curve)
+
+
+def test_optimizers_that_call_the_loss_several_times(iris):
+    X, y = iris
+    net_params = {"optimizer": torch.optim.LBFGS, "optimizer__max_iter": 5, "lr": 0.1}
+    clf = MoEClassifier(net_params=net_params, batch_size=150, max_iter=10, random_state=0)
+    assert clf.fit(X, y).score(X, y) > 0.9

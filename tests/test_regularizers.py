@@ -204,9 +204,11 @@ def test_sample_similarity_metric_and_max_samples(make_mixture, generator):
     x = torch.randn(20, 2, 4, generator=generator, dtype=torch.float64)
     mixture = make_mixture(torch.randn(20, 3, generator=generator, dtype=torch.float64))
     rows = [0, 6, 13, 19]  # evenly spaced
+    distance = torch.cdist(x.flatten(1), x[rows].flatten(1))
+    together = mixture.gate_proba @ mixture.gate_proba[rows].T
     torch.testing.assert_close(
-        penalty(SampleSimilarity(max_samples=4), mixture, x),
-        penalty(SampleSimilarity(), make_mixture(mixture.gate_logits[rows]), x[rows]),
+        penalty(SampleSimilarity(1.0, max_samples=4), mixture, x),
+        3 * (together * distance).sum() / distance.sum(),
     )
     by_callable = SampleSimilarity(metric=torch.cdist)
     torch.testing.assert_close(
@@ -289,4 +291,4 @@ def test_defaults():
         "entropy": 0.01,
         "z_loss": 0.001,
     }
-    assert SampleSimilarity().max_samples == 512
+    assert SampleSimilarity().max_samples == 256
