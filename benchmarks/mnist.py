@@ -31,6 +31,7 @@ from sklearn_moe import (
     AttentiveGate,
     MLPExperts,
     MoEClassifier,
+    SampleSimilarity,
     SoftmaxGate,
     decomposition_entropy,
     distill,
@@ -45,15 +46,14 @@ MOE = MoEClassifier(
     learning_rate_schedule="constant",
 )
 ATTENTIVE = clone(MOE).set_params(gate=AttentiveGate((128, 32)))
+ALL_PAIRS = SampleSimilarity(max_samples=512)  # of a batch, as in the paper
 ROWS = {
     "softmax": MOE,
     "softmax, importance": clone(MOE).set_params(regularization="importance"),
-    "softmax, sample similarity": clone(MOE).set_params(regularization="sample_similarity"),
+    "softmax, sample similarity": clone(MOE).set_params(regularization=ALL_PAIRS),
     "attentive": ATTENTIVE,
     "attentive, importance": clone(ATTENTIVE).set_params(regularization="importance"),
-    "attentive, sample similarity": clone(ATTENTIVE).set_params(
-        regularization="sample_similarity"
-    ),
+    "attentive, sample similarity": clone(ATTENTIVE).set_params(regularization=ALL_PAIRS),
 }
 
 

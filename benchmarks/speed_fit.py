@@ -3,6 +3,7 @@
     python benchmarks/speed_fit.py                       # the short table of the README
     python benchmarks/speed_fit.py --grid                # experts x hidden x features x batch
     python benchmarks/speed_fit.py --covertype FOLDER    # 581k real rows, FOLDER/covertype.csv.gz
+    python benchmarks/speed_fit.py --busy                # beside a process that takes one core
 
 Every figure is a ratio of times within one process: the median over pairs of fits that take turns,
 ours divided by the peer's. The data are random, as the time does not depend on them; the seeds and
@@ -20,6 +21,9 @@ Peers get the better of one and two threads; ours chooses for itself.
 
 import argparse
 import itertools
+import subprocess
+import sys
+import time
 import warnings
 
 import numpy as np
@@ -140,10 +144,10 @@ def compare(X, y, *, n_experts, hidden, batch_size, epochs, peers, n_pairs):
 def short_table(n_pairs):
     peers = ["loop", "MLPClassifier", "skorch", "modules"]
     for n_samples, batch_size, epochs in (
-        (1024, 32, 10),
-        (16384, 128, 2),
-        (16384, 256, 2),
-        (51200, 2048, 2),
+        (1024, 32, 20),
+        (8192, 128, 8),
+        (8192, 256, 10),
+        (51200, 2048, 5),
     ):
         yield (
             f"{n_samples} rows, batches of {batch_size}",
@@ -177,11 +181,39 @@ def grid(n_pairs):
         )
 
 
+def beside_a_busy_process(n_pairs):
+    """Yield the time of a fit while another process takes one core, against an idle machine."""
+    for n_features, n_experts, hidden, n_samples in ((54, 8, 16, 51200), (784, 64, 128, 8192)):
+        X, y = make_data(n_samples, n_features, 7)
+        clf = MoEClassifier(
+            n_experts,
+            experts=MLPExperts((hidden,)),
+            batch_size=2048,
+            max_iter=2,
+            device="cpu",
+            random_state=0,
+        ).fit(X, y)
+        seconds = {False: [], True: []}
+        for is_busy in (False, True) * n_pairs:
+            other = (
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) if is_busy else None
+            )
+            start = time.perf_counter()
+            clf.fit(X, y)
+            seconds[is_busy].append(time.perf_counter() - start)
+            if is_busy:
+                other.kill()
+                other.wait()
+        name = f"{n_features} features, {n_experts} experts of {hidden}, batches of 2048"
+        yield name, np.median(np.array(seconds[True]) / seconds[False])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="number of pairs (default: 7)")
     parser.add_argument("--grid", action="store_true", help="all sizes, against two peers")
     parser.add_argument("--covertype", help="folder of covertype.csv.gz: real rows instead")
+    parser.add_argument("--busy", action="store_true", help="beside a busy process, and without")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # that one or two epochs have not converged
     if options.covertype:
@@ -190,6 +222,8 @@ if __name__ == "__main__":
         sizes = {"n_experts": 8, "hidden": 16, "batch_size": 2048, "epochs": 1}
         row = compare(X, y, peers=peers, n_pairs=options.pairs, **sizes)
         markdown(["fit", *peers], [(f"{len(X)} rows, batches of 2048", *row)])
+    elif options.busy:
+        markdown(["fit", "busy against idle"], beside_a_busy_process(options.pairs))
     elif options.grid:
         markdown(["fit", "loop", "MLPClassifier"], grid(options.pairs))
     else:

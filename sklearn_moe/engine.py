@@ -32,10 +32,9 @@ from sklearn_moe.callbacks import (
     listens_to_batches,
 )
 from sklearn_moe.cuda_graphs import GraphedSteps
-from sklearn_moe.experts import seeded_globally
+from sklearn_moe.experts import MLPExpertsModule, seeded_globally
 from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
-from sklearn_moe.layers import StackedMLP
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS
 
@@ -322,8 +321,8 @@ class MoENet(NeuralNetClassifier):
             and iterator.y.is_cuda
             and iterator.n_batches > 1
             and self._is_plain_likelihood()
-            and isinstance(self.module_.experts, StackedMLP)
-            and isinstance(self.module_.gate, (SoftmaxGateModule, AttentiveGateModule))
+            and type(self.module_.experts) is MLPExpertsModule
+            and type(self.module_.gate) in (SoftmaxGateModule, AttentiveGateModule)
             and all(type(each) in _CAPTURABLE for each in self.regularizations)
             and not any(callable(getattr(each, "metric", 0)) for each in self.regularizations)
             and all(
@@ -506,7 +505,7 @@ class MoENet(NeuralNetClassifier):
             and self.n_threads in ("auto", 2)
             and torch.get_num_threads() == 1
             and torch.device(self.device).type == "cpu"
-            and isinstance(self.module_.experts, StackedMLP)
+            and type(self.module_.experts) is MLPExpertsModule
         )
 
     def _chunk_size(self):

@@ -76,12 +76,14 @@ class MLPExperts(BaseEstimator):
             "The experts' hidden_layer_sizes", self.hidden_layer_sizes
         )
         sizes = (math.prod(input_shape), *hidden_sizes, n_classes)
-        return _MLPExpertsModule(
+        return MLPExpertsModule(
             n_experts, sizes, generator, activation=self.activation, dropout=self.dropout
         )
 
 
-class _MLPExpertsModule(StackedMLP):
+class MLPExpertsModule(StackedMLP):
+    """The torch module of :class:`MLPExperts`."""
+
     def __init__(self, n_experts, sizes, generator, **params):
         super().__init__(n_experts, sizes, generator, **params)
         self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]

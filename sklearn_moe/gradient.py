@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sklearn_moe.experts import MLPExpertsModule
 from sklearn_moe.gates import SoftmaxGateModule
-from sklearn_moe.layers import StackedMLP
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
 
 
@@ -21,8 +21,8 @@ def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]
     """Whether :func:`likelihood_gradient` can train this mixture."""
     return (
         module.mixing == "probability"
-        and isinstance(module.experts, StackedMLP)
-        and isinstance(module.gate, SoftmaxGateModule)
+        and type(module.experts) is MLPExpertsModule
+        and type(module.gate) is SoftmaxGateModule
         and all(getattr(each, "gate_only", False) for each in regularizations)
         and all(parameter.requires_grad for parameter in module.parameters())
     )

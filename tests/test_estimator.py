@@ -31,6 +31,7 @@ from sklearn_moe import (
     SoftmaxGate,
     decomposition_entropy,
 )
+from sklearn_moe.mixture import MixtureOfExperts
 
 
 def nn_expert(input_shape, n_outputs, hidden_size):
@@ -221,6 +222,8 @@ def test_zero_weight_equals_removal(regularization, gate, digits):
 def test_integer_weights_equal_repeats(regularization, gate, iris):
     X, y = iris
     counts = np.random.RandomState(0).randint(1, 4, size=150)
+    if regularization == "sample_similarity":
+        regularization = SampleSimilarity(max_samples=1000)  # which also compares all repeats
     clf = make(gate=gate, regularization=regularization, batch_size=1000, max_iter=20)
     weighted = clone(clf).fit(X, y, sample_weight=counts).predict_proba(X)
     repeated = clone(clf).fit(np.repeat(X, counts, axis=0), np.repeat(y, counts)).predict_proba(X)
@@ -313,7 +316,7 @@ def test_callbacks_see_the_restored_weights_at_the_end(iris):
     class Spy(Callback):
         def on_train_end(self, net, X=None, y=None, **kwargs):
             seen.append(
-                net.evaluate(iris[0].astype(np.float32), lambda module, x: module.predict(x))
+                net.evaluate(iris[0].astype(np.float32), MixtureOfExperts.predict_log_proba)
             )
 
     net_params = {"callbacks": [Spy()]}
