@@ -18,14 +18,18 @@ from sklearn_moe.decomposition import mutual_information, usage_entropy
 class BatchCallback(Callback):
     """Base class of our callbacks that listen to batches.
 
-    They do without the history of batches, which the engine then does not keep.
+    They do without the history of batches, which the engine then does not keep, and without the
+    batch in ``on_batch_begin``.
     """
 
 
 def listens_to_batches(callback: Callback) -> bool:
     """Whether a callback has something to do in each batch."""
     events = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in events)
+    return any(
+        getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name)
+        for name in events
+    )
 
 
 class Progress(Callback):

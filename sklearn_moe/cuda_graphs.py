@@ -7,9 +7,12 @@ each of them. A graph launches them all at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
+
+_one_at_a_time = Lock()  # torch records one graph of a process at a time
 
 WARM_UP = 3  # steps without a graph, in which libraries and optimizer allocate what they keep
 
@@ -76,7 +79,15 @@ class GraphedSteps:
         graph.register_generator_state(self.generator)
         self.optimizer.zero_grad()  # so that the gradients are the graph's own
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with (
+                _one_at_a_time,
+                torch.cuda.device(rows.device),
+                torch.cuda.graph(
+                    graph,
+                    stream=torch.cuda.Stream(rows.device),
+                    capture_error_mode="thread_local",
+                ),
+            ):
                 result = self.step(own_rows)
         finally:
             for group, values in zip(groups, before, strict=True):

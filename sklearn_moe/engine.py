@@ -27,7 +27,10 @@ from torch.nn import functional as F
 
 from sklearn_moe.callbacks import (
     BatchCallback,
+    OneCycle,
+    Progress,
     StopEarly,
+    StopOnNaN,
     TrackDecomposition,
     listens_to_batches,
 )
@@ -58,6 +61,17 @@ BLOCKS_OF_WINDOW = 64
 
 # Regularizations that do not wait for the device.
 _CAPTURABLE = {type(regularizer) for regularizer in REGULARIZERS.values()}
+
+
+_OWN_CALLBACKS = {
+    OneCycle,
+    PassthroughScoring,
+    PrintLog,
+    Progress,
+    StopEarly,
+    StopOnNaN,
+    TrackDecomposition,
+}
 
 
 class TensorBatches:
@@ -103,7 +117,7 @@ class TensorBatches:
         return iter(self._shuffle().to(self.y.device).tensor_split(self.n_batches))
 
     def _shuffle(self):
-        if not self.in_windows:
+        if not self.in_windows or self.n_samples <= ROWS_OF_BLOCK * BLOCKS_OF_WINDOW:
             return torch.randperm(self.n_samples, generator=self.generator)
         n_blocks = math.ceil(self.n_samples / ROWS_OF_BLOCK)
         blocks = torch.randperm(n_blocks, generator=self.generator)
@@ -321,6 +335,9 @@ class MoENet(NeuralNetClassifier):
             and iterator.y.is_cuda
             and iterator.n_batches > 1
             and self._is_plain_likelihood()
+            # Another callback may change anything, which a graph would not notice.
+            and all(type(callback) in _OWN_CALLBACKS for _, callback in self.callbacks_)
+            and type(self.module_) is MixtureOfExperts
             and type(self.module_.experts) is MLPExpertsModule
             and type(self.module_.gate) in (SoftmaxGateModule, AttentiveGateModule)
             and all(type(each) in _CAPTURABLE for each in self.regularizations)
@@ -336,6 +353,8 @@ class MoENet(NeuralNetClassifier):
             self.objective_ is likelihood
             and type(self.criterion_) is torch.nn.NLLLoss
             and self.criterion_.weight is None
+            and self.criterion_.reduction == "none"
+            and self.criterion_.ignore_index == -100
         )
 
     def _knows_gradient(self):
@@ -502,7 +521,7 @@ class MoENet(NeuralNetClassifier):
     def _predicts_in_two_threads(self, n_chunks):
         return (
             n_chunks > 3
-            and self.n_threads in ("auto", 2)
+            and self.n_threads == "auto"
             and torch.get_num_threads() == 1
             and torch.device(self.device).type == "cpu"
             and type(self.module_.experts) is MLPExpertsModule

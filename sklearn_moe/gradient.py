@@ -20,7 +20,8 @@ from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
 def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]) -> bool:
     """Whether :func:`likelihood_gradient` can train this mixture."""
     return (
-        module.mixing == "probability"
+        type(module) is MixtureOfExperts
+        and module.mixing == "probability"
         and type(module.experts) is MLPExpertsModule
         and type(module.gate) is SoftmaxGateModule
         and all(getattr(each, "gate_only", False) for each in regularizations)
@@ -93,7 +94,9 @@ def likelihood_gradient(
         if regularizations:
             gate_proba = gate.log_proba.softmax(dim=1)
             mixture = MixtureOutput(None, gate_logits, gate_proba, None, None, gate.routing)
-            penalty = sum(each(mixture, x, y, sample_weight) for each in regularizations)
+            penalty = gate_logits.sum() * 0  # which has a gradient, if no penalty has one
+            for each in regularizations:
+                penalty = penalty + each(mixture, x, y, sample_weight)
             (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
 
     gate_log_proba = gate.log_proba.detach().mT

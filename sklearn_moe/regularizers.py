@@ -47,6 +47,11 @@ class Regularizer(BaseEstimator):
 
     gate_only = False
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "penalty" in vars(cls) and "gate_only" not in vars(cls):
+            cls.gate_only = False  # a promise that holds for another penalty
+
     _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
 
     def __call__(
@@ -226,8 +231,8 @@ class SampleSimilarity(Regularizer):
         gate_proba, others = mixture.gate_proba, slice(None)
         if len(x) > self.max_samples:
             # Evenly spaced, because a single batch of all samples is not shuffled.
-            others = torch.linspace(0, len(x) - 1, self.max_samples, device=x.device)
-            others = others.round().long()
+            steps = torch.arange(self.max_samples, device=x.device)
+            others = steps * (len(x) - 1) // (self.max_samples - 1)
         x = x.flatten(1)
         with torch.no_grad():
             metric = self.metric if callable(self.metric) else _euclidean

@@ -173,6 +173,8 @@ def test_memory_map_is_read_in_place(mode, digits, tmp_path, monkeypatch):
     assert set(seen) == {mapped.ctypes.data}
     assert clf.score(mapped, y) > 0.9
     assert np.array_equal(clf.predict_proba(mapped), clf.predict_proba(X))
+    in_memory = MoEClassifier(max_iter=10, random_state=0).fit(X, y)  # fits into one window
+    assert np.array_equal(in_memory.predict_proba(X), clf.predict_proba(X))
     assert np.array_equal(np.load(tmp_path / "X.npy"), X.astype(np.float32))
     clf.partial_fit(mapped[:100], y[:100])
 

@@ -75,6 +75,33 @@ def test_other_mixtures_are_left_to_autograd(generator):
     assert not has_known_gradient(frozen, [])
 
 
+class OfExperts(Importance):
+    def penalty(self, mixture, x, y, sample_weight):
+        return mixture.expert_logits.square().mean()
+
+
+class WithoutGradient(Importance):
+    gate_only = True
+
+    def penalty(self, mixture, x, y, sample_weight):
+        return torch.zeros(())
+
+
+class OwnMixture(MixtureOfExperts):
+    def forward(self, x, generator=None):
+        OwnMixture.n_runs = getattr(OwnMixture, "n_runs", 0) + 1
+        return super().forward(x, generator)
+
+
+def test_what_users_derive_is_run(iris):
+    X, y = iris
+    clf = MoEClassifier(max_iter=2, batch_size=30, random_state=0)
+    clf.set_params(regularization=OfExperts()).fit(X, y)
+    clf.set_params(regularization=WithoutGradient()).fit(X, y)
+    clf.set_params(regularization=None, net_params={"module": OwnMixture}).fit(X, y)
+    assert OwnMixture.n_runs >= 10
+
+
 @pytest.mark.parametrize("gate", ["softmax", "noisy_top_k"])
 def test_trainings_with_and_without_autograd_agree(gate, digits, monkeypatch):
     X, y = digits
