@@ -16,9 +16,11 @@ from sklearn_moe.display import (
     TrainingDisplay,
 )
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
+from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder
 from sklearn_moe.estimator import MoEClassifier
-from sklearn_moe.experts import EXPERTS, CustomExperts, MLPExperts
+from sklearn_moe.experts import EXPERTS, ConvExperts, CustomExperts, MLPExperts
 from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
+from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import TuneResult, cross_validate, tune
 from sklearn_moe.regularizers import (
@@ -35,11 +37,16 @@ from sklearn_moe.report import decomposition_report
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUGMENTATIONS",
+    "ENCODERS",
     "EXPERTS",
     "GATES",
     "REGULARIZERS",
     "SCORERS",
     "AttentiveGate",
+    "ConvEncoder",
+    "ConvExperts",
+    "CustomEncoder",
     "CustomExperts",
     "Decomposition",
     "DecompositionDisplay",
@@ -47,6 +54,7 @@ __all__ = [
     "Entropy",
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
+    "FlipCrop",
     "GateDisplay",
     "Importance",
     "Load",

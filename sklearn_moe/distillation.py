@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +24,7 @@ from sklearn_moe.decomposition import (
     decomposition_entropy,
     final_model,
 )
+from sklearn_moe.encoders import output_shape
 from sklearn_moe.engine import CHUNK_SIZE
 from sklearn_moe.gates import AttentiveGate, SoftmaxGate
 from sklearn_moe.mixture import MixtureOfExperts
@@ -146,8 +148,14 @@ def distill(
         if name not in ("callbacks", "max_epochs", "train_split")
     }
     student = deepcopy(teacher).set_params(
-        gate=SoftmaxGate(gate.hidden_layer_sizes, temperature=gate.temperature, top_k=top_k),
+        gate=SoftmaxGate(
+            gate.hidden_layer_sizes,
+            temperature=gate.temperature,
+            top_k=top_k,
+            encoder=gate.encoder,
+        ),
         regularization=None,
+        augmentation=None,
         early_stopping=False,
         max_iter=teacher.max_iter if max_iter is None else max_iter,
         net_params=net_params or None,
@@ -157,15 +165,18 @@ def distill(
     )
     net = _with_new_gate(student.net_, student.gate, int(build_seed))
     net.max_epochs = student.max_iter
-    # The experts never run in this training, so that they get no gradient and stay as they are.
+    # Neither experts nor encoder run in this training, so that they stay as they are.
+    encoded, encoder = _encoded(net, X), net.module_.encoder
+    net.module_.encoder = nn.Identity()
     interrupted = net.train(
-        X,
+        encoded,
         goal,
         weight,
         callbacks=student._callbacks(student.max_iter),
         seed=int(train_seed),
         objective=_likelihood if target == "labels" else _divergence,
     )
+    net.module_.encoder = encoder
     student._adopt(net, X, weight)
     student.report_ = distillation_report(teacher, student, samples, y)
     student._warn(interrupted, about_collapse=False, stacklevel=4)
@@ -174,17 +185,26 @@ def distill(
 
 def _with_new_gate(net, gate, seed):
     """Give a net with an attentive gate an ordinary one on the same trunk, not yet trained."""
-    net.gate, net.regularizations = gate, []
+    net.gate, net.regularizations, net.augmentation = gate, [], None
     net.callbacks, net.train_split, net.track_decomposition = [], None, False
     net.initialize_callbacks().initialize_history()
     generator = torch.Generator().manual_seed(seed)
-    module, trunk = net.module_, net.module_.gate.trunk
-    module.gate = gate.build(
-        net.input_shape, net.n_experts, module.experts.hidden_size, generator
-    ).to(net.device)
-    for layer, trained in zip(module.gate.network.layers, trunk.layers, strict=False):
+    module, attentive = net.module_, net.module_.gate
+    shape = output_shape(module.encoder, net.input_shape)
+    module.gate = gate.build(shape, net.n_experts, module.experts.hidden_size, generator).to(
+        net.device
+    )
+    module.gate.encoder.load_state_dict(attentive.encoder.state_dict())
+    for layer, trained in zip(module.gate.network.layers, attentive.trunk.layers, strict=False):
         layer.load_state_dict(trained.state_dict())
     return net.initialize_optimizer()
+
+
+def _encoded(net, X):
+    """Return what the gate sees of the samples, from an encoder that is not trained any more."""
+    if isinstance(net.module_.encoder, nn.Identity) and X.dtype == np.float32:
+        return X
+    return net.evaluate(X, MixtureOfExperts.encode)
 
 
 def _check_teacher(teacher):
@@ -219,7 +239,7 @@ def _training_data(teacher, X, y, target, sample_weight):
     weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
     X, y, weight = drop_weightless(X, y, weight)
     log_proba = [  # of the right class, by each expert
-        net.evaluate(X[rows], lambda module, x: module.experts(x)[0].log_softmax(dim=2))[
+        net.evaluate(X[rows], lambda module, x: module.expert_logits(x).log_softmax(dim=2))[
             np.arange(rows.stop - rows.start), :, y[rows]
         ]
         for rows in gen_batches(len(X), CHUNK_SIZE)

@@ -34,10 +34,13 @@ from sklearn_moe.callbacks import (
     TrackDecomposition,
     listens_to_batches,
 )
+from sklearn_moe.convolution import ConvStack
 from sklearn_moe.cuda_graphs import GraphedSteps
-from sklearn_moe.experts import MLPExpertsModule, seeded_globally
+from sklearn_moe.encoders import build_encoder, output_shape
+from sklearn_moe.experts import EXPERTS, MLPExpertsModule
 from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
+from sklearn_moe.layers import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS
 
@@ -156,7 +159,7 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
     mixture = net.module_(x, net.generator_)
     loss = (net.criterion_(mixture.log_proba, y) * sample_weight).mean()
     for regularization in net.regularizations:
-        loss = loss + regularization(mixture, x, y, sample_weight)
+        loss = loss + regularization(mixture, mixture.x, y, sample_weight)
     return loss, mixture.log_proba, mixture.gate_proba
 
 
@@ -165,10 +168,13 @@ class MoENet(NeuralNetClassifier):
 
     Parameters
     ----------
-    experts, gate : object
-        Hyperparameter objects with a ``build`` method.
+    experts, gate, encoder : object
+        Hyperparameter objects with a ``build`` method. The experts may be "auto", the encoder
+        None.
     regularizations : list of callable
         Penalties that are added to the loss.
+    augmentation : callable or None
+        Changes the batches of a training.
     input_shape : tuple of int
         Shape of one sample.
     n_experts, n_classes : int
@@ -190,8 +196,10 @@ class MoENet(NeuralNetClassifier):
         self,
         experts,
         gate,
+        encoder=None,
         *,
         regularizations,
+        augmentation=None,
         input_shape,
         n_experts,
         n_classes,
@@ -203,7 +211,9 @@ class MoENet(NeuralNetClassifier):
     ):
         self.experts = experts
         self.gate = gate
+        self.encoder = encoder
         self.regularizations = regularizations
+        self.augmentation = augmentation
         self.input_shape = input_shape
         self.n_experts = n_experts
         self.n_classes = n_classes
@@ -241,9 +251,14 @@ class MoENet(NeuralNetClassifier):
 
     def initialize_module(self):
         generator = torch.Generator().manual_seed(self.seed)
-        experts = self.experts.build(self.input_shape, self.n_experts, self.n_classes, generator)
-        gate = self.gate.build(self.input_shape, self.n_experts, experts.hidden_size, generator)
-        self.module_ = self.module(experts, gate, mixing=self.mixing)
+        encoder = build_encoder(self.encoder, self.input_shape, generator)
+        shape = output_shape(encoder, self.input_shape)
+        experts = self.experts
+        if isinstance(experts, str):
+            experts = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
+        experts = experts.build(shape, self.n_experts, self.n_classes, generator)
+        gate = self.gate.build(shape, self.n_experts, experts.hidden_size, generator)
+        self.module_ = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
         return self
 
     def check_data(self, X, y=None):
@@ -338,8 +353,11 @@ class MoENet(NeuralNetClassifier):
             # Another callback may change anything, which a graph would not notice.
             and all(type(callback) in _OWN_CALLBACKS for _, callback in self.callbacks_)
             and type(self.module_) is MixtureOfExperts
+            and self.augmentation is None
+            and type(self.module_.encoder) is torch.nn.Identity
             and type(self.module_.experts) is MLPExpertsModule
             and type(self.module_.gate) in (SoftmaxGateModule, AttentiveGateModule)
+            and type(self.module_.gate.encoder) is torch.nn.Identity
             and all(type(each) in _CAPTURABLE for each in self.regularizations)
             and not any(callable(getattr(each, "metric", 0)) for each in self.regularizations)
             and all(
@@ -365,6 +383,8 @@ class MoENet(NeuralNetClassifier):
 
     def _loss_and_gradient(self, batch, with_prediction=False):
         inputs, y = batch
+        if self.augmentation is not None:
+            inputs = {**inputs, "x": self.augmentation(inputs["x"], self.generator_)}
         if self._gradient_is_known:
             loss, gate_proba, expert_proba = likelihood_gradient(
                 self.module_,
@@ -468,7 +488,9 @@ class MoENet(NeuralNetClassifier):
         self.generator_ = torch.Generator(device).manual_seed(seed)
         self.objective_ = objective
         self.interrupted_ = False
-        uses_global_state = getattr(self.module_.experts, "uses_global_random_state", False)
+        uses_global_state = any(
+            getattr(part, "uses_global_random_state", False) for part in self.module_.modules()
+        )
         n_rows = len(X) if self.batch_size == -1 else min(self.batch_size, len(X))
         try:
             with (
@@ -530,7 +552,10 @@ class MoENet(NeuralNetClassifier):
     def _chunk_size(self):
         if self.module_.is_conditional or torch.device(self.device).type != "cpu":
             return CHUNK_SIZE
-        width = self.n_experts * max(self.module_.experts.hidden_size, self.n_classes)
+        experts = self.module_.experts
+        width = self.n_experts * getattr(
+            experts, "widest", max(experts.hidden_size, self.n_classes)
+        )
         return min(max(2 ** int(math.log2(CHUNK_OF_LAYER / width)), ROWS_AT_ONCE), CHUNK_SIZE)
 
     def _run(self, function, x):
@@ -554,10 +579,10 @@ class MoENet(NeuralNetClassifier):
         n_threads = self.n_threads
         if n_threads == "auto":
             gate, experts = self.module_.gate, self.module_.experts
-            work = sum(parameter.numel() for parameter in experts.parameters())
+            work = _multiply_adds(experts)
             if predicting and self.module_.is_conditional:
                 work *= gate.top_k / self.n_experts
-            work += sum(parameter.numel() for parameter in gate.parameters())
+            work += _multiply_adds(gate) + _multiply_adds(self.module_.encoder)
             n_threads = 2 if n_rows * work >= WORK_FOR_TWO_THREADS else 1
         return intra_op_threads(n_threads)
 
@@ -579,6 +604,13 @@ def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
     if not array.flags.writeable:  # torch would warn, but nothing here writes to it
         array = np.asarray(_Writeable(array))
     return torch.from_numpy(array).to(device)
+
+
+def _multiply_adds(module):
+    """Return about how many multiply-adds a module takes for a sample."""
+    convolutions = [part for part in module.modules() if isinstance(part, ConvStack)]
+    convolved = sum(stack.n_networks * stack.multiply_adds for stack in convolutions)
+    return sum(parameter.numel() for parameter in module.parameters()) + convolved
 
 
 class _Writeable:

@@ -20,9 +20,12 @@ from torch import nn
 
 from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly, StopOnNaN
 from sklearn_moe.decomposition import usage_entropy
+from sklearn_moe.encoders import ENCODERS, CustomEncoder
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
+from sklearn_moe.images import AUGMENTATIONS
+from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.validation import (
@@ -62,10 +65,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     ----------
     n_experts : int, default=8
         Number of experts.
-    experts : {"auto", "mlp"}, object or callable, default="auto"
+    experts : {"auto", "mlp", "conv"}, object or callable, default="auto"
         Kind of experts: a name, an object such as ``MLPExperts(hidden_layer_sizes=(128,))``, or
         a function ``(input_shape, n_outputs) -> torch.nn.Module`` that makes one expert; its
-        forward returns logits or (logits, hidden). "auto" is "mlp", which flattens images.
+        forward returns logits or (logits, hidden). "auto" is "conv" for images, if the experts
+        see them as such, and "mlp" for all else.
     gate : {"softmax", "top_k", "noisy_top_k", "hard", "attentive"} or object, default="softmax"
         How experts are chosen: a name, or an object such as ``AttentiveGate(key_size=16)``.
         "top_k" keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden
@@ -74,6 +78,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a function
         ``(mixture_output, x, y, sample_weight) -> scalar tensor``.
+    encoder : {"conv"}, object, callable or None, default=None
+        What gate and experts have in common before them: convolutions, for images, by name or as a
+        ``ConvEncoder``, or a function ``(input_shape) -> torch.nn.Module``, which may return any
+        backbone. It is trained with the rest.
+    augmentation : {"flip_crop"}, callable or None, default=None
+        How images are changed at random in training: flipped and shifted by "flip_crop" or a
+        ``FlipCrop``, or by a function ``(x, generator) -> x`` of a batch.
     mixing : {"probability", "logit"}, default="probability"
         Whether the experts' probabilities or their logits are averaged. With logits, experts no
         longer stand on their own, and the decomposition says less.
@@ -115,6 +126,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         list of ``callbacks`` is added. For example ``{"optimizer": torch.optim.SGD}``, which then
         has its own defaults for all but the learning rate. A warm start goes on with the net that
         it finds.
+    input_shape : tuple of int, default=None
+        Shape of the images whose pixels are the columns of a table ``X``, such as (28, 28) or
+        (32, 32, 3), for pipelines whose other steps need tables. None takes ``X`` as it is.
     track_decomposition : bool, default=False
         Whether to record in ``decomposition_curves_`` how the experts divide the training samples
         in each epoch; ``verbose`` does, too.
@@ -197,6 +211,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
         "gate": [StrOptions(set(GATES)), HasMethods("build")],
         "regularization": [StrOptions(set(REGULARIZERS)), callable, list, tuple, None],
+        "encoder": [StrOptions(set(ENCODERS)), HasMethods("build"), callable, None],
+        "augmentation": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "mixing": [StrOptions({"probability", "logit"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
@@ -212,6 +228,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "device": [str],
         "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "net_params": [dict, None],
+        "input_shape": ["array-like", None],
         "track_decomposition": ["boolean"],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
@@ -224,6 +241,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         experts: str | object | Callable[[tuple[int, ...], int], nn.Module] = "auto",
         gate: str | object = "softmax",
         regularization: str | Callable | Sequence | None = None,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
+        augmentation: str | Callable | None = None,
         mixing: str = "probability",
         learning_rate: float = 3e-3,
         learning_rate_schedule: str = "one_cycle",
@@ -239,6 +258,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         device: str = "auto",
         n_threads: int | str = "auto",
         net_params: dict[str, Any] | None = None,
+        input_shape: Sequence[int] | None = None,
         track_decomposition: bool = False,
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
@@ -247,6 +267,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.experts = experts
         self.gate = gate
         self.regularization = regularization
+        self.encoder = encoder
+        self.augmentation = augmentation
         self.mixing = mixing
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
@@ -262,6 +284,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.device = device
         self.n_threads = n_threads
         self.net_params = net_params
+        self.input_shape = input_shape
         self.track_decomposition = track_decomposition
         self.verbose = verbose
         self.random_state = random_state
@@ -317,7 +340,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Training samples; they become float32.
+            Training samples: a table, or images of shape (height, width), (height, width,
+            n_channels) with at most 4 channels, or (n_channels, height, width). They become
+            float32. Images of bytes (uint8) are divided by 255, batch by batch.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -488,15 +513,31 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return X, encode(y, classes, "y"), check_weight(sample_weight, X, "sample_weight"), classes
 
     def _validate(self, X, y="no_validation", *, reset):
-        """Return X as float32 array, or X and y, checked by scikit-learn."""
+        """Return X, or X and y, checked by scikit-learn; X is float32, or uint8 for images."""
         try:
-            return validate_data(self, X, y, reset=reset, **_X_CHECKS)
+            validated = validate_data(self, X, y, reset=reset, **_X_CHECKS)
         except ValueError as error:
             for complaint, advice in _ADVICE.items():
                 if complaint in str(error):
                     what = str(error).splitlines()[0].rstrip(".")
                     raise ValueError(f"{what}. X must be numeric and finite: {advice}") from error
             raise
+        if isinstance(y, str):
+            return self._shaped(validated)
+        X, y = validated
+        return self._shaped(X), y
+
+    def _shaped(self, X):
+        """Return tables of pixels as images, and bytes of images alone as bytes."""
+        if self.input_shape is not None and X.ndim == 2:
+            shape = check_layer_sizes("input_shape", self.input_shape)
+            if X.shape[1] != math.prod(shape):
+                raise ValueError(
+                    f"X has {X.shape[1]} features, but input_shape={shape} needs "
+                    f"{math.prod(shape)}."
+                )
+            X = X.reshape(len(X), *shape)
+        return X.astype(np.float32) if X.dtype == np.uint8 and X.ndim == 2 else X
 
     def _check_validation(self, X_val, y_val, weight_val, X, classes):
         if X_val is None and y_val is None and weight_val is None:
@@ -520,6 +561,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             batch_size = min(max(n_samples // 10, 32), 256)
         settings = {
             "regularizations": self._regularizations(),
+            "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),
             "lr": self.learning_rate,
@@ -535,11 +577,15 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _architecture(self):
         """Return what a net keeps for good."""
-        experts = "mlp" if self.experts == "auto" else self.experts
+        experts, encoder = self.experts, self.encoder
         if callable(experts) and not hasattr(experts, "build"):
             experts = CustomExperts(experts)
+        if callable(encoder) and not hasattr(encoder, "build"):
+            encoder = CustomEncoder(encoder)
         return {
-            "experts": resolve("experts", experts, EXPERTS),
+            # Which experts "auto" means depends on what the encoder makes of the samples.
+            "experts": "auto" if experts == "auto" else resolve("experts", experts, EXPERTS),
+            "encoder": None if encoder is None else resolve("encoder", encoder, ENCODERS),
             "gate": resolve("gate", self.gate, GATES),
             "n_experts": self.n_experts,
             "mixing": self.mixing,
@@ -562,6 +608,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             if getattr(regularization, "strength", 1) != 0:
                 regularizations.append(regularization)
         return regularizations
+
+    def _augmentation(self):
+        augmentation = self.augmentation
+        if augmentation is not None:
+            augmentation = resolve("augmentation", augmentation, AUGMENTATIONS)
+        if isinstance(augmentation, BaseEstimator):
+            augmentation._validate_params()
+        return augmentation
 
     def _new_net(self, X, n_classes, seed):
         net_params = self.net_params or {}
@@ -714,8 +768,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Each expert's probabilities, or those of the chosen expert.
         """
         if chosen_only:
-            return self._evaluate(X, _chosen_expert_proba)
-        return self._evaluate(X, lambda module, x: module.experts(x)[0].softmax(dim=2))
+            return self._evaluate(
+                X, lambda module, x: module.chosen_expert_logits(x).softmax(dim=1)
+            )
+        return self._evaluate(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
 
     def apply(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the expert that the gate chooses for each sample.
@@ -770,17 +826,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return hasattr(self, "net_")
 
 
-def _chosen_expert_proba(module, x):
-    """Return the class probabilities of the chosen expert for a batch."""
-    chosen = module.gate_proba(x).argmax(dim=1, keepdim=True)
-    return module.run_chosen(x, chosen).squeeze(1).softmax(dim=1)
-
-
 _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
 
 _TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")
 
-_X_CHECKS = {"dtype": np.float32, "order": "C", "allow_nd": True}
+# Images of bytes stay as they are until the net scales a batch of them.
+_X_CHECKS = {"dtype": [np.float32, np.uint8], "order": "C", "allow_nd": True}
 
 _ADVICE = {
     "could not convert string": (
@@ -794,5 +845,7 @@ _ADVICE = {
 _EXAMPLES = {
     "experts": "MLPExperts(hidden_layer_sizes=(128,))",
     "gate": "SoftmaxGate(top_k=2)",
+    "encoder": "ConvEncoder(channels=(8,))",
+    "augmentation": "FlipCrop(crop=2)",
     "regularization": "Importance(strength=0.5)",
 }

@@ -8,15 +8,16 @@ the usual choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import Tensor, nn
 
+from sklearn_moe.encoders import ENCODERS, build_encoder, output_shape
 from sklearn_moe.layers import MLP, check_layer_sizes, linear
 
 
@@ -118,7 +119,7 @@ def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
 class Gate(BaseEstimator):
     """Base class of the gates, with the checks of what they have in common.
 
-    A gate has the parameters ``hidden_layer_sizes``, ``temperature`` and ``top_k``, and a method
+    A gate has the parameters ``hidden_layer_sizes``, ``temperature``, ``top_k`` and ``encoder``, a
     ``build(input_shape, n_experts, hidden_size, generator)`` that returns a :class:`GateModule`.
     """
 
@@ -126,6 +127,7 @@ class Gate(BaseEstimator):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "top_k": [Interval(Integral, 1, None, closed="left"), None],
+        "encoder": [StrOptions(set(ENCODERS)), HasMethods("build"), callable, None],
     }
 
     def _check(self, n_experts: int) -> tuple[int, ...]:
@@ -158,6 +160,9 @@ class SoftmaxGate(Gate):
         prediction.
     noise : float, default=0.0
         Noise on the logits in training, in units of ``1 / n_experts``; none in prediction.
+    encoder : {"conv"}, object, callable or None, default=None
+        What the gate has before its layers, for itself: convolutions, for images, by name or as a
+        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
 
     References
     ----------
@@ -190,11 +195,13 @@ class SoftmaxGate(Gate):
         temperature: float = 1.0,
         top_k: int | None = None,
         noise: float = 0.0,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.temperature = temperature
         self.top_k = top_k
         self.noise = noise
+        self.encoder = encoder
 
     def build(
         self,
@@ -204,9 +211,12 @@ class SoftmaxGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        sizes = (math.prod(input_shape), *self._check(n_experts), n_experts)
+        hidden_sizes = self._check(n_experts)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        n_features = math.prod(output_shape(encoder, input_shape))
         return SoftmaxGateModule(
-            MLP(sizes, generator),
+            MLP((n_features, *hidden_sizes, n_experts), generator),
+            encoder=encoder,
             temperature=self.temperature,
             top_k=self.top_k,
             noise=self.noise,
@@ -218,12 +228,13 @@ class SoftmaxGateModule(GateModule):
 
     needs_hidden = False
 
-    def __init__(self, network: MLP, **routing):
+    def __init__(self, network: MLP, *, encoder: nn.Module, **routing):
         super().__init__(**routing)
+        self.encoder = encoder
         self.network = network
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        return self.network(x.flatten(1))
+        return self.network(self.encoder(x).flatten(1))
 
 
 class AttentiveGate(Gate):
@@ -251,6 +262,9 @@ class AttentiveGate(Gate):
     top_k : int or None, default=None
         How many experts answer for a sample; None means all. With 1 the gate trains on the full
         softmax and one expert answers in prediction.
+    encoder : {"conv"}, object, callable or None, default=None
+        What the gate has before its layers, for itself: convolutions, for images, by name or as a
+        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
 
     References
     ----------
@@ -276,11 +290,13 @@ class AttentiveGate(Gate):
         key_size: int = 32,
         temperature: float = 1.0,
         top_k: int | None = None,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.key_size = key_size
         self.temperature = temperature
         self.top_k = top_k
+        self.encoder = encoder
 
     def build(
         self,
@@ -290,8 +306,11 @@ class AttentiveGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        sizes = (math.prod(input_shape), *self._check(n_experts))
+        hidden_sizes = self._check(n_experts)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
         return AttentiveGateModule(
+            encoder=encoder,
             trunk=MLP(sizes, generator),
             query=linear(sizes[-1], self.key_size, generator, bias=False),
             key=linear(hidden_size, self.key_size, generator, bias=False),
@@ -303,14 +322,17 @@ class AttentiveGate(Gate):
 class AttentiveGateModule(GateModule):
     """The torch module of an :class:`AttentiveGate`."""
 
-    def __init__(self, trunk: nn.Module, query: nn.Linear, key: nn.Linear, **routing):
+    def __init__(
+        self, encoder: nn.Module, trunk: MLP, query: nn.Linear, key: nn.Linear, **routing
+    ):
         super().__init__(**routing)
+        self.encoder = encoder
         self.trunk = trunk
         self.query = query
         self.key = key
 
     def score(self, x: Tensor, hidden: Tensor) -> Tensor:
-        query = self.query(self.trunk(x.flatten(1)))
+        query = self.query(self.trunk(self.encoder(x).flatten(1)))
         # <q, Wk h> = <q Wk, h>: the small product comes first and no key is ever built.
         asked = (query @ self.key.weight) / math.sqrt(len(self.key.weight))
         return torch.einsum("nh,neh->ne", asked, hidden)

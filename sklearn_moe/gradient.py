@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_moe.experts import MLPExpertsModule
 from sklearn_moe.gates import SoftmaxGateModule
@@ -22,8 +22,10 @@ def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]
     return (
         type(module) is MixtureOfExperts
         and module.mixing == "probability"
+        and type(module.encoder) is nn.Identity
         and type(module.experts) is MLPExpertsModule
         and type(module.gate) is SoftmaxGateModule
+        and type(module.gate.encoder) is nn.Identity
         and all(getattr(each, "gate_only", False) for each in regularizations)
         and all(parameter.requires_grad for parameter in module.parameters())
     )
@@ -82,7 +84,7 @@ def likelihood_gradient(
     """
     n_samples = len(x)
     weight = sample_weight / n_samples
-    x = x.flatten(1)
+    x = module.encode(x).flatten(1)
     # In the order of the forward pass, as both draw from the generator.
     expert_trail = module.experts.run(x, generator)
     gate_trail = module.gate.network.run(x)

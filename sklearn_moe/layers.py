@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
+from threading import RLock
 from typing import NamedTuple
 
 import torch
@@ -46,7 +48,7 @@ def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = Tr
     """Return a ``nn.Linear`` with torch's default initialisation from a local generator."""
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
     for parameter in layer.parameters():
-        _fill_like_linear(parameter, n_in, generator)
+        fill_like_linear(parameter, n_in, generator)
     return layer
 
 
@@ -69,7 +71,7 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_experts, n_out, n_in))
         self.bias = nn.Parameter(torch.empty(n_experts, n_out))
         for parameter in self.parameters():
-            _fill_like_linear(parameter, n_in, generator)
+            fill_like_linear(parameter, n_in, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an input shared by all experts (N, D), or one per expert (E, D, N), to (E, O, N)."""
@@ -130,9 +132,14 @@ class StackedMLP(nn.Module):
         )
         self.activation = activation
         self.dropout = dropout
+        self.n_networks = n_networks
+        # Of each network: its last hidden layer, its work for a sample and its widest layer.
+        self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]
+        self.multiply_adds = sum(n_in * n_out for n_in, n_out in pairwise(sizes))
+        self.widest = max(sizes[1:], default=0)
 
     def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
-        """Run a batch (N, D) and return what each layer read and gave."""
+        """Run a batch (N, D), or one per network (E, D, N), and return what each layer read."""
         trail = []
         for layer in self.layers:
             keep = None
@@ -145,6 +152,23 @@ class StackedMLP(nn.Module):
                 active = x
             trail.append(LayerTrail(active, keep, x, layer(x)))
         return trail
+
+    def logits_and_hidden(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map a batch (N, D), or one per network (E, D, N), to outputs and hidden (N, E, ...)."""
+        outputs = [layer.output for layer in self.run(x, generator)]
+        logits, hidden = outputs[-1], outputs[-2:][0]
+        return logits.permute(2, 0, 1), hidden.permute(2, 0, 1)
+
+    def run_some(self, x: list[Tensor], networks: list[int]) -> list[Tensor]:
+        """Map for each of some networks a batch of its own (N, D) to (N, O)."""
+        first, *others = self.layers
+        out = first.run_some(x, networks)
+        for layer in others:
+            active = [ACTIVATIONS[self.activation].function(own) for own in out]
+            out = layer.run_some(active, networks)
+        return out
 
     def backward(self, trail: list[LayerTrail], upstream: Tensor) -> None:
         """Set the gradients of all parameters from that of the last output (E, O, N)."""
@@ -183,7 +207,23 @@ def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | Non
     return torch.empty_like(x).bernoulli_(1 - probability, generator=generator) / (1 - probability)
 
 
-def _fill_like_linear(parameter: Tensor, n_in: int, generator: torch.Generator) -> None:
+def fill_like_linear(parameter: Tensor, n_in: int, generator: torch.Generator) -> None:
+    """Fill a weight or bias as torch does by default, for units that read ``n_in`` numbers."""
     bound = 1 / math.sqrt(n_in)
     with torch.no_grad():
         parameter.uniform_(-bound, bound, generator=generator)
+
+
+_GLOBAL_RANDOM_STATE = RLock()
+
+
+@contextmanager
+def seeded_globally(seed: int, device: torch.device | str = "cpu"):
+    """Seed torch's global random state for modules that know no other, and restore it."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with _GLOBAL_RANDOM_STATE, torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for used in cuda:
+            with torch.cuda.device(used):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_moe.gates import GateOutput, Routing
-from sklearn_moe.layers import StackedMLP
 
 # Multiply-adds that take as long as it takes to single out the samples of one expert, and run it.
 WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9}
@@ -31,6 +30,8 @@ class MixtureOutput(NamedTuple):
         The experts' last hidden vectors.
     routing : Routing or None
         What a noisy gate drew; None in prediction and for gates without noise.
+    x : Tensor of shape (n_samples, ...)
+        What gate and experts saw: the batch, or what the encoder made of it.
     """
 
     log_proba: Tensor
@@ -39,6 +40,7 @@ class MixtureOutput(NamedTuple):
     expert_logits: Tensor
     hidden: Tensor
     routing: Routing | None
+    x: Tensor | None = None
 
 
 class MixtureOfExperts(nn.Module):
@@ -61,16 +63,27 @@ class MixtureOfExperts(nn.Module):
         Maps ``(x, hidden, generator)`` to a ``GateOutput``.
     mixing : {"probability", "logit"}, default="probability"
         What is averaged.
+    encoder : nn.Module, default=None
+        Maps a batch to what gate and experts see; None leaves it as it is.
     """
 
-    def __init__(self, experts: nn.Module, gate: nn.Module, *, mixing: str = "probability"):
+    def __init__(
+        self,
+        experts: nn.Module,
+        gate: nn.Module,
+        *,
+        mixing: str = "probability",
+        encoder: nn.Module | None = None,
+    ):
         super().__init__()
+        self.encoder = nn.Identity() if encoder is None else encoder
         self.experts = experts
         self.gate = gate
         self.mixing = mixing
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> MixtureOutput:
         """Run a batch; the generator serves dropout and gate noise in training."""
+        x = self.encode(x)
         expert_logits, hidden = self.experts(x, generator)
         gate_logits, gate_log_proba, routing = self.gate(x, hidden, generator)
         return MixtureOutput(
@@ -80,15 +93,33 @@ class MixtureOfExperts(nn.Module):
             expert_logits=expert_logits,
             hidden=hidden,
             routing=routing,
+            x=x,
         )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return what gate and experts see of a batch; bytes are brought to between 0 and 1."""
+        return self.encoder(x / 255 if x.dtype == torch.uint8 else x)
 
     def route(self, x: Tensor) -> GateOutput:
         """Return what the gate says of a batch; experts run only for a gate that reads them."""
+        return self._route(self.encode(x))
+
+    def _route(self, x):
         return self.gate(x, self.experts(x)[1] if self.gate.needs_hidden else None)
 
     def gate_proba(self, x: Tensor) -> Tensor:
         """Return the gate's probabilities (n_samples, n_experts) for a batch."""
         return self.route(x).log_proba.softmax(dim=1)
+
+    def expert_logits(self, x: Tensor) -> Tensor:
+        """Return the experts' logits (n_samples, n_experts, n_classes) for a batch."""
+        return self.experts(self.encode(x))[0]
+
+    def chosen_expert_logits(self, x: Tensor) -> Tensor:
+        """Return the logits (n_samples, n_classes) of the most probable expert of each sample."""
+        x = self.encode(x)
+        chosen = self._route(x).log_proba.softmax(dim=1).argmax(dim=1, keepdim=True)
+        return self._run_chosen(x, chosen).squeeze(1)
 
     @property
     def is_conditional(self) -> bool:
@@ -113,17 +144,18 @@ class MixtureOfExperts(nn.Module):
 
     def _predict(self, x):
         """Return gate log-probabilities and logits of all experts, or of the chosen ones."""
+        x = self.encode(x)
         if self.is_conditional and self._is_worth_choosing(x):
             gate_log_proba = self.gate(x, None).log_proba
             if self.gate.top_k == 1:  # a faster top k
                 gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
             else:
                 gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
-            return gate_log_proba, self.run_chosen(x, chosen)
+            return gate_log_proba, self._run_chosen(x, chosen)
         expert_logits, hidden = self.experts(x)
         return self.gate(x, hidden).log_proba, expert_logits
 
-    def run_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
+    def _run_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
         """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample."""
         # Pairs of a sample and an expert, one expert's after the other's.
         pairs = chosen.flatten().argsort()
@@ -135,10 +167,10 @@ class MixtureOfExperts(nn.Module):
 
     def _is_worth_choosing(self, x):
         """Whether running a few experts in turn is faster than running all of them at once."""
-        if not isinstance(self.experts, StackedMLP):  # they run in turn anyway
+        size = getattr(self.experts, "multiply_adds", None)
+        if size is None:  # they run in turn anyway
             return True
-        n_experts = len(self.experts.layers[0].weight)
-        size = sum(parameter.numel() for parameter in self.experts.parameters()) / n_experts
+        n_experts = self.experts.n_networks
         saved = len(x) * (n_experts - self.gate.top_k) * size
         n_used = min(n_experts, len(x) * self.gate.top_k)
         return saved > WORTH_AN_EXPERT[x.device.type] * n_used

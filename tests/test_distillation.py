@@ -53,6 +53,7 @@ def test_student_keeps_the_experts_and_leaves_the_teacher_alone(target, top_k, d
     student = distill(teacher, X, y, target=target, top_k=top_k)
     assert isinstance(student, MoEClassifier)
     assert student.get_params()["gate"].get_params() == {
+        "encoder": None,
         "hidden_layer_sizes": (64,),
         "noise": 0.0,
         "temperature": 1.0,

@@ -1,10 +1,14 @@
 """Every example runs and ends in a picture."""
 
+import csv
 import runpy
+import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
@@ -23,3 +27,64 @@ def test_example(path, monkeypatch, capsys):
         plt.close("all")
     title, underline = path.read_text().splitlines()[1:3]
     assert underline == "=" * len(title)  # sphinx-gallery's format
+
+
+PAPER = Path(__file__).parents[1] / "examples" / "paper"
+
+
+@pytest.fixture
+def paper_data(tmp_path, digits):
+    """A folder with small data sets in the files that the scripts read."""
+    X, y = digits
+    images = np.kron(X[:500].reshape(-1, 8, 8), np.ones((3, 3))) * 255
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    parts = {"X_train": images[:400], "y_train": y[:400], "X_test": images[400:]}
+    for name in ("mnist", "fashion_mnist"):
+        np.savez(tmp_path / f"{name}.npz", **parts, y_test=y[400:500])
+    colored = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None].repeat(3, axis=3)
+    parts = {"X_train": colored[:60], "y_train": y[:60], "X_test": colored[60:90]}
+    np.savez(tmp_path / "cifar100_0.npz", **parts, y_test=y[60:90])
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:The gate has collapsed")
+@pytest.mark.parametrize(
+    "script, n_experts",
+    [("mnist", 5), ("fashion_mnist", 5), ("fashion_mnist_and_mnist", 6), ("cifar100", 20)],
+)
+@pytest.mark.parametrize("settings", ["paper", "ours"])
+def test_scripts_of_the_paper(script, n_experts, settings, paper_data, monkeypatch, capsys):
+    results = paper_data / "results.csv"
+    models = ["mixture", "attentive, importance"]
+    arguments = ["--data", paper_data, "--results", results, "--settings", settings]
+    arguments += ["--epochs", 1, "--seeds", 3, "--samples", 300, "--models", *models]
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    monkeypatch.syspath_prepend(str(PAPER))
+    runpy.run_path(str(PAPER / f"{script}.py"), run_name="__main__")
+    with results.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == [*models, "attentive, importance, distilled"]
+    for row in rows:
+        assert row["data"] == script and row["settings"] == settings and row["seed"] == "3"
+        assert row["n_experts"] == str(n_experts) and row["epochs"] == "1"
+        assert 0 <= float(row["sample_entropy"]) <= float(row["usage_entropy"])
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["make_tables", "--results", str(results)])
+    runpy.run_path(str(PAPER / "make_tables.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("| attentive, importance") == 2
+
+
+def test_networks_of_the_paper_have_its_sizes(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPER))
+    for script, of_expert, of_gate in [("mnist", 1382, 26063), ("fashion_mnist", 13300, 709413)]:
+        make_models = runpy.run_path(str(PAPER / f"{script}.py"))["make_models"]
+        model = make_models("paper")["mixture"].set_params(max_iter=1)
+        X = np.random.RandomState(0).rand(20, 28, 28)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = model.fit(X, np.arange(20) % 10).module_
+        n_experts, n_gate = (
+            sum(parameter.numel() for parameter in part.parameters())
+            for part in (module.experts, module.gate)
+        )
+        assert n_experts == 5 * of_expert and n_gate == of_gate

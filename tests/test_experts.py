@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_moe import EXPERTS, CustomExperts, MLPExperts
+from sklearn_moe import EXPERTS, ConvExperts, CustomExperts, MLPExperts
 
 N, D, E, C = 7, 6, 3, 4
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-@pytest.mark.parametrize("input_shape", [(D,), (2, 5, 5)])
+@pytest.mark.parametrize(
+    "name, input_shape", [("mlp", (D,)), *((name, (2, 5, 5)) for name in EXPERTS)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_samples, n_experts", [(N, E), (1, E), (N, 1)])
 def test_shapes(name, input_shape, dtype, n_samples, n_experts, generator):
@@ -37,9 +38,10 @@ def test_mlp_experts_equal_separate_networks(sizes, activation, generator):
         torch.testing.assert_close(hidden[:, e], tapped)
 
 
-def test_dropout_acts_in_training_only(generator):
-    module = MLPExperts((32,), dropout=0.5).build((D,), E, C, generator)
-    x = torch.randn(N, D, generator=generator)
+@pytest.mark.parametrize("experts", [MLPExperts((32,), dropout=0.5), ConvExperts(dropout=0.5)])
+def test_dropout_acts_in_training_only(experts, generator):
+    module = experts.build((4, 4), E, C, generator)
+    x = torch.randn(N, 4, 4, generator=generator)
     module.train()
     assert not torch.equal(module(x, generator)[0], module(x, generator)[0])
     module.eval()
@@ -51,6 +53,13 @@ def test_dropout_acts_in_training_only(generator):
     [
         (MLPExperts(activation="sine"), "The 'activation' parameter of MLPExperts"),
         (MLPExperts(dropout=1.0), "The 'dropout' parameter of MLPExperts"),
+        (ConvExperts(pooling=0), "The 'pooling' parameter of ConvExperts"),
+        (ConvExperts(padding=1), "The 'padding' parameter of ConvExperts"),
+        (ConvExperts(kernel_size=2), "kernel_size must be odd with padding='same', got 2"),
+        (
+            ConvExperts(),
+            r"Convolutions need images .*got samples of shape \(6,\). Pass input_shape",
+        ),
         (MLPExperts((3, 0)), r"hidden_layer_sizes must hold integers of at least 1, got \(3, 0\)"),
     ],
 )

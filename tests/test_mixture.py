@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_moe import GATES, CustomExperts, MLPExperts, SoftmaxGate
+from sklearn_moe import GATES, ConvExperts, CustomExperts, MLPExperts, SoftmaxGate
 from sklearn_moe.mixture import WORTH_AN_EXPERT, MixtureOfExperts
 
 N, D, E, C = 8, 5, 4, 3
@@ -110,20 +110,33 @@ class CountingExpert(nn.Linear):
 EXPERTS_OF_BOTH_KINDS = [MLPExperts((6, 7)), MLPExperts(()), CustomExperts(CountingExpert)]
 
 
-@pytest.mark.parametrize("experts", EXPERTS_OF_BOTH_KINDS, ids=["mlp", "linear", "custom"])
+IMAGES = [ConvExperts((2, 3), (5,)), ConvExperts((2,), (), normalization="layer")]
+
+
+@pytest.mark.parametrize(
+    "experts, input_shape",
+    [
+        *((experts, (D,)) for experts in EXPERTS_OF_BOTH_KINDS),
+        *((each, (4, 6)) for each in IMAGES),
+    ],
+    ids=["mlp", "linear", "custom", "conv", "conv with linear head"],
+)
 @pytest.mark.parametrize("gate", [*GATES.values(), SoftmaxGate(top_k=E)], ids=[*GATES, "all"])
 @pytest.mark.parametrize("mixing", ["probability", "logit"])
 @pytest.mark.parametrize("n_samples", [1, 50])
 @pytest.mark.parametrize("worth", [0.0, torch.inf], ids=["in turn", "at once"])
 def test_prediction_equals_the_whole_mixture(
-    experts, gate, mixing, n_samples, worth, generator, monkeypatch
+    experts, input_shape, gate, mixing, n_samples, worth, generator, monkeypatch
 ):
     monkeypatch.setitem(WORTH_AN_EXPERT, "cpu", worth)
-    experts = experts.build((D,), E, C, generator)
-    gate = gate.build((D,), E, experts.hidden_size, generator)
+    experts = experts.build(input_shape, E, C, generator)
+    gate = gate.build(input_shape, E, experts.hidden_size, generator)
     module = MixtureOfExperts(experts, gate, mixing=mixing).eval()
-    x = torch.randn(n_samples, D, generator=generator)
+    x = torch.randn(n_samples, *input_shape, generator=generator)
     whole = module(x)
+    torch.testing.assert_close(module.expert_logits(x), whole.expert_logits)
+    chosen = whole.expert_logits[torch.arange(n_samples), whole.gate_proba.argmax(dim=1)]
+    torch.testing.assert_close(module.chosen_expert_logits(x), chosen)
     torch.testing.assert_close(module.predict_log_proba(x), whole.log_proba)
     torch.testing.assert_close(module.predict_proba(x), whole.log_proba.softmax(dim=1))
     torch.testing.assert_close(module.route(x).log_proba.softmax(dim=1), whole.gate_proba)

@@ -16,7 +16,7 @@ def _configurations():  # the default is among the gates
     yield MoEClassifier(max_iter=30, mixing="logit")
     for gate in GATES:
         yield MoEClassifier(max_iter=30, gate=gate)
-    for experts in EXPERTS:
+    for experts in sorted(set(EXPERTS) - {"conv"}):  # the checks have tables alone
         yield MoEClassifier(max_iter=30, experts=experts)
     for regularization in REGULARIZERS:
         gate = "noisy_top_k" if regularization == "load" else "softmax"

@@ -1,0 +1,160 @@
+"""Encoders: what comes before gate and experts.
+
+An encoder object holds hyperparameters only; ``build`` turns it into a torch module that maps a
+batch to what the layers after it read. ``ENCODERS`` names the usual choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
+from sklearn_moe.layers import seeded_globally
+
+
+class ConvEncoder(BaseEstimator):
+    """Convolutions that turn images into features.
+
+    Parameters
+    ----------
+    channels : sequence of int, default=(16, 32)
+        Number of channels that each convolution gives.
+    kernel_size : int, default=3
+        Height and width of the convolutions' kernels.
+    padding : {"same", "valid"}, default="same"
+        "same" surrounds an image with zeros so that a convolution keeps its size, "valid" does
+        not.
+    pooling : int, default=2
+        Height and width of the squares whose maximum is taken after each convolution; 1 takes
+        none.
+    normalization : {"batch", "layer"} or None, default=None
+        What makes the outputs of a convolution standard: "batch" over the batch, for each
+        channel, "layer" over channels and image, for each sample.
+    activation : {"relu", "gelu", "tanh"}, default="relu"
+        Activation of the convolutions.
+
+    Examples
+    --------
+    >>> from sklearn_moe import AttentiveGate, ConvEncoder, MoEClassifier
+    >>> shared = MoEClassifier(encoder=ConvEncoder(channels=(8,)))
+    >>> gate_alone = MoEClassifier(gate=AttentiveGate(encoder="conv"))
+    """
+
+    _parameter_constraints: dict = CONVOLUTION_CONSTRAINTS
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32),
+        *,
+        kernel_size: int = 3,
+        padding: str = "same",
+        pooling: int = 2,
+        normalization: str | None = None,
+        activation: str = "relu",
+    ):
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.padding = padding
+        self.pooling = pooling
+        self.normalization = normalization
+        self.activation = activation
+
+    def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        """Return the torch module of this encoder."""
+        self._validate_params()
+        return ConvEncoderModule.of(self, 1, input_shape, generator)
+
+
+class ConvEncoderModule(ConvStack):
+    """The torch module of :class:`ConvEncoder`: images to features (n_samples, n_features)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run_one(x, 0)
+
+
+class CustomEncoder(BaseEstimator):
+    """An encoder from a user's own function, which may return any torch backbone.
+
+    ``MoEClassifier(encoder=function)`` wraps it in this.
+
+    Parameters
+    ----------
+    factory : callable
+        ``factory(input_shape)`` returns a ``nn.Module`` that maps a batch
+        ``(n_samples, *input_shape)``, with the axes of ``X``, to features of any shape.
+
+    Notes
+    -----
+    Such modules draw their initial weights and their dropout from torch's global random state. It
+    is seeded from ``random_state`` and restored afterwards, under a lock.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier
+    >>> from torch import nn
+    >>> def backbone(input_shape):
+    ...     return nn.Sequential(nn.Linear(input_shape[0], 16), nn.ReLU())
+    >>> clf = MoEClassifier(encoder=backbone)
+    """
+
+    _parameter_constraints: dict = {"factory": [callable]}
+
+    def __init__(self, factory: Callable[[tuple[int, ...]], nn.Module]):
+        self.factory = factory
+
+    def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        """Return the torch module of this encoder."""
+        self._validate_params()
+        seed = torch.randint(2**62, (), generator=generator).item()
+        with seeded_globally(seed):
+            module = None if isinstance(self.factory, nn.Module) else self.factory(input_shape)
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                "encoder must be a function (input_shape) -> torch.nn.Module that makes the "
+                f"encoder, got {self.factory!r}"
+                + ("." if isinstance(self.factory, nn.Module) else f", which returns {module!r}.")
+            )
+        module.uses_global_random_state = True
+        return module
+
+
+def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that an encoder gives a sample."""
+    if isinstance(encoder, nn.Identity):
+        return tuple(input_shape)
+    was_training = encoder.training
+    with torch.no_grad():
+        output = encoder.eval()(torch.zeros(2, *input_shape))
+    encoder.train(was_training)
+    if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else output
+        raise ValueError(
+            "An encoder must return features of shape (n_samples, ...); a batch of shape "
+            f"{(2, *input_shape)} gave {got!r}."
+        )
+    return tuple(output.shape[1:])
+
+
+ENCODERS: dict[str, BaseEstimator] = {
+    "conv": ConvEncoder(),
+}
+"""The encoders that ``MoEClassifier(encoder=...)`` and gates know by name."""
+
+
+def build_encoder(
+    encoder: str | BaseEstimator | Callable | None,
+    input_shape: tuple[int, ...],
+    generator: torch.Generator,
+) -> nn.Module:
+    """Return the torch module of an encoder, of what its name stands for, or of none."""
+    if encoder is None:
+        return nn.Identity()
+    if isinstance(encoder, str):
+        encoder = ENCODERS[encoder]
+    elif not hasattr(encoder, "build"):
+        encoder = CustomEncoder(encoder)
+    return encoder.build(input_shape, generator)
