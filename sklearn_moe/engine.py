@@ -49,6 +49,7 @@ from sklearn_moe.regularizers import REGULARIZERS
 # does not fit into the processor's cache is slow.
 CHUNK_SIZE = 8192
 CHUNK_OF_LAYER = 2**18
+CHUNK_OF_CONVOLUTION = {"cpu": 2**20, "cuda": 2**28}
 
 # Predictions are made for a multiple of this many rows, a multiple of what a processor vectorises.
 ROWS_AT_ONCE = 16
@@ -550,13 +551,18 @@ class MoENet(NeuralNetClassifier):
         )
 
     def _chunk_size(self):
-        if self.module_.is_conditional or torch.device(self.device).type != "cpu":
-            return CHUNK_SIZE
+        on_cpu = torch.device(self.device).type == "cpu"
         experts = self.module_.experts
+        limit = CHUNK_OF_LAYER
         width = self.n_experts * getattr(
             experts, "widest", max(experts.hidden_size, self.n_classes)
         )
-        return min(max(2 ** int(math.log2(CHUNK_OF_LAYER / width)), ROWS_AT_ONCE), CHUNK_SIZE)
+        if convolutions := _convolutions(self.module_):
+            limit = CHUNK_OF_CONVOLUTION["cpu" if on_cpu else "cuda"]
+            width = max(width, *(stack.n_networks * stack.widest for stack in convolutions))
+        elif self.module_.is_conditional or not on_cpu:
+            return CHUNK_SIZE
+        return min(max(2 ** int(math.log2(limit / width)), ROWS_AT_ONCE), CHUNK_SIZE)
 
     def _run(self, function, x):
         # Vectorised loops do the last few rows in another way, with other bits. So that a
@@ -606,10 +612,13 @@ def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
     return torch.from_numpy(array).to(device)
 
 
+def _convolutions(module):
+    return [part for part in module.modules() if isinstance(part, ConvStack)]
+
+
 def _multiply_adds(module):
     """Return about how many multiply-adds a module takes for a sample."""
-    convolutions = [part for part in module.modules() if isinstance(part, ConvStack)]
-    convolved = sum(stack.n_networks * stack.multiply_adds for stack in convolutions)
+    convolved = sum(stack.n_networks * stack.multiply_adds for stack in _convolutions(module))
     return sum(parameter.numel() for parameter in module.parameters()) + convolved
 
 

@@ -890,10 +890,10 @@ def test_experts_that_work_in_place_leave_the_data_alone(iris):
     assert np.array_equal(X, before)
 
 
-def test_images_are_flattened_by_default(digits):
+def test_mlp_experts_flatten_images(digits):
     X, y = digits[0][:300], digits[1][:300]
-    images = make(regularization="sample_similarity").fit(X.reshape(-1, 8, 8), y)
-    rows = make(regularization="sample_similarity").fit(X, y)
+    params = {"experts": "mlp", "regularization": "sample_similarity"}
+    images, rows = make(**params).fit(X.reshape(-1, 8, 8), y), make(**params).fit(X, y)
     assert np.array_equal(images.predict_proba(X.reshape(-1, 8, 8)), rows.predict_proba(X))
 
 

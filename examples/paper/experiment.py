@@ -30,7 +30,10 @@ COLUMNS = [
     "n_experts",
     "n_parameters",
     "n_parameters_of_gate",
+    "experts",
+    "gate",
     "regularization",
+    "augmentation",
     "epochs",
     "batch_size",
     "learning_rate",
@@ -89,7 +92,10 @@ def run(data_name, settings, model_name, model, seed, data, extra=None):
                 "n_experts": clf.n_experts,
                 "n_parameters": n_parameters,
                 "n_parameters_of_gate": of_gate,
-                "regularization": clf.regularization,
+                **{
+                    name: " ".join(repr(getattr(clf, name)).split())
+                    for name in ("experts", "gate", "regularization", "augmentation")
+                },
                 "epochs": clf.n_iter_,
                 "batch_size": clf.batch_size,
                 "learning_rate": clf.learning_rate,

@@ -10,7 +10,14 @@ Results are appended to results.csv; make_tables.py shows them.
 
 from experiment import load, main, models, standardize
 
-from sklearn_moe import AttentiveGate, ConvEncoder, ConvExperts, MoEClassifier, SoftmaxGate
+from sklearn_moe import (
+    AttentiveGate,
+    ConvEncoder,
+    ConvExperts,
+    FlipCrop,
+    MoEClassifier,
+    SoftmaxGate,
+)
 
 CONVOLUTION = {"channels": (1,), "padding": "valid"}
 
@@ -37,7 +44,12 @@ def make_models(settings):
         learning_rate_schedule="constant",
     )
     if settings == "ours":
-        base.set_params(batch_size=256, learning_rate=1e-2, learning_rate_schedule="one_cycle")
+        base.set_params(
+            batch_size=256,
+            learning_rate=1e-2,
+            learning_rate_schedule="one_cycle",
+            augmentation=FlipCrop(flip=False, crop=1),
+        )
     # 0.8 is the best of the authors' importances; 0.35 is their beta_s of 1e-6.
     return models(base, AttentiveGate(**network), importance=0.8, sample_similarity=0.35)
 
