@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
 from sklearn_moe.layers import seeded_globally
+from sklearn_moe.validation import resolve
 
 
 class ConvEncoder(BaseEstimator):
@@ -145,16 +146,20 @@ ENCODERS: dict[str, BaseEstimator] = {
 """The encoders that ``MoEClassifier(encoder=...)`` and gates know by name."""
 
 
+def as_encoder(encoder: str | BaseEstimator | Callable | None) -> BaseEstimator | None:
+    """Return the object that a name or a function stands for, or a copy of the object."""
+    if encoder is None:
+        return None
+    if callable(encoder) and not hasattr(encoder, "build"):
+        return CustomEncoder(encoder)
+    return resolve("encoder", encoder, ENCODERS)
+
+
 def build_encoder(
     encoder: str | BaseEstimator | Callable | None,
     input_shape: tuple[int, ...],
     generator: torch.Generator,
 ) -> nn.Module:
-    """Return the torch module of an encoder, of what its name stands for, or of none."""
-    if encoder is None:
-        return nn.Identity()
-    if isinstance(encoder, str):
-        encoder = ENCODERS[encoder]
-    elif not hasattr(encoder, "build"):
-        encoder = CustomEncoder(encoder)
-    return encoder.build(input_shape, generator)
+    """Return the torch module of an encoder, which leaves samples as they are for None."""
+    encoder = as_encoder(encoder)
+    return nn.Identity() if encoder is None else encoder.build(input_shape, generator)

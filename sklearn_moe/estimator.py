@@ -20,7 +20,7 @@ from torch import nn
 
 from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly, StopOnNaN
 from sklearn_moe.decomposition import usage_entropy
-from sklearn_moe.encoders import ENCODERS, CustomEncoder
+from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
@@ -577,15 +577,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _architecture(self):
         """Return what a net keeps for good."""
-        experts, encoder = self.experts, self.encoder
+        experts = self.experts
         if callable(experts) and not hasattr(experts, "build"):
             experts = CustomExperts(experts)
-        if callable(encoder) and not hasattr(encoder, "build"):
-            encoder = CustomEncoder(encoder)
         return {
             # Which experts "auto" means depends on what the encoder makes of the samples.
             "experts": "auto" if experts == "auto" else resolve("experts", experts, EXPERTS),
-            "encoder": None if encoder is None else resolve("encoder", encoder, ENCODERS),
+            "encoder": as_encoder(self.encoder),
             "gate": resolve("gate", self.gate, GATES),
             "n_experts": self.n_experts,
             "mixing": self.mixing,

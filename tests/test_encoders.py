@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_moe import ENCODERS, CustomEncoder, MoEClassifier, SoftmaxGate
+from sklearn_moe import ENCODERS, ConvEncoder, CustomEncoder, MoEClassifier, SoftmaxGate
 from sklearn_moe.encoders import output_shape
 
 
@@ -50,6 +50,9 @@ def test_encoders_are_trained(iris):
 def test_wrong_encoders(iris, generator):
     with pytest.raises(TypeError, match="encoder must be a function"):
         MoEClassifier(encoder=nn.Linear(4, 4)).fit(*iris)
+    for params in ({"encoder": ConvEncoder}, {"gate": SoftmaxGate(encoder=ConvEncoder)}):
+        with pytest.raises(ValueError, match=r"not a class: write encoder=ConvEncoder\(...\)"):
+            MoEClassifier(**params).fit(*iris)
     with pytest.raises(TypeError, match="which returns 3"):
         CustomEncoder(lambda shape: 3).build((4,), generator)
     with pytest.raises(ValueError, match=r"features of shape \(n_samples, ...\)"):
