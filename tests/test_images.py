@@ -1,3 +1,5 @@
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sklearn_moe import (
     AttentiveGate,
     ConvEncoder,
     ConvExperts,
+    ExpertSamplesDisplay,
     FlipCrop,
     MoEClassifier,
     SoftmaxGate,
@@ -19,6 +22,8 @@ from sklearn_moe.convolution import ConvStack
 from sklearn_moe.engine import _multiply_adds
 from sklearn_moe.experts import ConvExpertsModule, MLPExpertsModule
 from sklearn_moe.images import channels_first
+
+matplotlib.use("agg")
 
 
 @pytest.fixture
@@ -67,6 +72,9 @@ def test_tables_of_pixels_become_images(images):
     assert of_rows.n_features_in_ == 64
     pipeline = make_pipeline(MinMaxScaler(), clone(of_rows)).fit(rows, y)
     assert pipeline.predict(rows).shape == y.shape
+    drawn = ExpertSamplesDisplay.from_estimator(pipeline, rows)
+    assert drawn.images[0].shape[1:] == (8, 8)
+    plt.close("all")
     with pytest.raises(ValueError, match=r"X has 64 features, but input_shape=\(8, 7\) needs 56"):
         make(input_shape=(8, 7)).fit(rows, y)
     with pytest.raises(ValueError, match="The 'input_shape' parameter of MoEClassifier"):

@@ -83,13 +83,17 @@ class ExpertSamplesDisplay:
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
-            Arguments of :meth:`from_predictions`.
+            Arguments of :meth:`from_predictions`. Where the columns of a table are pixels, the
+            mixture's ``input_shape`` is the ``image_shape``.
 
         Returns
         -------
         ExpertSamplesDisplay
         """
         model, samples = final_model(estimator, X)
+        shape = model.input_shape
+        if shape is not None and np.ndim(X) == 2 and np.shape(X)[1] == np.prod(shape):
+            kwargs.setdefault("image_shape", shape)
         return cls.from_predictions(model.gate_proba(samples), X, ax=ax, **kwargs)
 
     @classmethod
