@@ -10,7 +10,14 @@ Results are appended to results.csv; make_tables.py shows them.
 
 from experiment import load, main, models, standardize
 
-from sklearn_moe import AttentiveGate, ConvEncoder, ConvExperts, MoEClassifier, SoftmaxGate
+from sklearn_moe import (
+    AttentiveGate,
+    ConvEncoder,
+    ConvExperts,
+    FlipCrop,
+    MoEClassifier,
+    SoftmaxGate,
+)
 
 
 def read(folder):
@@ -31,7 +38,12 @@ def make_models(settings):
         learning_rate_schedule="constant",
     )
     if settings == "ours":
-        base.set_params(batch_size=256, learning_rate=3e-3, learning_rate_schedule="one_cycle")
+        base.set_params(
+            batch_size=256,
+            learning_rate=1e-2,
+            learning_rate_schedule="one_cycle",
+            augmentation=FlipCrop(crop=1),
+        )
     # 0.6 is the best of the authors' importances; 0.34 is their beta_s of 1e-6.
     return models(base, AttentiveGate(**network), importance=0.6, sample_similarity=0.34)
 

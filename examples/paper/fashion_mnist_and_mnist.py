@@ -13,6 +13,8 @@ import experiment
 import numpy as np
 from fashion_mnist import make_models as models_of_fashion_mnist
 
+from sklearn_moe import FlipCrop
+
 
 def read(folder):
     parts = [experiment.load(name, folder) for name in ("fashion_mnist", "mnist")]
@@ -31,6 +33,8 @@ def make_models(settings):
     for name, model in models.items():
         if name != "single network":
             model.set_params(n_experts=6)
+        if settings == "ours":  # a flip would make other digits
+            model.set_params(augmentation=FlipCrop(flip=False, crop=1))
     return models
 
 
