@@ -6,7 +6,6 @@ Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mi
 
 import argparse
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +183,8 @@ def main(description, data_name, read, make_models, extra=None):
     X_train, y_train, X_test, y_test = read(args.data)
     data = X_train[: args.samples], y_train[: args.samples], X_test, y_test
     for model in every.values():
-        model.set_params(device=args.device, n_threads=max(1, os.cpu_count() // args.n_jobs))
+        # One thread, as another number of them gives other bits; --n-jobs takes more processors.
+        model.set_params(device=args.device, n_threads=1)
         if args.epochs is not None:
             model.set_params(max_iter=args.epochs)
     tasks = (
