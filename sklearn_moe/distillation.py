@@ -95,8 +95,8 @@ def distill(
         The student: a new fitted ``MoEClassifier``, or the teacher's pipeline with it as last
         step. It has a ``SoftmaxGate``, no regularization, augmentation and early stopping, of
         ``net_params`` no ``callbacks``, ``train_split`` and ``max_epochs``, and the teacher's
-        other parameters, encoders included. Its ``report_`` is the :class:`DistillationReport` for the training samples; curves of the
-        decomposition are not recorded.
+        other parameters, encoders included. Its ``report_`` is the :class:`DistillationReport` for
+        the training samples; curves of the decomposition are not recorded.
 
     Raises
     ------
