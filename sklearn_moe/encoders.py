@@ -128,8 +128,9 @@ def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int,
     if isinstance(encoder, nn.Identity):
         return tuple(input_shape)
     was_training = encoder.training
+    device = next((parameter.device for parameter in encoder.parameters()), None)
     with torch.no_grad():
-        output = encoder.eval()(torch.zeros(2, *input_shape))
+        output = encoder.eval()(torch.zeros(2, *input_shape, device=device))
     encoder.train(was_training)
     if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else output

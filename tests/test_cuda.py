@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_moe import GATES, MLPExperts, MoEClassifier, decomposition_entropy, distill
+from sklearn_moe import (
+    GATES,
+    AttentiveGate,
+    ConvEncoder,
+    FlipCrop,
+    MLPExperts,
+    MoEClassifier,
+    decomposition_entropy,
+    distill,
+)
 from sklearn_moe.engine import MoENet
 
 pytestmark = [
@@ -46,6 +55,25 @@ def test_same_seed_same_result_and_untouched_global_state(digits):
     np.testing.assert_allclose(one, other, atol=1e-6)
     after = torch.cuda.get_rng_state(), torch.random.get_rng_state()
     assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("encoder", [None, ConvEncoder((8,), normalization="batch")])
+def test_images(encoder, digits):
+    X, y = (digits[0].reshape(-1, 8, 8) * 255).astype(np.uint8), digits[1]
+    clf = MoEClassifier(
+        n_experts=3,
+        encoder=encoder,
+        gate=AttentiveGate(encoder=None if encoder else "conv"),
+        augmentation=FlipCrop(flip=False, crop=1),
+        device="cuda",
+        max_iter=20,
+        random_state=0,
+    ).fit(X, y)
+    assert clf.score(X, y) > 0.8
+    proba = clf.predict_proba(X)
+    student = distill(clf, X, y)
+    assert student.device_ == "cuda" and student.score(X, y) > 0.8
+    np.testing.assert_allclose(clf.to("cpu").predict_proba(X), proba, atol=1e-3)
 
 
 def test_custom_experts_with_dropout(digits):
