@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-# (data, model): error, I(E;Y), H_s, H_u; None where no mean is published.
+# (data, model): error, I(E;Y), H_s, H_u; None where no mean is known.
 AUTHORS = {
     ("mnist", "single network"): (0.134, None, None, None),
     ("mnist", "mixture"): (0.0443, 1.61, 0.136, 1.84),
@@ -67,6 +67,12 @@ HEADLINES = {
     ("fashion_mnist", "attentive, importance, distilled"): 0.087,
     ("fashion_mnist", "attentive, sample similarity, distilled"): 0.089,
 }
+NAMES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "fashion_mnist_and_mnist": "FashionMNIST and MNIST",
+    "cifar100": "CIFAR-100",
+}
 MEASURES = ["error", "one_expert_error", "information", "sample_entropy", "usage_entropy"]
 
 
@@ -83,7 +89,9 @@ def main():
     for (sizes, model), rows in results.items():
         data, settings, epochs, n_train = sizes
         if sizes != before:
-            print(f"\n{data}, {settings} settings, {epochs} epochs, {n_train} training images\n")
+            print(
+                f"\n{NAMES[data]}, {settings} settings, {epochs} epochs, {n_train} training images\n"
+            )
             print(
                 "| model | runs | error | with one expert | I(E;Y) | H_s | H_u "
                 "| authors: error / I / H_s / H_u | their best run |"
@@ -97,7 +105,7 @@ def main():
             spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.{digits}f}{spread}")
         authors = AUTHORS.get((data, model), ())
-        cells.append(" / ".join("" if value is None else f"{value:g}" for value in authors))
+        cells.append(" / ".join(f"{value:g}" for value in authors if value is not None))
         cells.append(str(HEADLINES.get((data, model), "")))
         print("| " + " | ".join(cells) + " |")
 
