@@ -89,9 +89,7 @@ def main():
     for (sizes, model), rows in results.items():
         data, settings, epochs, n_train = sizes
         if sizes != before:
-            print(
-                f"\n{NAMES[data]}, {settings} settings, {epochs} epochs, {n_train} training images\n"
-            )
+            print(f"\n{NAMES[data]}, {settings} settings, {epochs} epochs, {n_train} images\n")
             print(
                 "| model | runs | error | with one expert | I(E;Y) | H_s | H_u "
                 "| authors: error / I / H_s / H_u | their best run |"
