@@ -18,7 +18,7 @@ from sklearn_moe.layers import ACTIVATIONS, check_layer_sizes, fill_like_linear
 # Up to so many channels, made from images of one channel, pooling at once is faster than torch's.
 CHANNELS_AT_ONCE = 32
 
-# Outputs of a layer for one sample from which several networks are better run one by one.
+# Outputs of a layer for one sample from which a CPU better runs several networks one by one.
 LAYER_FOR_ONE_BY_ONE = 40_000
 
 
@@ -255,7 +255,8 @@ class ConvStack(nn.Module):
         x = channels_first(x)
         if x.shape[1] > 1:
             x = x.contiguous(memory_format=torch.channels_last)
-        if self.n_networks > 1 and self.n_networks * self.widest >= LAYER_FOR_ONE_BY_ONE:
+        is_wide = self.n_networks * self.widest >= LAYER_FOR_ONE_BY_ONE
+        if self.n_networks > 1 and is_wide and x.device.type == "cpu":
             one_by_one = [self._run(x, network) for network in range(self.n_networks)]
             return torch.stack(one_by_one).mT
         return self._run(x).unflatten(1, (self.n_networks, -1)).permute(1, 2, 0)

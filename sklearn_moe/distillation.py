@@ -93,9 +93,9 @@ def distill(
     -------
     MoEClassifier or Pipeline
         The student: a new fitted ``MoEClassifier``, or the teacher's pipeline with it as last
-        step. It has a ``SoftmaxGate``, no regularization, augmentation and early stopping, of
-        ``net_params`` no ``callbacks``, ``train_split`` and ``max_epochs``, and the teacher's
-        other parameters, encoders included. Its ``report_`` is the :class:`DistillationReport` for
+        step. It has a ``SoftmaxGate``, no regularization and early stopping, of ``net_params`` no
+        ``callbacks``, ``train_split`` and ``max_epochs``, and the teacher's other parameters,
+        encoders and augmentation included. Its ``report_`` is the :class:`DistillationReport` for
         the training samples; curves of the decomposition are not recorded.
 
     Raises
@@ -140,7 +140,7 @@ def distill(
         y = check_labels(y)
     elif target == "labels":
         raise ValueError("target='labels' needs y. Pass the labels, or target='teacher'.")
-    X, goal, weight = _training_data(teacher, samples, y, target, sample_weight)
+    X, classes, weight = _training_data(teacher, samples, y, target, sample_weight)
 
     net_params = {
         name: value
@@ -155,7 +155,6 @@ def distill(
             encoder=gate.encoder,
         ),
         regularization=None,
-        augmentation=None,
         early_stopping=False,
         max_iter=teacher.max_iter if max_iter is None else max_iter,
         net_params=net_params or None,
@@ -165,16 +164,23 @@ def distill(
     )
     net = _with_new_gate(student.net_, student.gate, int(build_seed))
     net.max_epochs = student.max_iter
-    # Neither experts nor encoder run in this training, so that they stay as they are.
-    encoded, encoder = _encoded(net, X), net.module_.encoder
-    net.module_.encoder = nn.Identity()
+    # Neither experts nor encoder are trained. Samples that augmentation changes have to pass
+    # through them each time, others only once.
+    objective = _likelihood if target == "labels" else _divergence
+    encoder = net.module_.encoder
+    if net.augmentation is None:
+        inputs, goal = _encoded(net, X), _goals(teacher.net_, X, classes, target)
+        net.module_.encoder = nn.Identity()
+    else:
+        inputs, goal = X, classes
+        objective = _on_changed(objective, teacher.module_.eval(), target)
     interrupted = net.train(
-        encoded,
+        inputs,
         goal,
         weight,
         callbacks=student._callbacks(student.max_iter),
         seed=int(train_seed),
-        objective=_likelihood if target == "labels" else _divergence,
+        objective=objective,
     )
     net.module_.encoder = encoder
     student._adopt(net, X, weight)
@@ -185,7 +191,7 @@ def distill(
 
 def _with_new_gate(net, gate, seed):
     """Give a net with an attentive gate an ordinary one on the same trunk, not yet trained."""
-    net.gate, net.regularizations, net.augmentation = gate, [], None
+    net.gate, net.regularizations = gate, []
     net.callbacks, net.train_split, net.track_decomposition = [], None, False
     net.initialize_callbacks().initialize_history()
     generator = torch.Generator().manual_seed(seed)
@@ -225,26 +231,50 @@ def _check_teacher(teacher):
 
 
 def _training_data(teacher, X, y, target, sample_weight):
-    """Return the samples, what the student's gate learns for each of them, and their weights."""
-    net = teacher.net_
+    """Return the samples, their classes (zeros without labels) and their weights."""
     X = teacher._validate(X, reset=False)
-    check_shape("X", X, net.input_shape)
+    check_shape("X", X, teacher.net_.input_shape)
     if y is not None:
         check_consistent_length(X, y)
         y = encode(y, teacher.classes_, "y")
     weight = check_weight(sample_weight, X, "sample_weight")
     if target == "teacher":
-        X, weight = drop_weightless(X, weight)
-        return X, net.evaluate(X, MixtureOfExperts.gate_proba), normalize(weight)
-    weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
+        y = np.zeros(len(X), dtype=np.int64)
+    else:
+        weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
     X, y, weight = drop_weightless(X, y, weight)
-    log_proba = [  # of the right class, by each expert
-        net.evaluate(X[rows], lambda module, x: module.expert_logits(x).log_softmax(dim=2))[
-            np.arange(rows.stop - rows.start), :, y[rows]
+    return X, y, normalize(weight)
+
+
+def _goals(net, X, y, target):
+    """Return what the student's gate learns for each sample."""
+    if target == "teacher":
+        return net.evaluate(X, MixtureOfExperts.gate_proba)
+    return np.concatenate(
+        [
+            net.evaluate(X[rows], _expert_log_proba)[np.arange(rows.stop - rows.start), :, y[rows]]
+            for rows in gen_batches(len(X), CHUNK_SIZE)
         ]
-        for rows in gen_batches(len(X), CHUNK_SIZE)
-    ]
-    return X, np.concatenate(log_proba), normalize(weight)
+    )
+
+
+def _on_changed(objective, teacher, target):
+    """Return the objective for samples that augmentation has changed."""
+
+    def on_changed(net, x, sample_weight, y):
+        with torch.no_grad():
+            if target == "teacher":
+                goal = teacher.gate_proba(x)
+            else:
+                goal = _expert_log_proba(teacher, x)[torch.arange(len(y)), :, y]
+            x = teacher.encode(x)
+        return objective(net, x, sample_weight, goal)
+
+    return on_changed
+
+
+def _expert_log_proba(module, x):
+    return module.expert_logits(x).log_softmax(dim=2)
 
 
 def _likelihood(net, x, sample_weight, y):

@@ -14,6 +14,7 @@ from sklearn_moe import (
     ConvExperts,
     ExpertSamplesDisplay,
     FlipCrop,
+    MLPExperts,
     MoEClassifier,
     SoftmaxGate,
     distill,
@@ -114,6 +115,35 @@ def test_students_keep_encoders(encoder, images):
     np.testing.assert_allclose(
         student.expert_proba(X, chosen_only=True), student.predict_proba(X), rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("target", ["labels", "teacher"])
+def test_student_learns_from_changed_images(target, images):
+    X, y = images
+    seen = []
+
+    def spy(x, generator):
+        seen.append(len(x))
+        return x
+
+    params = {
+        "encoder": ConvEncoder((2,), normalization="batch"),
+        "experts": MLPExperts((8,), dropout=0.5),
+        "gate": AttentiveGate(),
+        "max_iter": 40,
+    }
+    teacher = make(augmentation=spy, **params).fit(X, y)
+    n_seen = len(seen)
+    student = distill(teacher, X, y, target=target)
+    assert sum(seen[n_seen:]) == student.max_iter * len(X)
+    for name, tensor in teacher.module_.state_dict().items():
+        if name.startswith(("experts", "encoder")):
+            assert torch.equal(tensor, student.module_.state_dict()[name])
+    # As the spy changes nothing, the student is that of a teacher without augmentation.
+    teacher.net_.augmentation = None
+    other = distill(teacher, X, y, target=target)
+    np.testing.assert_allclose(other.predict_proba(X), student.predict_proba(X), atol=1e-4)
+    assert np.mean(student.predict(X) == teacher.predict(X)) > 0.8
 
 
 def test_predictions_do_not_depend_on_the_batch(images):

@@ -135,17 +135,19 @@ def load(name, folder):
             X, n_train = X.reshape(-1, 28, 28), 60000
         return X[:n_train], y[:n_train], X[n_train:], y[n_train:]
     if name == "cifar100":
-        files = sorted(folder.glob("cifar100_*.npz"))
-        parts = {"train": ([], []), "test": ([], [])}
-        for path in files:
-            content = np.load(path)
-            for part, (X, y) in parts.items():
-                if f"X_{part}" in content:
-                    X.append(content[f"X_{part}"])
-                    y.append(content[f"y_{part}"])
-        return tuple(np.concatenate(arrays) for part in parts.values() for arrays in part)
+        parts = [
+            np.load(folder / f"cifar100_{part}.npz") for part in ("train_0", "train_1", "test")
+        ]
+        X, y = [_images(part["D"]) for part in parts], [part["y"] for part in parts]
+        return np.concatenate(X[:2]), np.concatenate(y[:2]), X[2], y[2]
     content = np.load(folder / f"{name}.npz")
     return tuple(content[key] for key in ("X_train", "y_train", "X_test", "y_test"))
+
+
+def _images(differences):
+    """Undo differences along rows and columns of the planes green, red - green, blue - green."""
+    green, red, blue = differences.cumsum(-1, dtype=np.uint8).cumsum(-2, dtype=np.uint8)
+    return np.stack([red + green, green, blue + green], axis=-1)
 
 
 OPENML = {"mnist": "mnist_784", "fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
