@@ -2,17 +2,26 @@
 Tuning with Optuna
 ==================
 
-``tune`` searches with Optuna in cross-validation. Its default space has the number of experts, the
-gate, and the regularization with its strength; a function of your own describes another one.
+``tune`` searches with Optuna in cross-validation. Without a space of yours it searches gate,
+regularization, experts and training; a function of your own describes another space. Trials that
+fall behind are given up.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_moe import DecompositionDisplay, Importance, MLPExperts, MoEClassifier, tune
+from sklearn_moe import (
+    DecompositionDisplay,
+    Importance,
+    MLPExperts,
+    MoEClassifier,
+    ParetoFrontDisplay,
+    tune,
+)
 
 X, y = load_breast_cancer(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
@@ -46,13 +55,34 @@ print(f"test accuracy {result.best_estimator_.score(X_test, y_test):.3f}")
 # How the search went, and what the best mixture does.
 
 fig, axes = plt.subplots(1, 2, figsize=(12, 3.5), layout="constrained")
-losses = [-trial.value for trial in result.study_.trials]
-best = [min(losses[: number + 1]) for number in range(len(losses))]
-axes[0].plot(losses, "o", label="trial")
-axes[0].plot(best, drawstyle="steps-post", label="best so far")
+losses = -result.cv_results_["mean_test_score"]
+trials = result.cv_results_["trial"]
+axes[0].plot(trials, losses, "o", label="complete trial")
+axes[0].plot(trials, np.minimum.accumulate(losses), drawstyle="steps-post", label="best so far")
 axes[0].set(xlabel="trial", ylabel="log loss")
 axes[0].legend()
 DecompositionDisplay.from_estimator(
     result.best_estimator_, X_test, y_test, display_labels=["malignant", "benign"], ax=axes[1]
 )
+
+# %%
+# Several scores have no single best trial, but a front: here of the likelihood and of how sure the
+# gate is. ``pareto_front_`` lists it, and the first score chooses what is refitted.
+
+front = tune(
+    clf,
+    X_train,
+    y_train,
+    space=space,
+    scoring=["neg_log_loss", "neg_sample_entropy"],
+    n_trials=10,
+    cv=3,
+    random_state=0,
+)
+for row in front.pareto_front_:
+    print(
+        f"trial {row['trial']}: log loss {-row['neg_log_loss']:.3f}, "
+        f"H_s {-row['neg_sample_entropy']:.2f} bits"
+    )
+ParetoFrontDisplay.from_estimator(front)
 plt.show()

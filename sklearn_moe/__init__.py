@@ -13,6 +13,7 @@ from sklearn_moe.display import (
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
+    ParetoFrontDisplay,
     TrainingDisplay,
 )
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
@@ -22,7 +23,7 @@ from sklearn_moe.experts import EXPERTS, ConvExperts, CustomExperts, MLPExperts
 from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
-from sklearn_moe.model_selection import TuneResult, cross_validate, tune
+from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
 from sklearn_moe.regularizers import (
     REGULARIZERS,
     Entropy,
@@ -61,12 +62,14 @@ __all__ = [
     "MLPExperts",
     "MixtureOutput",
     "MoEClassifier",
+    "MoESearchCV",
+    "ParetoFrontDisplay",
     "Regularizer",
     "SampleSimilarity",
     "SoftmaxGate",
     "TrainingDisplay",
-    "TuneResult",
     "ZLoss",
+    "compare",
     "cross_validate",
     "decomposition_entropy",
     "decomposition_report",

@@ -395,6 +395,12 @@ def _score_expert_class_information(estimator, X, y):
     return _measure_gate(estimator, X, expert_class_information, y)
 
 
+def _score_chosen_expert_accuracy(estimator, X, y):
+    model, X = final_model(estimator, X)
+    predicted = model.expert_proba(X, chosen_only=True).argmax(axis=1)
+    return float(np.mean(model.classes_[predicted] == np.asarray(y)))
+
+
 def _measure_gate(estimator, X, measure, *args):
     model, X = final_model(estimator, X)
     return measure(model.gate_proba(X), *args)
@@ -404,8 +410,10 @@ SCORERS = {
     "neg_sample_entropy": _score_neg_sample_entropy,
     "usage_entropy": _score_usage_entropy,
     "expert_class_information": _score_expert_class_information,
+    "chosen_expert_accuracy": _score_chosen_expert_accuracy,
 }
-"""Scorers of the decomposition by name: -H_s, H_u and I(E;Y) in bits, higher is better.
+"""Scorers of the decomposition by name: -H_s, H_u and I(E;Y) in bits, and the accuracy of the
+expert that is chosen for each sample, alone; higher is better.
 
 Each is called as ``scorer(estimator, X, y)`` with a fitted ``MoEClassifier``, a pipeline that
 ends in one or a search for one, and returns a float. ``cross_validate`` and ``tune`` know the

@@ -18,8 +18,10 @@ from sklearn_moe import (
     ExpertSamplesDisplay,
     GateDisplay,
     MoEClassifier,
+    ParetoFrontDisplay,
     TrainingDisplay,
     decomposition_entropy,
+    tune,
 )
 
 matplotlib.use("agg")
@@ -515,3 +517,21 @@ def test_training_of_a_search_and_of_one_epoch(iris):
 def test_only_mixtures_are_drawn(draw, iris):
     with pytest.raises(TypeError, match="has no gate_proba"):
         draw(StandardScaler().fit(iris[0]), *iris)
+
+
+def test_front_of_a_search(iris):
+    clf = MoEClassifier(max_iter=3, random_state=0)
+    scoring = ["accuracy", "neg_sample_entropy", "usage_entropy"]
+    search = tune(clf, *iris, n_trials=6, cv=2, scoring=scoring[:2], random_state=0)
+    display = ParetoFrontDisplay.from_estimator(search)
+    assert display.points_.get_offsets().shape == (6, 2)
+    front = [[row[name] for name in scoring[:2]] for row in search.pareto_front_]
+    np.testing.assert_allclose(display.line_.get_xydata(), front)
+    assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == tuple(scoring[:2])
+    display = ParetoFrontDisplay.from_estimator(search, names=scoring[1::-1])
+    assert display.ax_.get_xlabel() == "neg_sample_entropy"
+    for names in (["accuracy"], ["accuracy", "usage_entropy"]):
+        with pytest.raises(ValueError, match="needs two of the scores"):
+            ParetoFrontDisplay.from_estimator(search, names=names)
+    display = ParetoFrontDisplay([[0, 1], [1, 0], [0.4, 0.4], [0, 0.5]], names="ab").plot()
+    assert display.front_.tolist() == [1, 2, 0]

@@ -1,24 +1,37 @@
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
+from scipy import stats
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold, cross_val_score
+from sklearn.metrics import accuracy_score, make_scorer
+from sklearn.model_selection import (
+    GroupKFold,
+    LeaveOneGroupOut,
+    RepeatedStratifiedKFold,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import (
     SCORERS,
     MoEClassifier,
+    compare,
     cross_validate,
     decomposition_entropy,
-    tune,
 )
 
 
 @pytest.fixture
 def clf():
     return MoEClassifier(n_experts=3, max_iter=10, random_state=0)
+
+
+def one_expert_accuracy(clf, X, y):
+    of_all, chosen = clf.expert_proba(X), clf.apply(X)
+    right = [of_all[n, chosen[n]].argmax() == label for n, label in enumerate(y)]
+    return np.mean(right)
 
 
 def test_cross_validate_adds_the_measures(clf, iris):
@@ -33,6 +46,7 @@ def test_cross_validate_adds_the_measures(clf, iris):
             ("neg_sample_entropy", -decomposition.sample_entropy),
             ("usage_entropy", decomposition.usage_entropy),
             ("expert_class_information", decomposition.expert_class_information),
+            ("chosen_expert_accuracy", one_expert_accuracy(estimator, X[test], y[test])),
         ):
             assert result[f"test_{name}"][fold] == pytest.approx(expected, abs=1e-12)
 
@@ -70,83 +84,66 @@ def test_cross_validate_groups_and_params(clf, iris):
         assert 0 not in estimator.predict(X)  # class 0 had no weight
 
 
-def test_tune_searches_the_default_space(clf, iris):
+def test_cross_validate_prints_itself(clf, iris):
+    result = cross_validate(clf, *iris, cv=3, return_estimator=True)
+    assert isinstance(result, dict)
+    lines = repr(result).splitlines()
+    assert lines[0].split() == ["3", "folds", "mean", "std"]
+    numbers = {name: (float(mean), float(std)) for name, mean, std in map(str.split, lines[1:])}
+    for name in ("test_score", "test_chosen_expert_accuracy"):
+        expected = result[name].mean(), result[name].std(ddof=1)
+        assert numbers[name] == pytest.approx(expected, abs=1e-4)
+
+
+def test_cross_validate_routes_metadata(clf, iris):
     X, y = iris
-    pipeline = make_pipeline(StandardScaler(), clf.set_params(max_iter=3))
-    result = tune(pipeline, X, y, n_trials=6, cv=2, scoring="neg_log_loss", random_state=0)
-    assert len(result.study_.trials) == 6
-    assert result.best_score_ == max(trial.value for trial in result.study_.trials) < 0
-    best = result.best_estimator_
-    for name, value in result.best_params_.items():
-        assert repr(best.get_params()[name]) == repr(value)
-    assert set(result.best_params_) == {
-        f"moeclassifier__{name}" for name in ("n_experts", "gate", "regularization")
-    }
-    assert best.predict(X).shape == y.shape
-    assert not hasattr(pipeline[-1], "net_")  # the estimator that was passed stays as it was
+    params = {"sample_weight": (y > 0).astype(float), "groups": np.arange(150) % 3}
+    with config_context(enable_metadata_routing=True):
+        clf.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        result = cross_validate(
+            clf,
+            X,
+            y,
+            cv=GroupKFold(3),
+            params=params,
+            scoring={"acc": make_scorer(accuracy_score).set_score_request(sample_weight=True)},
+            return_estimator=True,
+            error_score="raise",
+        )
+    for estimator in result["estimator"]:
+        assert 0 not in estimator.predict(X)
 
 
-def test_tune_is_reproducible(clf, iris):
+def test_cross_validate_unknown_scorer(clf, iris):
+    with pytest.raises(ValueError, match=r"no scorer 'entropie'.*usage_entropy"):
+        cross_validate(clf, *iris, scoring=["accuracy", "entropie"])
+
+
+def test_compare(clf, iris):
     X, y = iris
-    one, other = (tune(clf, X, y, n_trials=3, cv=2, random_state=1) for _ in range(2))
-    assert [trial.params for trial in one.study_.trials] == [
-        trial.params for trial in other.study_.trials
-    ]
-    assert one.best_score_ == other.best_score_
+    estimators = {"moe": clf, "one": clf.set_params(n_experts=1), "linear": LogisticRegression()}
+    cv = RepeatedStratifiedKFold(n_splits=3, n_repeats=2, random_state=0)
+    result = compare(estimators, X, y, cv=cv, scoring="neg_log_loss")
+    for name, estimator in estimators.items():
+        expected = cross_val_score(estimator, X, y, cv=cv, scoring="neg_log_loss")
+        np.testing.assert_array_equal(result.scores[name], expected)
+    pairs = [(row["first"], row["second"]) for row in result.differences]
+    assert pairs == [("moe", "one"), ("moe", "linear"), ("one", "linear")]
+    row = pd.DataFrame(result.differences).iloc[1]
+    d = result.scores["moe"] - result.scores["linear"]
+    error = np.sqrt((1 / 6 + 50 / 100) * np.sum((d - d.mean()) ** 2) / 5)
+    assert row.difference == pytest.approx(d.mean())
+    assert row.standard_error == pytest.approx(error)
+    tail = stats.t(5).cdf(-abs(d.mean() / error))
+    assert row.p_value == pytest.approx(2 * tail)
+    # Wider than the t-test that takes the folds for independent.
+    assert row.p_value > stats.ttest_rel(*(result.scores[n] for n in ("moe", "linear"))).pvalue
+    assert result.differences[0]["p_value"] == 1  # the same estimator under two names
+    assert "linear" in repr(result) and f"{d.mean():.4f}" in repr(result)
 
 
-def test_tune_with_an_own_space_and_decomposition_as_goal(clf, iris):
-    X, y = iris
-
-    def space(trial):
-        return {"n_experts": trial.suggest_int("n_experts", 1, 3)}
-
-    result = tune(
-        clf, X, y, n_trials=4, space=space, cv=StratifiedKFold(2), scoring="usage_entropy"
-    )
-    assert isinstance(result.study_, optuna.Study)
-    assert set(result.best_params_) == {"n_experts"}
-    assert 0 <= result.best_score_ <= np.log2(3)
-
-
-def test_tune_survives_trials_that_fail_and_remembers_the_best(clf, iris):
-    X, y = iris
-
-    def space(trial):
-        return {"n_experts": trial.suggest_int("n_experts", 0, 2), "max_iter": 1 + trial.number}
-
-    folds = StratifiedKFold(2).split(X, y)  # an iterator, which a second trial would find empty
-    result = tune(clf, X, y, n_trials=6, space=space, cv=folds, random_state=0)
-    states = {trial.state.name for trial in result.study_.trials}
-    assert states == {"COMPLETE", "FAIL"}
-    best = result.study_.best_trial
-    assert result.best_params_ == {
-        "n_experts": best.params["n_experts"],
-        "max_iter": 1 + best.number,
-    }
-    for wrong in ({"n_experts": 0}, {"n_expert": 3}):
-        with pytest.raises(ValueError, match="None of 2 trials has a score") as raised:
-            tune(clf, X, y, n_trials=2, space=lambda trial, wrong=wrong: wrong)
-        assert "n_expert" in str(raised.value.__cause__)
-    with pytest.raises(ValueError, match="Raise timeout"):
-        tune(clf, X, y, n_trials=2, timeout=1e-9)
-
-
-def test_tune_leaves_the_verbosity_of_optuna_alone(clf, iris, capfd):
-    before = optuna.logging.get_verbosity()
-    tune(clf, *iris, n_trials=1, cv=2)
-    assert optuna.logging.get_verbosity() == before
-    assert "Trial 0" not in capfd.readouterr().err
-    tune(clf, *iris, n_trials=1, cv=2, verbose=1)
-    assert "1/1" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("wrong", [{"n_trials": 0}, {"space": {}}, {"timeout": -1}])
-def test_tune_wrong_parameters(wrong, clf, iris):
-    with pytest.raises(ValueError, match=f"The '{next(iter(wrong))}' parameter of tune"):
-        tune(clf, *iris, **wrong)
-
-
-def test_tune_needs_a_mixture(iris):
-    with pytest.raises(ValueError, match="needs exactly one MoEClassifier"):
-        tune(LogisticRegression(), *iris, n_trials=1)
+def test_compare_needs_two(clf, iris):
+    with pytest.raises(ValueError, match=r"at least two estimators, got \['moe'\]"):
+        compare({"moe": clf}, *iris)
+    with pytest.raises(ValueError, match="at least two folds, got 1"):
+        compare({"a": clf, "b": clf}, *iris, cv=[(np.arange(100), np.arange(100, 150))])

@@ -5,6 +5,7 @@ artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and leave it
 """
 
 from sklearn_moe.display.decomposition import DecompositionDisplay
+from sklearn_moe.display.front import ParetoFrontDisplay
 from sklearn_moe.display.gate import GateDisplay
 from sklearn_moe.display.regions import ExpertRegionsDisplay
 from sklearn_moe.display.samples import ExpertSamplesDisplay
@@ -15,5 +16,6 @@ __all__ = [
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "GateDisplay",
+    "ParetoFrontDisplay",
     "TrainingDisplay",
 ]

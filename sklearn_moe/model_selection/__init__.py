@@ -1,0 +1,20 @@
+"""Cross-validation with measures of the decomposition, and tuning with Optuna."""
+
+from sklearn_moe.model_selection.search import MoESearchCV, tune
+from sklearn_moe.model_selection.spaces import suggest_parameters
+from sklearn_moe.model_selection.validation import (
+    Comparison,
+    CrossValidation,
+    compare,
+    cross_validate,
+)
+
+__all__ = [
+    "Comparison",
+    "CrossValidation",
+    "MoESearchCV",
+    "compare",
+    "cross_validate",
+    "suggest_parameters",
+    "tune",
+]

@@ -1,0 +1,523 @@
+"""Tuning with Optuna, as a scikit-learn search and as a function."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from numbers import Integral, Real
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from joblib import Parallel, delayed, effective_n_jobs
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import check_cv
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
+from tqdm.auto import tqdm
+
+from sklearn_moe.model_selection.spaces import Space
+from sklearn_moe.model_selection.trials import STEPS, Evaluation, TrialFailed
+from sklearn_moe.model_selection.validation import scorers_by_name
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+# Seconds between two signs of life of a trial in a data base, and without one until it counts as
+# dead.
+HEARTBEAT, GRACE = 10, 30
+
+# So many failed trials, and no other, end a search.
+MANY_FAILURES = 10
+
+
+class MoESearchCV(BaseSearchCV):
+    r"""A scikit-learn search whose candidates are suggested by Optuna.
+
+    Unlike those of ``RandomizedSearchCV``, its trials learn from one another, those that fall
+    behind are given up in the middle of a fit, and a search with a name can be killed, go on, and
+    be shared by many processes and machines.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A ``MoEClassifier``, a pipeline that ends in one, or any other classifier with a ``space``
+        of its own.
+    space : dict, callable or None, default=None
+        Distributions of ``optuna.distributions`` by the name of the parameter; or a function that
+        gets a trial and returns a dict for ``set_params``; or None for a space of gate,
+        regularization, number, width and dropout of the experts, learning rate and weight decay
+        (:func:`~sklearn_moe.model_selection.suggest_parameters`).
+    n_trials : int, default=50
+        The search ends when the study has so many trials, with those of earlier searches and other
+        processes.
+    timeout : float, default=None
+        Seconds after which no trial starts.
+    scoring : str, callable, list, dict or None, default=None
+        What to maximise: names that scikit-learn or ``SCORERS`` knows, or scorers; None is
+        accuracy. Several give a front of trials of which none beats another in everything.
+    cv : int, cross-validation generator or iterable, default=5
+        How the folds are made; the same for all trials.
+    pruner : {"median", "hyperband"}, optuna pruner or None, default="median"
+        How trials that fall behind are found, by the log-likelihood of the left-out samples after
+        each epoch and the score after each fold, both averaged over the folds so far. "median"
+        gives up what is worse than the median of the others at the same point; "hyperband" shares
+        epochs out among many short and few long trials; None completes all. With several scores
+        nothing is pruned.
+    storage : str, path, optuna storage or None, default=None
+        Where the study lives: the address of a data base such as ``"sqlite:///study.db"`` or
+        ``"postgresql://host/name"``, or a path of a journal file, which may be on a network file
+        system. None is the memory or, with ``study_name``, the SQLite file ``<study_name>.db``.
+    study_name : str, default=None
+        A search goes on with the study of this name if there is one.
+    refit : bool, str or callable, default=True
+        Whether to fit the best candidate on all samples. With several scores, the name of the one
+        that says which is best; True means the first. A callable gets ``cv_results_`` and returns
+        an index.
+    callbacks : list of callable, default=None
+        Called as ``callback(study, trial)`` after each trial, as in ``optuna.Study.optimize``.
+    n_jobs : int, default=None
+        Number of trials at the same time, by the joblib backend that is active.
+    return_train_score : bool, default=False
+        Whether ``cv_results_`` has scores of the training samples, too.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the search; with ``n_jobs=1`` the same seed gives the same trials. The seed of the
+        mixtures is the estimator's own.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    study_ : optuna.Study
+        All trials; also after an error or an interruption. ``optuna.visualization`` draws it.
+    cv_results_ : dict of ndarray
+        Complete trials, as in ``RandomizedSearchCV``, and their numbers in the study, ``trial``.
+    best_estimator_ : estimator
+        The best candidate, fitted on all samples; only with ``refit``.
+    best_params_, best_score_, best_index_ : dict, float, int
+        The best candidate, its mean score, and its place in ``cv_results_``.
+    pareto_front_ : list of dict
+        Complete trials that no other beats in every score: their ``trial``, ``params`` and mean
+        scores, the best by the first score first. With one score, the best alone.
+    scorer_ : callable or dict
+        The scorers.
+    n_splits_ : int
+        Number of folds.
+    refit_time_ : float
+        Seconds of the refit.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not valid, the space names a parameter that does not exist, all trials
+        fail, or the study is one of other folds or scores.
+    ConnectionError
+        If the storage can't be opened.
+
+    See Also
+    --------
+    tune : The same as a function.
+
+    Notes
+    -----
+    Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. A trial whose
+    process was killed is taken for dead when a data base has not heard of it for 30 seconds, and
+    replaced. Several processes on one study may exceed ``n_trials`` by one trial each.
+
+    References
+    ----------
+    T. Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019,
+    arXiv 1907.10902.
+
+    L. Li et al., Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization, 2018,
+    arXiv 1603.06560.
+
+    Examples
+    --------
+    >>> from optuna.distributions import IntDistribution
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MoEClassifier, MoESearchCV
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = MoEClassifier(max_iter=20, random_state=0)
+    >>> search = MoESearchCV(clf, {"n_experts": IntDistribution(1, 4)}, n_trials=3, random_state=0)
+    >>> search.fit(X, y).best_estimator_.score(X, y) > 0.9
+    True
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [HasMethods(["fit"])],
+        "space": [dict, callable, None],
+        "n_trials": [Interval(Integral, 1, None, closed="left")],
+        "timeout": [Interval(Real, 0, None, closed="neither"), None],
+        "scoring": [str, callable, list, tuple, dict, None],
+        "cv": ["cv_object"],
+        "pruner": [StrOptions({"median", "hyperband"}), HasMethods("prune"), None],
+        "storage": [str, os.PathLike, HasMethods("create_new_study"), None],
+        "study_name": [str, None],
+        "refit": ["boolean", str, callable],
+        "callbacks": [list, tuple, None],
+        "n_jobs": [Integral, None],
+        "return_train_score": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator: BaseEstimator,
+        space: dict | Callable[[optuna.Trial], dict[str, Any]] | None = None,
+        *,
+        n_trials: int = 50,
+        timeout: float | None = None,
+        scoring: str | Callable | Sequence[str] | dict | None = None,
+        cv=5,
+        pruner: str | object | None = "median",
+        storage: str | os.PathLike | object | None = None,
+        study_name: str | None = None,
+        refit: bool | str | Callable = True,
+        callbacks: Sequence[Callable] | None = None,
+        n_jobs: int | None = None,
+        return_train_score: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ):
+        self.estimator = estimator
+        self.space = space
+        self.n_trials = n_trials
+        self.timeout = timeout
+        self.scoring = scoring
+        self.cv = cv
+        self.pruner = pruner
+        self.storage = storage
+        self.study_name = study_name
+        self.refit = refit
+        self.callbacks = callbacks
+        self.n_jobs = n_jobs
+        self.return_train_score = return_train_score
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None, **params) -> MoESearchCV:
+        """Search, and fit the best candidate on all samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        **params : dict
+            ``groups`` for the splitter, and parameters for the estimator's ``fit``, such as
+            ``sample_weight``; with scikit-learn's metadata routing, whatever is requested.
+
+        Returns
+        -------
+        self : MoESearchCV
+        """
+        self._validate_params()
+        scorer, refit_metric = self._get_scorers()
+        X, y = indexable(X, y)
+        params = _check_method_params(X, params=params)
+        routed = self._get_routed_params_for_fit(params)
+        cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        folds = list(cv.split(X, y, **routed.splitter.split))
+        self.n_splits_ = len(folds)
+        self.scorer_ = getattr(scorer, "_scorers", scorer)
+        self.multimetric_ = isinstance(self.scorer_, dict)
+        suggest = Space(self.space, self.estimator, X)
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        evaluation = Evaluation(
+            self.estimator,
+            suggest,
+            folds,
+            scorer,
+            routed.estimator.fit,
+            routed.scorer.score,
+            with_train_scores=self.return_train_score,
+            prunes=self.pruner is not None and not self.multimetric_,
+            seed=int(seed),
+        )
+        self._search(evaluation, X, y)
+        self._collect(suggest, refit_metric)
+        if self.refit:
+            start = time.perf_counter()
+            self.best_estimator_ = clone(self.estimator).set_params(
+                **clone(self.best_params_, safe=False)
+            )
+            if y is None:
+                self.best_estimator_.fit(X, **routed.estimator.fit)
+            else:
+                self.best_estimator_.fit(X, y, **routed.estimator.fit)
+            self.refit_time_ = time.perf_counter() - start
+            if hasattr(self.best_estimator_, "feature_names_in_"):
+                self.feature_names_in_ = self.best_estimator_.feature_names_in_
+        return self
+
+    def _get_scorers(self):
+        """Return a scorer of one score or of a dict of them, and the name of what is best."""
+        scoring = scorers_by_name(self.scoring)
+        if not isinstance(scoring, dict):
+            return check_scoring(self.estimator, scoring=scoring), "score"
+        if isinstance(self.refit, str) and self.refit not in scoring:
+            raise ValueError(f"refit={self.refit!r} must be one of the scores {list(scoring)}.")
+        metric = self.refit if isinstance(self.refit, str) else next(iter(scoring))
+        return check_scoring(self.estimator, scoring=scoring, raise_exc=True), metric
+
+    def score(self, X: ArrayLike, y: ArrayLike | None = None, **params) -> float:
+        """Return the score of the best estimator, with several the one that says which is best.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        **params : dict
+            Parameters for the scorer, with scikit-learn's metadata routing.
+
+        Returns
+        -------
+        float
+        """
+        if getattr(self, "multimetric_", False) and self.refit:
+            check_is_fitted(self)
+            _, metric = self._get_scorers()
+            return self.scorer_[metric](self.best_estimator_, X, y, **params)
+        return super().score(X, y, **params)
+
+    def trials_dataframe(self) -> pd.DataFrame:
+        """Return all trials of the study, those without a score included; needs pandas."""
+        check_is_fitted(self, "study_")
+        return self.study_.trials_dataframe()
+
+    def _search(self, evaluation, X, y):
+        """Fill the study with trials."""
+        n_jobs = effective_n_jobs(self.n_jobs)
+        deadline = math.inf if self.timeout is None else time.time() + self.timeout
+        shape = {
+            "n_folds": self.n_splits_,
+            "scores": list(self.scorer_) if self.multimetric_ else ["score"],
+            "n_samples": sum(len(part) for part in evaluation.folds[0]),
+        }
+        with quiet_optuna(), TemporaryDirectory() as folder:
+            storage, in_memory = self.storage, self.storage is None and self.study_name is None
+            if in_memory and n_jobs > 1:  # other processes see no memory
+                storage = Path(folder) / "journal.log"
+            study = self._open(storage, shape)
+            self.study_ = study
+            one = partial(_one_trial, study, evaluation, self.n_trials, deadline, self.callbacks)
+            n_missing = max(self.n_trials - n_finished(study), 0)
+            trials = Parallel(n_jobs=n_jobs, return_as="generator_unordered", pre_dispatch=n_jobs)(
+                delayed(one)(X, y) for _ in range(n_missing)
+            )
+            try:
+                done = tqdm(trials, total=n_missing, unit="trial", disable=self.verbose == 0)
+                for _ in done:
+                    pass
+            finally:
+                if in_memory and n_jobs > 1:
+                    self.study_ = self._open(None, shape)
+                    self.study_.add_trials(study.get_trials())
+
+    def _open(self, storage, shape):
+        """Return the study, a new one if there is none."""
+        import optuna
+
+        name, where = self.study_name, storage
+        if storage is None and name is not None and storage is self.storage:
+            where = f"sqlite:///{name}.db"
+
+        def open_study():
+            return optuna.create_study(
+                storage=_opened(where),
+                study_name=name,
+                directions=["maximize"] * len(shape["scores"]),
+                sampler=optuna.samplers.RandomSampler(0),  # each trial brings its own
+                pruner=self._pruner(),
+                load_if_exists=True,
+            )
+
+        try:
+            try:
+                study = open_study()
+            except Exception:  # another process may just be creating it
+                time.sleep(1)
+                study = open_study()
+        except Exception as error:
+            raise ConnectionError(
+                f"The study {name!r} in storage={storage!r} can't be opened: {error}"
+            ) from error
+        if study.user_attrs.get("shape", shape) != shape:
+            raise ValueError(
+                f"The study {name!r} has trials of {study.user_attrs['shape']}, but this search "
+                f"is one of {shape}. Take another study_name."
+            )
+        if "shape" not in study.user_attrs:
+            study.set_user_attr("shape", shape)
+        return study
+
+    def _pruner(self):
+        from optuna import pruners
+
+        if self.pruner == "median":
+            return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS // 5)
+        if self.pruner == "hyperband":
+            return pruners.HyperbandPruner(
+                min_resource=STEPS // 5, max_resource=self.n_splits_ * (STEPS + 1)
+            )
+        return self.pruner or pruners.NopPruner()
+
+    def _collect(self, suggest, refit_metric):
+        """Set what the search has found."""
+        trials = [trial for trial in self.study_.get_trials() if trial.state.name == "COMPLETE"]
+        if not trials:
+            errors = [t.user_attrs["error"] for t in self.study_.get_trials() if _failed(t)]
+            raise ValueError(
+                f"None of {len(self.study_.trials)} trials has a score. "
+                + (
+                    f"The last error: {errors[-1]}"
+                    if errors
+                    else "Raise timeout if there were few."
+                )
+            )
+        params = [suggest(trial) for trial in trials]
+        results = [result for trial in trials for result in trial.user_attrs["folds"]]
+        self.cv_results_ = self._format_results(
+            params, self.n_splits_, results, {"trial": [trial.number for trial in trials]}
+        )
+        best = {trial.number for trial in self.study_.best_trials}
+        self.pareto_front_ = sorted(
+            (
+                {"trial": trial.number, "params": each, **self._named(trial.values)}
+                for trial, each in zip(trials, params, strict=True)
+                if trial.number in best
+            ),
+            key=lambda row: -row[next(iter(self._named([0])))],
+        )
+        self.best_index_ = self._select_best_index(self.refit, refit_metric, self.cv_results_)
+        self.best_score_ = self.cv_results_[f"mean_test_{refit_metric}"][self.best_index_]
+        self.best_params_ = params[self.best_index_]
+
+    def _named(self, values):
+        names = self.scorer_ if self.multimetric_ else ["score"]
+        return dict(zip(names, values, strict=False))
+
+
+def _opened(storage):
+    """Return the storage at an address or path."""
+    from optuna import storages
+
+    if isinstance(storage, str) and "://" in storage:
+        # Processes that share a file wait for one another.
+        patience = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
+        return storages.RDBStorage(
+            storage, patience, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+        )
+    if isinstance(storage, (str, os.PathLike)):
+        return storages.JournalStorage(storages.journal.JournalFileBackend(os.fspath(storage)))
+    return storage
+
+
+def _one_trial(study, evaluation, n_trials, deadline, callbacks, X, y):
+    """Make one trial, if one is missing and there is time."""
+    finished = n_finished(study)
+    if time.time() >= deadline or finished >= n_trials:
+        return
+    if finished >= MANY_FAILURES and all(_failed(trial) for trial in study.get_trials()):
+        return
+    with quiet_optuna():
+        study.optimize(
+            lambda trial: evaluation(trial, X, y),
+            n_trials=1,
+            catch=TrialFailed,
+            callbacks=callbacks,
+        )
+
+
+def n_finished(study: optuna.Study) -> int:
+    """Return the number of trials that have ended, other than by the end of their process."""
+    return sum(
+        trial.state.name in ("COMPLETE", "PRUNED") or _failed(trial)
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def _failed(trial):
+    return trial.state.name == "FAIL" and "error" in trial.user_attrs
+
+
+@contextmanager
+def quiet_optuna():
+    """Leave out optuna's lines about each trial and its warnings of what is experimental."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def tune(
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike,
+    space: dict | Callable[[optuna.Trial], dict[str, Any]] | None = None,
+    **params,
+) -> MoESearchCV:
+    """Search for good hyperparameters with Optuna, in cross-validation.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier or Pipeline
+        The mixture, or a pipeline that contains one.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Samples.
+    y : array-like of shape (n_samples,)
+        Class labels.
+    space : dict, callable or None, default=None
+        What to search, as in :class:`MoESearchCV`.
+    **params : dict
+        The other parameters of :class:`MoESearchCV`, such as ``n_trials``, ``scoring``, ``cv``,
+        ``timeout``, ``pruner``, ``study_name``, ``n_jobs`` and ``random_state``.
+
+    Returns
+    -------
+    MoESearchCV
+        The fitted search, with ``best_estimator_``, ``best_params_``, ``study_``,
+        ``pareto_front_`` and ``trials_dataframe()``.
+
+    Raises
+    ------
+    TypeError
+        If ``MoESearchCV`` has no parameter of such a name.
+    ValueError, ConnectionError
+        As in :class:`MoESearchCV`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MoEClassifier, tune
+    >>> X, y = load_iris(return_X_y=True)
+    >>> def space(trial):
+    ...     return {"n_experts": trial.suggest_int("n_experts", 1, 4)}
+    >>> clf = MoEClassifier(max_iter=20, random_state=0)
+    >>> search = tune(clf, X, y, space, n_trials=3, random_state=0)
+    >>> len(search.study_.trials)
+    3
+    """
+    return MoESearchCV(estimator, space, **params).fit(X, y)

@@ -1,0 +1,137 @@
+"""Search spaces: from a trial of Optuna to parameters of an estimator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sklearn_moe.estimator import MoEClassifier
+from sklearn_moe.experts import MLPExperts
+from sklearn_moe.gates import AttentiveGate
+from sklearn_moe.regularizers import Importance, SampleSimilarity
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
+    """Suggest parameters of a ``MoEClassifier`` for tables: the default space of :func:`tune`.
+
+    Number, width and dropout of the experts, gate, regularization, learning rate and weight decay.
+    The width of the attentive gate and the strength of a regularization are only asked for where
+    they play a part.
+
+    Parameters
+    ----------
+    trial : optuna.Trial
+        The trial.
+
+    Returns
+    -------
+    dict
+        Parameters for ``set_params``.
+    """
+    gate = trial.suggest_categorical("gate", ["softmax", "top_k", "hard", "attentive"])
+    if gate == "attentive":
+        gate = AttentiveGate((trial.suggest_int("gate_width", 16, 128, log=True),))
+    regularization = trial.suggest_categorical(
+        "regularization", ["none", "importance", "sample_similarity"]
+    )
+    penalty = None
+    if regularization == "importance":
+        penalty = Importance(trial.suggest_float("importance_strength", 0.02, 2.0, log=True))
+    elif regularization == "sample_similarity":
+        penalty = SampleSimilarity(
+            trial.suggest_float("sample_similarity_strength", 0.03, 1.0, log=True)
+        )
+    return {
+        "n_experts": trial.suggest_int("n_experts", 2, 16, log=True),
+        "experts": MLPExperts(
+            (trial.suggest_int("width", 16, 128, log=True),),
+            dropout=trial.suggest_float("dropout", 0.0, 0.5),
+        ),
+        "gate": gate,
+        "regularization": penalty,
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1.0, log=True),
+    }
+
+
+class Space:
+    """What a search suggests: a function of a trial, distributions by name, or the default.
+
+    Parameters
+    ----------
+    space : callable, dict of optuna distributions or None
+        The space as the user gave it.
+    estimator : estimator
+        For the default, it has to contain exactly one ``MoEClassifier``.
+    X : array-like
+        Samples; the default leaves the experts alone where these are not a table.
+    """
+
+    def __init__(self, space, estimator, X):
+        self.space = space
+        self.prefix = self.left_alone = None
+        if space is None:
+            self.prefix, mixture = _mixture_of(estimator)
+            is_table = np.ndim(X) == 2 and mixture.input_shape is None
+            has_own_experts = not (is_table and mixture.experts in ("auto", "mlp"))
+            self.left_alone = {"experts"} if has_own_experts else set()
+        elif isinstance(space, dict):
+            for name, distribution in space.items():
+                _suggest_method(name, distribution)
+
+    def __call__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
+        if callable(self.space):
+            return self.space(trial)
+        if self.space is not None:
+            return {
+                name: _suggest(trial, name, distribution)
+                for name, distribution in self.space.items()
+            }
+        return {
+            self.prefix + name: value
+            for name, value in suggest_parameters(trial).items()
+            if name not in self.left_alone
+        }
+
+
+def _suggest_method(name, distribution):
+    """Return the name of the trial's method for a distribution, and its arguments."""
+    from optuna import distributions
+
+    if isinstance(distribution, distributions.CategoricalDistribution):
+        return "suggest_categorical", {"choices": distribution.choices}
+    if isinstance(distribution, distributions.IntDistribution):
+        kind = "suggest_int"
+    elif isinstance(distribution, distributions.FloatDistribution):
+        kind = "suggest_float"
+    else:
+        raise ValueError(
+            f"space[{name!r}] must be one of optuna.distributions, got {distribution!r}."
+        )
+    arguments = {key: getattr(distribution, key) for key in ("low", "high", "step", "log")}
+    return kind, arguments
+
+
+def _suggest(trial, name, distribution):
+    method, arguments = _suggest_method(name, distribution)
+    return getattr(trial, method)(name, **arguments)
+
+
+def _mixture_of(estimator):
+    """Return the prefix of its parameters and the only mixture in an estimator."""
+    parts = {"": estimator, **estimator.get_params(deep=True)}
+    mixtures = [
+        (f"{name}__" if name else "", part)
+        for name, part in parts.items()
+        if isinstance(part, MoEClassifier)
+    ]
+    if len(mixtures) != 1:
+        raise ValueError(
+            f"The default search space needs exactly one MoEClassifier; {estimator!r} has "
+            f"{len(mixtures)}. Pass space=."
+        )
+    return mixtures[0]

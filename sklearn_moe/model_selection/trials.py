@@ -1,0 +1,186 @@
+"""One trial of a search: the folds, one after the other, and when to give up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metaestimators import _safe_split
+from sklearn.utils.validation import _check_method_params
+from skorch.callbacks import Callback
+
+from sklearn_moe.estimator import MoEClassifier
+
+if TYPE_CHECKING:
+    import optuna
+
+# A fold has so many steps on the way of a trial, whatever its number of epochs.
+STEPS = 100
+
+
+class TrialFailed(Exception):
+    """A fit or a score raised an error. The search goes on without this trial."""
+
+
+@dataclass
+class Evaluation:
+    """The objective of a study: cross-validated scores of what a trial suggests.
+
+    Attributes
+    ----------
+    estimator : estimator
+        What the suggested parameters are for.
+    suggest : callable
+        Returns parameters for a trial.
+    folds : list of tuple of ndarray
+        Indices of training and test samples.
+    scorer : callable
+        Returns one score, or several in a dict.
+    fit_params, score_params : dict
+        Routed parameters.
+    with_train_scores, prunes : bool
+        Whether to score the training samples, too, and to ask the study's pruner.
+    seed : int
+        Each trial's sampler is seeded by it and the number of the trial, so that no process, and
+        no search that goes on, repeats what another has tried.
+    """
+
+    estimator: BaseEstimator
+    suggest: Callable[[optuna.Trial], dict[str, Any]]
+    folds: list[tuple[np.ndarray, np.ndarray]]
+    scorer: Callable
+    fit_params: dict[str, Any]
+    score_params: dict[str, Any]
+    with_train_scores: bool
+    prunes: bool
+    seed: int
+
+    def __call__(self, trial: optuna.Trial, X, y) -> float | tuple[float, ...]:
+        """Return the mean score over the folds, or several, and leave the rest with the trial."""
+        from optuna.samplers import TPESampler
+
+        (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
+        trial.study.sampler = TPESampler(seed=seed, multivariate=False)
+        parameters = clone(self.suggest(trial), safe=False)
+        clone(self.estimator).set_params(**parameters)  # raises at once for an unknown name
+        results, progress = [], _Progress(trial)
+        for train, test in self.folds:
+            candidate = clone(self.estimator).set_params(**clone(parameters, safe=False))
+            progress.begin_fold()
+            try:
+                results.append(self._fold(candidate, X, y, train, test, progress))
+            except (KeyboardInterrupt, *_pruned()):
+                raise
+            except Exception as error:
+                trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+                raise TrialFailed(str(error)) from error
+            finally:
+                trial.set_user_attr("n_epochs", progress.n_epochs)
+            trial.set_user_attr("folds", results)
+            if self.prunes:
+                progress.after_fold(np.mean([result["test_scores"] for result in results]))
+        scores = [result["test_scores"] for result in results]
+        if isinstance(scores[0], dict):
+            return tuple(float(np.mean([each[name] for each in scores])) for name in scores[0])
+        return float(np.mean(scores))
+
+    def _fold(self, candidate, X, y, train, test, progress):
+        X_train, y_train = _safe_split(candidate, X, y, train)
+        X_test, y_test = _safe_split(candidate, X, y, test, train)
+        model = candidate[-1] if isinstance(candidate, Pipeline) else candidate
+        if isinstance(model, MoEClassifier):
+            left_out = (X_test, y_test) if self.prunes else None
+            reporter = ReportEpochs(candidate, np.unique(y_train), left_out, progress)
+            net_params = model.net_params or {}
+            callbacks = [*(net_params.get("callbacks") or []), reporter]
+            model.set_params(net_params={**net_params, "callbacks": callbacks})
+        start = time.perf_counter()
+        candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
+        fitted = time.perf_counter()
+        scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}
+        scored = time.perf_counter()
+        if self.with_train_scores:
+            scores["train_scores"] = self._score(candidate, X_train, y_train, X, train)
+        return {
+            **scores,
+            "fit_time": fitted - start,
+            "score_time": scored - fitted,
+            "n_test_samples": len(test),
+        }
+
+    def _score(self, candidate, X_part, y_part, X, rows):
+        scores = self.scorer(
+            candidate, X_part, y_part, **_check_method_params(X, self.score_params, rows)
+        )
+        if isinstance(scores, dict):
+            return {name: float(score) for name, score in scores.items()}
+        return float(scores)
+
+
+def _pruned():
+    from optuna import TrialPruned
+
+    return (TrialPruned,)
+
+
+class _Progress:
+    """What a trial reports on its way, averaged over the folds that have come so far."""
+
+    def __init__(self, trial):
+        self.trial = trial
+        self.n_epochs = 0
+        self.curves = []  # of each fold, by step
+
+    def begin_fold(self):
+        """Count a fold."""
+        self.curves.append({})
+
+    def after_epoch(self, part, value):
+        """Report a value after some part of a fold."""
+        step = int(STEPS * part)
+        self.curves[-1][step] = value
+        mean = np.mean([curve[step] for curve in self.curves if step in curve])
+        self._report(mean, (len(self.curves) - 1) * (STEPS + 1) + step)
+
+    def after_fold(self, mean_score):
+        """Report the mean score of the folds so far."""
+        self._report(mean_score, len(self.curves) * (STEPS + 1))
+
+    def _report(self, value, step):
+        from optuna import TrialPruned
+
+        self.trial.report(float(value), step)
+        if self.trial.should_prune():
+            raise TrialPruned(f"pruned at step {step}")
+
+
+class ReportEpochs(Callback):
+    """Count the epochs and report the log-likelihood of the samples that are left out."""
+
+    def __init__(self, candidate, classes, left_out, progress):
+        self.candidate, self.classes = candidate, classes
+        self.left_out, self.progress = left_out, progress
+
+    def on_train_begin(self, net, **kwargs):
+        self.n_epochs = 0
+        if self.left_out is None:
+            return
+        (X, y), model = self.left_out, self.candidate
+        if isinstance(model, Pipeline):
+            X, model = model[:-1].transform(X) if len(model) > 1 else X, model[-1]
+        known = np.isin(y, self.classes)
+        self.X = model._validate(X, reset=False)[known]
+        self.y = np.searchsorted(self.classes, np.asarray(y)[known])
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n_epochs += 1
+        self.progress.n_epochs += 1
+        if self.left_out is not None:
+            log_proba = net.evaluate(self.X, lambda module, x: module(x).log_proba)
+            value = log_proba[np.arange(len(self.y)), self.y].mean()
+            self.progress.after_epoch(self.n_epochs / net.max_epochs, value)
