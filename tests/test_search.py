@@ -232,6 +232,23 @@ def test_trials_may_fail(clf, iris):
     assert search.best_params_ == {"n_experts": 1}
 
 
+def test_scores_that_are_no_numbers(clf, iris):
+    with pytest.raises(ValueError, match="not a finite number"):
+        tune(clf, *iris, n_experts, n_trials=2, cv=2, scoring=lambda *_: np.nan)
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_string_labels_and_frames(as_frame, clf, iris):
+    X, y = iris
+    names = np.array(["b", "c", "a"])[y]
+    if as_frame:
+        X, names = pd.DataFrame(X, columns=list("pqrs")), pd.Series(names)
+    pipeline = make_pipeline(StandardScaler().set_output(transform="pandas"), clf)
+    search = tune(pipeline, X, names, n_trials=7, cv=2, random_state=0)
+    assert set(search.predict(X)) <= set("abc")
+    assert ("feature_names_in_" in vars(search)) == as_frame
+
+
 def test_all_trials_fail(clf, iris):
     clf.set_params(experts=FailsOnSome())
     search = MoESearchCV(clf, {"n_experts": IntDistribution(2, 4)}, n_trials=100, cv=2)
@@ -301,6 +318,8 @@ def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
     )
     assert repr(second.best_params_) == repr(whole.best_params_)
     assert go(n_trials=5).best_score_ == whole.best_score_  # nothing left to do
+    with pytest.raises(ValueError, match=r"trials of another space.*Take another study_name"):
+        go(n_trials=5, space={"tol": FloatDistribution(0, 1)})
     with pytest.raises(ValueError, match=r"'n_folds': 2.*Take another study_name"):
         go(cv=3, n_trials=5)
 

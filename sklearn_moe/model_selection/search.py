@@ -391,7 +391,13 @@ class MoESearchCV(BaseSearchCV):
                     else "Raise timeout if there were few."
                 )
             )
-        params = [suggest(trial) for trial in trials]
+        try:
+            params = [suggest(trial) for trial in trials]
+        except ValueError as error:
+            raise ValueError(
+                f"The study {self.study_name!r} has trials of another space: {error} Take another "
+                "study_name."
+            ) from error
         results = [result for trial in trials for result in trial.user_attrs["folds"]]
         self.cv_results_ = self._format_results(
             params, self.n_splits_, results, {"trial": [trial.number for trial in trials]}

@@ -117,9 +117,12 @@ class Evaluation:
         scores = self.scorer(
             candidate, X_part, y_part, **_check_method_params(X, self.score_params, rows)
         )
-        if isinstance(scores, dict):
-            return {name: float(score) for name, score in scores.items()}
-        return float(scores)
+        one = not isinstance(scores, dict)
+        values = {"score": scores} if one else scores
+        values = {name: float(value) for name, value in values.items()}
+        if not np.isfinite(list(values.values())).all():
+            raise ValueError(f"A score is not a finite number: {values}.")
+        return values["score"] if one else values
 
 
 def _pruned():
