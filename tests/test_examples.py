@@ -41,10 +41,32 @@ def paper_data(tmp_path, digits):
     parts = {"X_train": images[:400], "y_train": y[:400], "X_test": images[400:]}
     for name in ("mnist", "fashion_mnist"):
         np.savez(tmp_path / f"{name}.npz", **parts, y_test=y[400:500])
-    colored = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None].repeat(3, axis=3)
-    parts = {"X_train": colored[:60], "y_train": y[:60], "X_test": colored[60:90]}
-    np.savez(tmp_path / "cifar100_0.npz", **parts, y_test=y[60:90])
+    colored = colored_images(digits)
+    for name, rows in {
+        "train_0": slice(30),
+        "train_1": slice(30, 60),
+        "test": slice(60, 90),
+    }.items():
+        red, green, blue = np.moveaxis(colored[rows], 3, 0)
+        planes = np.stack([green, red - green, blue - green])  # of bytes, modulo 256
+        zeros = np.pad(planes, ((0, 0), (0, 0), (1, 0), (1, 0)))
+        differences = np.diff(np.diff(zeros, axis=2), axis=3)
+        np.savez(tmp_path / f"cifar100_{name}.npz", D=differences, y=y[rows])
     return tmp_path
+
+
+def colored_images(digits):
+    images = np.kron(digits[0][:90].reshape(-1, 8, 8), np.ones((4, 4))) * 255
+    return np.stack([images, images[:, ::-1], 255 - images], axis=3).astype(np.uint8)
+
+
+def test_colored_images_are_read_back(paper_data, digits, monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPER))
+    from experiment import load
+
+    X_train, y_train, X_test, y_test = load("cifar100", paper_data)
+    np.testing.assert_array_equal(np.concatenate([X_train, X_test]), colored_images(digits))
+    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), digits[1][:90])
 
 
 @pytest.mark.filterwarnings("ignore:The gate has collapsed")
