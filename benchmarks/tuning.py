@@ -56,7 +56,7 @@ def main():
         found = (
             "none"
             if surest is None
-            else (f"{surest['accuracy']:.4f}, {-surest['neg_sample_entropy']:.3f}")
+            else (f"{surest['accuracy']:.4f}, {abs(surest['neg_sample_entropy']):.3f}")
         )
         print(
             f"| {name} | {-default['test_neg_log_loss'].mean():.4f} | {-tuned.best_score_:.4f} "

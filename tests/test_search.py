@@ -8,7 +8,6 @@ import textwrap
 import time
 from functools import partial
 
-import matplotlib
 import numpy as np
 import optuna
 import pandas as pd
@@ -16,6 +15,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GroupKFold,
@@ -26,10 +26,13 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
+from skorch.callbacks import Callback
 
 from sklearn_moe import MLPExperts, MoEClassifier, MoESearchCV, tune
+from sklearn_moe.model_selection.trials import MedianPruner
 
-matplotlib.use("agg")
+# A warning would be an error here, and fail the trial.
+pytestmark = pytest.mark.filterwarnings("ignore:The gate has collapsed")
 
 
 @pytest.fixture
@@ -268,6 +271,9 @@ def test_all_trials_fail(clf, iris):
         ({"space": 3}, ValueError, "The 'space' parameter of MoESearchCV"),
         ({"space": {"n_experts": [1, 2]}}, ValueError, "must be one of optuna.distributions"),
         ({"space": {"n_expert": IntDistribution(1, 2)}}, ValueError, "Invalid parameter 'n_exp"),
+        ({"scoring": []}, ValueError, "at least one score"),
+        ({"scoring": lambda *_: {"a": 1}}, ValueError, "must return one number"),
+        ({"storage": optuna.storages.InMemoryStorage(), "n_jobs": 2}, ValueError, "InMemory"),
         ({"scoring": "acuracy"}, ValueError, "no scorer 'acuracy'.*neg_sample_entropy"),
         ({"storage": "postgresql://nobody@127.0.0.1:1/x"}, ConnectionError, "can't be opened"),
         ({"storage": "nowhere://x"}, ConnectionError, "can't be opened"),
@@ -277,6 +283,13 @@ def test_all_trials_fail(clf, iris):
 def test_wrong_parameters(params, error, message, clf, iris):
     with pytest.raises(error, match=message):
         tune(clf, *iris, **{"space": n_experts, "cv": 2, **params})
+
+
+def test_choices_that_a_study_cannot_keep(clf, iris):
+    with pytest.warns(UserWarning, match="persistent storage"):
+        space = {"gate": CategoricalDistribution([(8,), 1])}
+    with pytest.raises(ValueError, match=r"the choice \(8,\), which a study cannot keep"):
+        tune(clf, *iris, space)
 
 
 def test_needs_a_mixture_or_a_space(iris):
@@ -293,6 +306,58 @@ def test_leaves_the_verbosity_of_optuna_alone(clf, iris, capfd):
     assert capfd.readouterr().err == ""
     tune(clf, *iris, n_experts, n_trials=1, cv=2, verbose=1)
     assert "1/1" in capfd.readouterr().err
+
+
+def test_interruption_ends_the_search(clf, iris):
+    def interrupt(net, X=None, y=None, **kwargs):
+        raise KeyboardInterrupt
+
+    class Interrupt(Callback):
+        on_epoch_begin = interrupt
+
+    for callbacks in ([Interrupt()], [("own", Interrupt())]):
+        clf.set_params(net_params={"callbacks": callbacks})
+        search = MoESearchCV(clf, n_experts, n_trials=3, cv=2)
+        with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
+            search.fit(*iris)
+        assert states(search.study_) == ["FAIL"]
+
+
+def test_median_is_that_of_the_same_step():
+    study = optuna.create_study(direction="maximize", pruner=MedianPruner())
+    for _ in range(5):
+        trial = study.ask()
+        for step, value in ((50, -0.3), (101, 0.9), (151, -0.3)):
+            trial.report(value, step)
+        study.tell(trial, 0.9)
+    trial = study.ask()
+    for step, value, prunes in ((10, -9, 0), (50, -0.2, 0), (101, 0.95, 0), (151, -1.0, 1)):
+        trial.report(value, step)
+        assert trial.should_prune() == prunes
+
+
+def test_many_epochs_and_classes_that_no_training_sample_has(iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=2, max_iter=120, random_state=0)
+    search = tune(clf, X, y, n_experts, n_trials=1, cv=2)  # no warning of steps
+    assert search.study_.trials[0].user_attrs["n_epochs"] == 240
+    folds = [(np.arange(100), np.arange(100, 150))]
+    assert tune(clf, X, y, n_experts, n_trials=1, cv=folds).best_score_ == 0
+
+
+def test_weights_with_our_scores(clf, iris):
+    search = MoESearchCV(clf, n_experts, n_trials=1, cv=2, scoring=["accuracy", "usage_entropy"])
+    assert search.fit(*iris, sample_weight=np.ones(150)).n_splits_ == 2
+
+
+def test_pickle_needs_no_storage(clf, iris, tmp_path):
+    path = tmp_path / "study.db"
+    search = tune(clf, *iris, n_experts, n_trials=1, cv=2, storage=f"sqlite:///{path}")
+    data = pickle.dumps(search)
+    path.unlink()
+    twin = pickle.loads(data)
+    assert len(twin.study_.trials) == 1 and twin.predict(iris[0]).shape == (150,)
+    assert str(path).encode() not in pickle.dumps(twin.study_)
 
 
 @pytest.mark.parametrize("storage", [None, "sqlite", "journal"])
@@ -322,6 +387,11 @@ def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
         go(n_trials=5, space={"tol": FloatDistribution(0, 1)})
     with pytest.raises(ValueError, match=r"'n_folds': 2.*Take another study_name"):
         go(cv=3, n_trials=5)
+    for change in ({"scoring": "neg_log_loss"}, {"return_train_score": True}):
+        with pytest.raises(ValueError, match="Take another study_name"):
+            go(n_trials=5, **change)
+    with pytest.raises(ValueError, match="Take another study_name"):  # as in a nested search
+        tune(clf, iris[0][:90], iris[1][:90], cv=2, study_name="mine", storage=storage)
 
 
 WORKER = """
@@ -349,7 +419,7 @@ def check_shared(study, n_trials):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_search_goes_on(tmp_path, iris, monkeypatch):
+def test_killed_search_goes_on(tmp_path):
     path = f"sqlite:///{tmp_path}/study.db"
     process = worker(path, 50)
     for _ in range(2):
@@ -366,7 +436,13 @@ def test_killed_search_goes_on(tmp_path, iris, monkeypatch):
     n_trials = len(before) + 3
     clf = MoEClassifier(max_iter=30, random_state=0)
     search = tune(
-        clf, *iris, n_trials=n_trials, cv=3, study_name="shared", storage=storage, pruner=None
+        clf,
+        *load_iris(return_X_y=True),
+        n_trials=n_trials,
+        cv=3,
+        study_name="shared",
+        storage=storage,
+        pruner=None,
     )
     complete = check_shared(search.study_, n_trials)
     assert complete[: len(before)] == before  # none lost

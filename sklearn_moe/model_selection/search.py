@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike
@@ -27,7 +28,7 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted, inde
 from tqdm.auto import tqdm
 
 from sklearn_moe.model_selection.spaces import Space
-from sklearn_moe.model_selection.trials import STEPS, Evaluation, TrialFailed
+from sklearn_moe.model_selection.trials import STEPS, Evaluation, MedianPruner, TrialFailed
 from sklearn_moe.model_selection.validation import scorers_by_name
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class MoESearchCV(BaseSearchCV):
         that says which is best; True means the first. A callable gets ``cv_results_`` and returns
         an index.
     callbacks : list of callable, default=None
-        Called as ``callback(study, trial)`` after each trial, as in ``optuna.Study.optimize``.
+        Called as ``callback(study, trial)`` after each trial, in the process that made it;
+        ``study.stop()`` has no effect there.
     n_jobs : int, default=None
         Number of trials at the same time, by the joblib backend that is active.
     return_train_score : bool, default=False
@@ -244,6 +246,7 @@ class MoESearchCV(BaseSearchCV):
             scorer,
             routed.estimator.fit,
             routed.scorer.score,
+            has_several_scores=self.multimetric_,
             with_train_scores=self.return_train_score,
             prunes=self.pruner is not None and not self.multimetric_,
             seed=int(seed),
@@ -267,12 +270,23 @@ class MoESearchCV(BaseSearchCV):
     def _get_scorers(self):
         """Return a scorer of one score or of a dict of them, and the name of what is best."""
         scoring = scorers_by_name(self.scoring)
+        if scoring == {}:
+            raise ValueError("scoring must have at least one score, got none.")
         if not isinstance(scoring, dict):
             return check_scoring(self.estimator, scoring=scoring), "score"
         if isinstance(self.refit, str) and self.refit not in scoring:
             raise ValueError(f"refit={self.refit!r} must be one of the scores {list(scoring)}.")
         metric = self.refit if isinstance(self.refit, str) else next(iter(scoring))
         return check_scoring(self.estimator, scoring=scoring, raise_exc=True), metric
+
+    def _check_scorers_accept_sample_weight(self):
+        # Ours are functions, which scikit-learn's version of this does not know, and take none.
+        scorer, _ = self._get_scorers()
+        scorers = getattr(scorer, "_scorers", {"score": scorer}).values()
+        return all(
+            hasattr(each, "_accept_sample_weight") and each._accept_sample_weight()
+            for each in scorers
+        )
 
     def score(self, X: ArrayLike, y: ArrayLike | None = None, **params) -> float:
         """Return the score of the best estimator, with several the one that says which is best.
@@ -296,6 +310,13 @@ class MoESearchCV(BaseSearchCV):
             return self.scorer_[metric](self.best_estimator_, X, y, **params)
         return super().score(X, y, **params)
 
+    def __getstate__(self):
+        """Leave storage behind: a pickle holds the trials, and no address of a data base."""
+        state = super().__getstate__().copy()
+        if "study_" in state:
+            state["study_"] = _in_memory(state["study_"])
+        return state
+
     def trials_dataframe(self) -> pd.DataFrame:
         """Return all trials of the study, those without a score included; needs pandas."""
         check_is_fitted(self, "study_")
@@ -305,13 +326,21 @@ class MoESearchCV(BaseSearchCV):
         """Fill the study with trials."""
         n_jobs = effective_n_jobs(self.n_jobs)
         deadline = math.inf if self.timeout is None else time.time() + self.timeout
+        names = list(self.scorer_) if self.multimetric_ else [_name(self.scoring)]
         shape = {
             "n_folds": self.n_splits_,
-            "scores": list(self.scorer_) if self.multimetric_ else ["score"],
-            "n_samples": sum(len(part) for part in evaluation.folds[0]),
+            "scores": names,
+            "train_scores": self.return_train_score,
+            # Other folds have other scores, and in a nested search they must not meet.
+            "data": joblib.hash([evaluation.folds, np.asarray(X), np.asarray(y)]),
         }
         with quiet_optuna(), TemporaryDirectory() as folder:
             storage, in_memory = self.storage, self.storage is None and self.study_name is None
+            if n_jobs > 1 and type(storage).__name__ == "InMemoryStorage":
+                raise ValueError(
+                    "Trials in parallel do not see an InMemoryStorage. Pass storage=None, a path "
+                    "or an address, or n_jobs=1."
+                )
             if in_memory and n_jobs > 1:  # other processes see no memory
                 storage = Path(folder) / "journal.log"
             study = self._open(storage, shape)
@@ -327,8 +356,7 @@ class MoESearchCV(BaseSearchCV):
                     pass
             finally:
                 if in_memory and n_jobs > 1:
-                    self.study_ = self._open(None, shape)
-                    self.study_.add_trials(study.get_trials())
+                    self.study_ = _in_memory(study)
 
     def _open(self, storage, shape):
         """Return the study, a new one if there is none."""
@@ -358,20 +386,21 @@ class MoESearchCV(BaseSearchCV):
             raise ConnectionError(
                 f"The study {name!r} in storage={storage!r} can't be opened: {error}"
             ) from error
-        if study.user_attrs.get("shape", shape) != shape:
-            raise ValueError(
-                f"The study {name!r} has trials of {study.user_attrs['shape']}, but this search "
-                f"is one of {shape}. Take another study_name."
-            )
-        if "shape" not in study.user_attrs:
+        if not study.trials and "shape" not in study.user_attrs:
             study.set_user_attr("shape", shape)
+        directions = {direction.name for direction in study.directions}
+        if study.user_attrs.get("shape") != shape or directions != {"MAXIMIZE"}:
+            raise ValueError(
+                f"The study {name!r} has trials of {study.user_attrs.get('shape')}, but this "
+                f"search is one of {shape}. Take another study_name."
+            )
         return study
 
     def _pruner(self):
         from optuna import pruners
 
         if self.pruner == "median":
-            return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=STEPS // 5)
+            return MedianPruner()
         if self.pruner == "hyperband":
             return pruners.HyperbandPruner(
                 min_resource=STEPS // 5, max_resource=self.n_splits_ * (STEPS + 1)
@@ -433,6 +462,23 @@ def _opened(storage):
     if isinstance(storage, (str, os.PathLike)):
         return storages.JournalStorage(storages.journal.JournalFileBackend(os.fspath(storage)))
     return storage
+
+
+def _in_memory(study):
+    """Return a copy of a study that needs no storage."""
+    import optuna
+
+    with quiet_optuna():
+        copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
+        for name, value in study.user_attrs.items():
+            copy.set_user_attr(name, value)
+        copy.add_trials(study.get_trials())
+    return copy
+
+
+def _name(scoring):
+    """Return a name of a score that is the same in every process."""
+    return getattr(scoring, "__qualname__", None) or str(scoring or "score")
 
 
 def _one_trial(study, evaluation, n_trials, deadline, callbacks, X, y):

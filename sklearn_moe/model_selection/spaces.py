@@ -58,6 +58,9 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
+_STORABLE = (type(None), bool, int, float, str)
+
+
 class Space:
     """What a search suggests: a function of a trial, distributions by name, or the default.
 
@@ -103,6 +106,12 @@ def _suggest_method(name, distribution):
     from optuna import distributions
 
     if isinstance(distribution, distributions.CategoricalDistribution):
+        odd = [each for each in distribution.choices if not isinstance(each, _STORABLE)]
+        if odd:
+            raise ValueError(
+                f"space[{name!r}] has the choice {odd[0]!r}, which a study cannot keep. Take a "
+                "function of the trial that asks for a name and returns the object."
+            )
         return "suggest_categorical", {"choices": distribution.choices}
     if isinstance(distribution, distributions.IntDistribution):
         kind = "suggest_int"

@@ -23,6 +23,30 @@ if TYPE_CHECKING:
 STEPS = 100
 
 
+class MedianPruner:
+    """Give up a trial that is worse than the median of the complete trials at the same step.
+
+    Optuna's own compares the best of all steps so far, which makes no sense where the values of
+    epochs and of folds are of different kinds.
+    """
+
+    n_startup_trials, n_warmup_steps = 5, STEPS // 5
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Return whether to give up the trial after its last report."""
+        step = trial.last_step
+        if step is None or step < self.n_warmup_steps:
+            return False
+        others = [
+            other.intermediate_values[step]
+            for other in study.get_trials(deepcopy=False)
+            if other.state.name == "COMPLETE" and step in other.intermediate_values
+        ]
+        if len(others) < self.n_startup_trials:
+            return False
+        return trial.intermediate_values[step] < np.median(others)
+
+
 class TrialFailed(Exception):
     """A fit or a score raised an error. The search goes on without this trial."""
 
@@ -43,8 +67,9 @@ class Evaluation:
         Returns one score, or several in a dict.
     fit_params, score_params : dict
         Routed parameters.
-    with_train_scores, prunes : bool
-        Whether to score the training samples, too, and to ask the study's pruner.
+    has_several_scores, with_train_scores, prunes : bool
+        What the scorer returns, and whether to score the training samples, too, and to ask the
+        study's pruner.
     seed : int
         Each trial's sampler is seeded by it and the number of the trial, so that no process, and
         no search that goes on, repeats what another has tried.
@@ -56,6 +81,7 @@ class Evaluation:
     scorer: Callable
     fit_params: dict[str, Any]
     score_params: dict[str, Any]
+    has_several_scores: bool
     with_train_scores: bool
     prunes: bool
     seed: int
@@ -101,6 +127,8 @@ class Evaluation:
             model.set_params(net_params={**net_params, "callbacks": callbacks})
         start = time.perf_counter()
         candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
+        if isinstance(model, MoEClassifier) and (reporter.interrupted or model.net_.interrupted_):
+            raise KeyboardInterrupt  # which ends a training, but shall end the search
         fitted = time.perf_counter()
         scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}
         scored = time.perf_counter()
@@ -118,6 +146,8 @@ class Evaluation:
             candidate, X_part, y_part, **_check_method_params(X, self.score_params, rows)
         )
         one = not isinstance(scores, dict)
+        if one == self.has_several_scores:
+            raise TypeError("A scorer must return one number. Pass several scorers as a dict.")
         values = {"score": scores} if one else scores
         values = {name: float(value) for name, value in values.items()}
         if not np.isfinite(list(values.values())).all():
@@ -143,9 +173,11 @@ class _Progress:
         """Count a fold."""
         self.curves.append({})
 
-    def after_epoch(self, part, value):
-        """Report a value after some part of a fold."""
-        step = int(STEPS * part)
+    def after_epoch(self, epoch, n_epochs, value):
+        """Report a value after an epoch of the last fold."""
+        step = -(-STEPS * epoch // n_epochs)
+        if step in self.curves[-1]:
+            return
         self.curves[-1][step] = value
         mean = np.mean([curve[step] for curve in self.curves if step in curve])
         self._report(mean, (len(self.curves) - 1) * (STEPS + 1) + step)
@@ -168,6 +200,7 @@ class ReportEpochs(Callback):
     def __init__(self, candidate, classes, left_out, progress):
         self.candidate, self.classes = candidate, classes
         self.left_out, self.progress = left_out, progress
+        self.interrupted = False
 
     def on_train_begin(self, net, **kwargs):
         self.n_epochs = 0
@@ -177,13 +210,21 @@ class ReportEpochs(Callback):
         if isinstance(model, Pipeline):
             X, model = model[:-1].transform(X) if len(model) > 1 else X, model[-1]
         known = np.isin(y, self.classes)
+        if not known.any():
+            self.left_out = None
+            return
         self.X = model._validate(X, reset=False)[known]
         self.y = np.searchsorted(self.classes, np.asarray(y)[known])
 
     def on_epoch_end(self, net, **kwargs):
         self.n_epochs += 1
         self.progress.n_epochs += 1
-        if self.left_out is not None:
+        if self.left_out is None:
+            return
+        try:
             log_proba = net.evaluate(self.X, lambda module, x: module(x).log_proba)
             value = log_proba[np.arange(len(self.y)), self.y].mean()
-            self.progress.after_epoch(self.n_epochs / net.max_epochs, value)
+            self.progress.after_epoch(self.n_epochs, net.max_epochs, value)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            raise

@@ -230,7 +230,8 @@ def compare(
     >>> from sklearn_moe import MoEClassifier, compare
     >>> X, y = load_iris(return_X_y=True)
     >>> moe = MoEClassifier(n_experts=3, max_iter=50, random_state=0)
-    >>> comparison = compare({"mixture": moe, "linear": LogisticRegression()}, X, y)
+    >>> linear = LogisticRegression(max_iter=1000)
+    >>> comparison = compare({"mixture": moe, "linear": linear}, X, y)
     >>> comparison.differences[0]["p_value"] > 0.05
     True
     """
