@@ -63,7 +63,10 @@ def test_two_processes_fill_a_study_on_a_server(postgres):
     printed = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert all("done" in out for out, _ in printed)
-    check_shared(optuna.load_study(study_name="shared", storage=postgres), 8)
+    storage = optuna.storages.RDBStorage(postgres)
+    check_shared(optuna.load_study(study_name="shared", storage=storage), 8)
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 @pytest.fixture
