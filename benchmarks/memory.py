@@ -65,7 +65,8 @@ def measure(case, n_rows, n_features):
         if case == "memory map":
             X.flush()
             X = np.load(f"{folder}/X.npy", mmap_mode="r")
-        clf = MoEClassifier(batch_size=2048, max_iter=1, device="cpu", random_state=0)
+        options = {"batch_size": 2048, "max_iter": 1, "device": "cpu", "random_state": 0}
+        clf = MoEClassifier(encoder=None, **options)
         clf.fit(X[:4096], y[:4096]).predict_proba(X[:4096])
         fit = Peak().of(lambda: clf.fit(X, y))
         predict = Peak().of(lambda: clf.predict_proba(X))

@@ -41,6 +41,7 @@ MOE = MoEClassifier(
     n_experts=5,
     experts=MLPExperts((5, 32)),
     gate=SoftmaxGate((128, 32)),
+    encoder=None,
     batch_size=512,
     learning_rate=1e-3,
     learning_rate_schedule="constant",

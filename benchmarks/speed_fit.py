@@ -108,6 +108,7 @@ def compare(X, y, *, n_experts, hidden, batch_size, epochs, peers, n_pairs):
         MoEClassifier(
             n_experts,
             experts=MLPExperts((hidden,)),
+            encoder=None,
             batch_size=batch_size,
             max_iter=epochs,
             device="cpu",
@@ -188,6 +189,7 @@ def beside_a_busy_process(n_pairs):
         clf = MoEClassifier(
             n_experts,
             experts=MLPExperts((hidden,)),
+            encoder=None,
             batch_size=2048,
             max_iter=2,
             device="cpu",

@@ -22,6 +22,7 @@ def fitted(X, y, n_experts, hidden, gate="softmax"):
         n_experts,
         experts=experts,
         gate=gate,
+        encoder=None,
         max_iter=1,
         batch_size=2048,
         device="cpu",

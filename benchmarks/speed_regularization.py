@@ -25,6 +25,7 @@ def added_by(name, X, y, gate, options):
             n_experts=options.experts,
             gate=gate,
             regularization=regularization,
+            encoder=None,
             batch_size=options.batch,
             max_iter=3,
             device="cpu",

@@ -17,7 +17,7 @@ from sklearn_moe.display import (
     TrainingDisplay,
 )
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
-from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder
+from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder, TableEncoder
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import EXPERTS, ConvExperts, CustomExperts, MLPExperts
 from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
@@ -67,6 +67,7 @@ __all__ = [
     "Regularizer",
     "SampleSimilarity",
     "SoftmaxGate",
+    "TableEncoder",
     "TrainingDisplay",
     "ZLoss",
     "compare",

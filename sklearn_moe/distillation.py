@@ -232,7 +232,7 @@ def _check_teacher(teacher):
 
 def _training_data(teacher, X, y, target, sample_weight):
     """Return the samples, their classes (zeros without labels) and their weights."""
-    X = teacher._validate(X, reset=False)
+    X = teacher._encode(X)
     check_shape("X", X, teacher.net_.input_shape)
     if y is not None:
         check_consistent_length(X, y)
@@ -279,7 +279,8 @@ def _expert_log_proba(module, x):
 
 def _likelihood(net, x, sample_weight, y):
     """The likelihood of the mixture, where y has each expert's log-probability of the class."""
-    log_proba = net.module_.gate(x, None, net.generator_).log_proba
+    # Over all experts, as a gate that sees its top k alone would never learn of the others.
+    log_proba = net.module_.gate(x, None, net.generator_).logits.log_softmax(dim=1)
     loss = -(log_proba + y).logsumexp(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
 

@@ -7,14 +7,75 @@ batch to what the layers after it read. ``ENCODERS`` names the usual choices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
 from sklearn_moe.layers import seeded_globally
+from sklearn_moe.tables import TableTransformer, clip_smoothly
 from sklearn_moe.validation import resolve
+
+
+class TableEncoder(BaseEstimator):
+    r"""Numbers and categories of a table, as numbers of one scale.
+
+    Columns of numbers are standardised, and outliers drawn in by :math:`x / \sqrt{1 + (x / 3)^2}`,
+    which leaves nothing beyond 3 (Holzmueller, Grinsztajn, Steinwart 2024, arXiv 2407.04491). A
+    missing value becomes the column's mean, with one more column that says so if the training set
+    has any.Columns of categories become one column per
+    category, a missing value being a category if the training set has any. A category that was
+    not there in training is none of them.
+
+    Parameters
+    ----------
+    max_categories : int or None, default=100
+        A column of more categories has the rarest of them taken together; None keeps all.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, TableEncoder
+    >>> clf = MoEClassifier(encoder=TableEncoder(max_categories=20))
+    """
+
+    _parameter_constraints: dict = {
+        "max_categories": [Interval(Integral, 2, None, closed="left"), None],
+    }
+
+    def __init__(self, max_categories: int | None = 100):
+        self.max_categories = max_categories
+
+    def make_transformer(self) -> TableTransformer:
+        """Return what turns the columns of a table into numbers, to be fitted."""
+        self._validate_params()
+        return TableTransformer(
+            numbers=[
+                StandardScaler(),
+                FunctionTransformer(clip_smoothly),
+                SimpleImputer(
+                    strategy="constant",
+                    fill_value=0,
+                    add_indicator=True,
+                    keep_empty_features=True,
+                ),
+            ],
+            categories=OneHotEncoder(
+                max_categories=self.max_categories,
+                handle_unknown="infrequent_if_exist",
+                sparse_output=False,
+                dtype=np.float32,
+            ),
+        )
+
+    def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        """Return the torch module of this encoder, which leaves those numbers as they are."""
+        return nn.Identity()
 
 
 class ConvEncoder(BaseEstimator):
@@ -142,6 +203,7 @@ def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int,
 
 
 ENCODERS: dict[str, BaseEstimator] = {
+    "table": TableEncoder(),
     "conv": ConvEncoder(),
 }
 """The encoders that ``MoEClassifier(encoder=...)`` and gates know by name."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
@@ -28,6 +28,7 @@ from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.tables import as_frame, categorical_columns
 from sklearn_moe.validation import (
     check_device,
     check_shape,
@@ -59,7 +60,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     with the gate's probabilities :math:`p` and the experts' class probabilities :math:`o`. What
     divides the work among the experts, the gate and the regularization, is chosen by name or, to
-    tune it, as an object. Scale the features first, as for any neural network.
+    tune it, as an object. Tables are scaled and encoded on the way in (see ``encoder``).
 
     Parameters
     ----------
@@ -78,10 +79,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a function
         ``(mixture_output, x, y, sample_weight) -> scalar tensor``.
-    encoder : {"conv"}, object, callable or None, default=None
-        What gate and experts have in common before them: convolutions, for images, by name or as a
-        ``ConvEncoder``, or a function ``(input_shape) -> torch.nn.Module``, which may return any
-        backbone. It is trained with the rest.
+    encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
+        What gate and experts have in common before them. "table" scales numbers, fills in what is
+        missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
+        convolutions, for images, and a function ``(input_shape) -> torch.nn.Module`` may return
+        any backbone; these are trained with the rest. "auto" is "table" for a table and None,
+        nothing, for images.
+    categorical_features : "from_dtype", array-like of bool, int or str, or None, \
+            default="from_dtype"
+        Which columns of a table hold categories: a mask, positions or names, or those columns of a
+        data frame whose type is categorical or text. None: no column does.
     augmentation : {"flip_crop"}, callable or None, default=None
         How images are changed at random in training: flipped and shifted by "flip_crop" or a
         ``FlipCrop``, or by a function ``(x, generator) -> x`` of a batch.
@@ -142,6 +149,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
+    encoder_ : TableTransformer or None
+        What turns the columns of a table into the numbers that gate and experts read; None if
+        they read ``X`` itself.
     n_features_in_ : int
         Number of features; for images the length of their first axis.
     feature_names_in_ : ndarray of shape (``n_features_in_``,)
@@ -192,17 +202,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     --------
     >>> from sklearn.datasets import load_breast_cancer
     >>> from sklearn.model_selection import train_test_split
-    >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn.preprocessing import StandardScaler
     >>> from sklearn_moe import MoEClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
-    >>> moe = MoEClassifier(n_experts=4, gate="attentive", regularization="importance",
-    ...                     random_state=0)
-    >>> clf = make_pipeline(StandardScaler(), moe).fit(X_train, y_train)
+    >>> clf = MoEClassifier(n_experts=4, gate="attentive", regularization="importance",
+    ...                     random_state=0).fit(X_train, y_train)
     >>> clf.score(X_test, y_test) > 0.9
     True
-    >>> moe.gate_proba(X_test).shape
+    >>> clf.gate_proba(X_test).shape
     (143, 4)
     """
 
@@ -211,7 +218,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
         "gate": [StrOptions(set(GATES)), HasMethods("build")],
         "regularization": [StrOptions(set(REGULARIZERS)), callable, list, tuple, None],
-        "encoder": [StrOptions(set(ENCODERS)), HasMethods("build"), callable, None],
+        "encoder": [StrOptions({"auto", *ENCODERS}), HasMethods("build"), callable, None],
+        "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "mixing": [StrOptions({"probability", "logit"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -241,7 +249,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         experts: str | object | Callable[[tuple[int, ...], int], nn.Module] = "auto",
         gate: str | object = "softmax",
         regularization: str | Callable | Sequence | None = None,
-        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = "auto",
+        categorical_features: ArrayLike | str | None = "from_dtype",
         augmentation: str | Callable | None = None,
         mixing: str = "probability",
         learning_rate: float = 3e-3,
@@ -268,6 +277,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.gate = gate
         self.regularization = regularization
         self.encoder = encoder
+        self.categorical_features = categorical_features
         self.augmentation = augmentation
         self.mixing = mixing
         self.learning_rate = learning_rate
@@ -292,6 +302,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = tags.input_tags.categorical = self._encodes_tables()
         return tags
 
     def set_params(self, **params) -> MoEClassifier:
@@ -340,7 +351,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Training samples: a table, or images of shape (height, width), (height, width,
+            Training samples: a table, as an array or a data frame (pandas, polars) with missing
+            values, text and categories, or images of shape (height, width), (height, width,
             n_channels) with at most 4 channels, or (n_channels, height, width). They become
             float32. Images of bytes (uint8) are divided by 255, batch by batch.
         y : array-like of shape (n_samples,)
@@ -422,8 +434,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
         incremental = classes is not None
         going_on = (incremental or self.warm_start) and hasattr(self, "net_")
-        X, y, weight, classes = self._check_data(X, y, sample_weight, classes, going_on)
-        validation = self._check_validation(*validation, X, classes)
+        is_table = self.encoder_ is not None if going_on else self._is_table(X)
+        X, y, weight, classes = self._check_data(X, y, sample_weight, classes, going_on, is_table)
+        validation = self._check_validation(*validation, X, classes, is_table)
         if going_on:
             random_state = self._random_state
         else:
@@ -434,17 +447,23 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             X, y, weight, validation, classes, random_state
         )
         metadata = None if sample_weight is None else {"sample_weight": weight}
+        task = {"X": X, "y": classes[y], "metadata": metadata}
+        if not going_on:
+            self.encoder_ = self._new_transformer(X, total) if is_table else None
+        if is_table:
+            X = self.encoder_.transform(X)
+            if validation is not None:
+                validation = self.encoder_.transform(validation[0]), *validation[1:]
 
         build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
         if going_on:
-            net = self._go_on(len(X))
+            net = self._go_on(len(X), is_table)
         else:
-            net = self._new_net(X, len(classes), build_seed)
+            net = self._new_net(X, len(classes), build_seed, is_table)
         epochs = 1 if incremental else net.max_epochs
         n_iter_before = self.n_iter_ if going_on else 0
         callbacks = self._callbacks(epochs, incremental)
         if hasattr(self, "_skl_callbacks"):
-            task = {"X": X, "y": classes[y], "metadata": metadata}
             callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
         if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
             callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
@@ -493,11 +512,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             callbacks.append(Progress(epochs))
         return callbacks
 
-    def _check_data(self, X, y, sample_weight, classes, going_on):
-        """Return X as float32, y as indices of classes, weights and the sorted classes."""
+    def _check_data(self, X, y, sample_weight, classes, going_on, is_table):
+        """Return X, y as indices of classes, weights and the sorted classes."""
         check_device(self.device)
-        X, y = self._validate(X, y, reset=not going_on)
-        if going_on:
+        X, y = self._validate(X, y, reset=not going_on, is_table=is_table)
+        if going_on and not is_table:
             check_shape("X", X, self.net_.input_shape)
         check_classification_targets(y)
         classes = np.unique(y) if classes is None else classes
@@ -512,16 +531,74 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
         return X, encode(y, classes, "y"), check_weight(sample_weight, X, "sample_weight"), classes
 
-    def _validate(self, X, y="no_validation", *, reset):
-        """Return X, or X and y, checked by scikit-learn; X is float32, or uint8 for images."""
+    def _encodes_tables(self):
+        return self.encoder == "auto" or hasattr(
+            ENCODERS.get(self.encoder) if isinstance(self.encoder, str) else self.encoder,
+            "make_transformer",
+        )
+
+    def _is_table(self, X):
+        """Whether X is a table that the encoder turns into numbers."""
+        if self._encodes_tables():
+            n_axes = len(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
+            if n_axes <= 2 and self.input_shape is None:
+                return True
+            if self.encoder != "auto":
+                raise ValueError(
+                    f"encoder={self.encoder!r} is for tables, got images. Leave encoder='auto', "
+                    "or pass encoder='conv'."
+                )
+        if not (self.categorical_features is None or isinstance(self.categorical_features, str)):
+            raise ValueError(
+                f"categorical_features needs a table and encoder='auto' or 'table', got "
+                f"encoder={self.encoder!r}."
+            )
+        return False
+
+    def _new_transformer(self, X, sample_weight):
+        """Return what turns such a table into numbers."""
+        encoder = resolve("encoder", "table" if self.encoder == "auto" else self.encoder, ENCODERS)
+        return encoder.make_transformer().fit(
+            X,
+            is_categorical=categorical_columns(X, self.categorical_features),
+            sample_weight=sample_weight,
+        )
+
+    def _validate(self, X, y="no_validation", *, reset, is_table):
+        """Return X, or X and y, checked by scikit-learn.
+
+        A data frame that is a table stays one; images are float32 or uint8.
+        """
+        if is_table and as_frame(X) is not None:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if 0 in X.shape:
+                raise ValueError(
+                    f"Found a data frame of shape {X.shape}. MoEClassifier needs at least one row "
+                    "and one column."
+                )
+            if isinstance(y, str):
+                return X
+            y = column_or_1d(y, warn=True)
+            assert_all_finite(y, input_name="y")
+            check_consistent_length(X, y)
+            return X, y
+        checks = _X_CHECKS
+        if is_table:
+            has_categories = not isinstance(self.categorical_features, (str, type(None)))
+            checks = {
+                "dtype": None if has_categories else "numeric",
+                "ensure_all_finite": "allow-nan",
+            }
         try:
-            validated = validate_data(self, X, y, reset=reset, **_X_CHECKS)
+            validated = validate_data(self, X, y, reset=reset, **checks)
         except ValueError as error:
             for complaint, advice in _ADVICE.items():
                 if complaint in str(error):
                     what = str(error).splitlines()[0].rstrip(".")
-                    raise ValueError(f"{what}. X must be numeric and finite: {advice}") from error
+                    raise ValueError(f"{what}. {advice}") from error
             raise
+        if is_table:
+            return validated
         if isinstance(y, str):
             return self._shaped(validated)
         X, y = validated
@@ -539,7 +616,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             X = X.reshape(len(X), *shape)
         return X.astype(np.float32) if X.dtype == np.uint8 and X.ndim == 2 else X
 
-    def _check_validation(self, X_val, y_val, weight_val, X, classes):
+    def _check_validation(self, X_val, y_val, weight_val, X, classes, is_table):
         if X_val is None and y_val is None and weight_val is None:
             return None
         if X_val is None or y_val is None:
@@ -547,7 +624,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "X_val and y_val must be passed together, and sample_weight_val only with them."
             )
         try:
-            X_val, y_val = self._validate(X_val, y_val, reset=False)
+            X_val, y_val = self._validate(X_val, y_val, reset=False, is_table=is_table)
             weight_val = check_weight(weight_val, X_val, "sample_weight_val")
         except ValueError as error:
             raise ValueError(f"The validation set X_val, y_val is not valid: {error}") from error
@@ -575,15 +652,18 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             del settings["optimizer__weight_decay"]
         return {name: net_params.get(name, value) for name, value in settings.items()}
 
-    def _architecture(self):
+    def _architecture(self, is_table):
         """Return what a net keeps for good."""
+        encoder = self.encoder
+        if isinstance(encoder, str) and encoder == "auto":
+            encoder = "table" if is_table else None
         experts = self.experts
         if callable(experts) and not hasattr(experts, "build"):
             experts = CustomExperts(experts)
         return {
             # Which experts "auto" means depends on what the encoder makes of the samples.
             "experts": "auto" if experts == "auto" else resolve("experts", experts, EXPERTS),
-            "encoder": as_encoder(self.encoder),
+            "encoder": as_encoder(encoder),
             "gate": resolve("gate", self.gate, GATES),
             "n_experts": self.n_experts,
             "mixing": self.mixing,
@@ -615,10 +695,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             augmentation._validate_params()
         return augmentation
 
-    def _new_net(self, X, n_classes, seed):
+    def _new_net(self, X, n_classes, seed, is_table):
         net_params = self.net_params or {}
         arguments = {
-            **self._architecture(),
+            **self._architecture(is_table),
             **self._settings(len(X)),
             "input_shape": X.shape[1:],
             "n_classes": n_classes,
@@ -634,9 +714,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 
-    def _go_on(self, n_samples):
+    def _go_on(self, n_samples, is_table):
         """Return the present net with the present settings."""
-        for name, value in self._architecture().items():
+        for name, value in self._architecture(is_table).items():
             before = getattr(self.net_, name)
             if not same_parameters(value, before):
                 raise ValueError(
@@ -788,9 +868,15 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _evaluate(self, X, function):
         check_is_fitted(self)
-        X = self._validate(X, reset=False)
+        X = self._encode(X)
         check_shape("X", X, self.net_.input_shape)
         return self.net_.evaluate(X, function)
+
+    def _encode(self, X):
+        """Return samples as the net reads them."""
+        is_table = self.encoder_ is not None
+        X = self._validate(X, reset=False, is_table=is_table)
+        return self.encoder_.transform(X) if is_table else X
 
     # The machine
 
@@ -831,13 +917,17 @@ _TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")
 # Images of bytes stay as they are until the net scales a batch of them.
 _X_CHECKS = {"dtype": [np.float32, np.uint8], "order": "C", "allow_nd": True}
 
+_TEXT = (
+    "X holds text: pass a data frame, or name such columns in categorical_features, and leave "
+    "encoder='auto'. Without an encoder X must be numeric."
+)
+
 _ADVICE = {
-    "could not convert string": (
-        "encode columns of text first, for example with "
-        "make_column_transformer((OneHotEncoder(), columns), remainder='passthrough')."
-    ),
-    "Complex data not supported": "pass real and imaginary part as features of their own.",
-    "contains infinity": "clip or drop such values first.",
+    "could not convert string": _TEXT,
+    "is not compatible with arrays of bytes/strings": _TEXT,
+    "Complex data not supported": "Pass real and imaginary part as features of their own.",
+    "contains NaN": "Leave encoder='auto', which fills in what is missing in a table.",
+    "contains infinity": "X must be finite: clip or drop such values first.",
 }
 
 _EXAMPLES = {

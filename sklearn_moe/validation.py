@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight
 
 
@@ -112,7 +113,7 @@ def drop_weightless(*arrays):
             "All weights are zero (sample_weight times class_weight). At least one training "
             "sample, and one validation sample, must have a positive weight."
         )
-    return arrays if rows.all() else tuple(array[rows] for array in arrays)
+    return arrays if rows.all() else tuple(_safe_indexing(array, rows) for array in arrays)
 
 
 def normalize(weight):

@@ -3,6 +3,7 @@ from threading import Event, Thread, get_ident
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 
@@ -138,9 +139,9 @@ def test_experts_that_do_not_run_are_no_work():
 def test_the_net_is_a_skorch_net(iris):
     X, y = iris
     clf = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, y)
-    X = X.astype(np.float32)
-    assert np.array_equal(clf.net_.predict_proba(X), clf.predict_proba(X))
-    assert np.array_equal(clf.net_.predict(X), clf.predict(X))
+    encoded = clf.encoder_.transform(X)
+    assert np.array_equal(clf.net_.predict_proba(encoded), clf.predict_proba(X))
+    assert np.array_equal(clf.net_.predict(encoded), clf.predict(X))
     assert clf.net_.history[:, "train_loss"] == clf.loss_curve_
 
 
@@ -169,11 +170,11 @@ def test_memory_map_is_read_in_place(mode, digits, tmp_path, monkeypatch):
             or super(MoENet, net).get_iterator(dataset, training=training)
         ),
     )
-    clf = MoEClassifier(max_iter=10, random_state=0).fit(mapped, y)
+    clf = MoEClassifier(encoder=None, max_iter=10, random_state=0).fit(mapped, y)
     assert set(seen) == {mapped.ctypes.data}
     assert clf.score(mapped, y) > 0.9
     assert np.array_equal(clf.predict_proba(mapped), clf.predict_proba(X))
-    in_memory = MoEClassifier(max_iter=10, random_state=0).fit(X, y)  # fits into one window
+    in_memory = clone(clf).fit(X, y)  # fits into one window
     assert np.array_equal(in_memory.predict_proba(X), clf.predict_proba(X))
     assert np.array_equal(np.load(tmp_path / "X.npy"), X.astype(np.float32))
     clf.partial_fit(mapped[:100], y[:100])

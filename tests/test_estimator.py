@@ -293,7 +293,7 @@ def test_early_stopping_restores_the_best_weights(digits):
     assert clf.n_iter_ == len(clf.loss_curve_) == len(clf.validation_loss_curve_) < 300
     best = np.argmin(clf.validation_loss_curve_)
     assert best == clf.n_iter_ - 1 - 3
-    restored = log_loss(y_val, clf.predict_proba(X_val))
+    restored = -clf.predict_log_proba(X_val)[np.arange(400), y_val].mean()
     assert restored == pytest.approx(clf.validation_loss_curve_[best], rel=1e-4)
     assert clf.score(X_val, y_val) == pytest.approx(clf.validation_scores_[best], abs=1e-6)
     assert clf.best_validation_score_ == clf.validation_scores_[best]
@@ -314,14 +314,13 @@ def test_callbacks_see_the_restored_weights_at_the_end(iris):
     seen = []
 
     class Spy(Callback):
-        def on_train_end(self, net, X=None, y=None, **kwargs):
-            seen.append(
-                net.evaluate(iris[0].astype(np.float32), MixtureOfExperts.predict_log_proba)
-            )
+        def on_train_end(self, net, **kwargs):
+            seen.append(net.evaluate(X.astype(np.float32), MixtureOfExperts.predict_log_proba))
 
     net_params = {"callbacks": [Spy()]}
     params = {"learning_rate": 0.3, "learning_rate_schedule": "constant", "n_iter_no_change": 2}
-    clf = make(early_stopping=True, max_iter=100, net_params=net_params, **params).fit(X, y)
+    params |= {"encoder": None, "net_params": net_params}
+    clf = make(early_stopping=True, max_iter=100, **params).fit(X, y)
     np.testing.assert_allclose(seen[0], clf.predict_log_proba(X), atol=1e-5)
 
 
@@ -576,7 +575,7 @@ def test_full_batch_of_sorted_samples_is_compared_over_all_classes(digits):
         return torch.cdist(a, b)
 
     params = {"regularization": SampleSimilarity(metric=metric), "batch_size": 2000}
-    make(max_iter=1, **params).fit(X[order], y[order])
+    make(encoder=None, max_iter=1, **params).fit(X[order], y[order])
     labels = {row.tobytes(): label for row, label in zip(X.astype(np.float32), y, strict=True)}
     assert {labels[row.numpy().tobytes()] for row in seen[0]} == set(range(10))
 
@@ -892,7 +891,7 @@ def test_experts_that_work_in_place_leave_the_data_alone(iris):
 
 def test_mlp_experts_flatten_images(digits):
     X, y = digits[0][:300], digits[1][:300]
-    params = {"experts": "mlp", "regularization": "sample_similarity"}
+    params = {"experts": "mlp", "encoder": None, "regularization": "sample_similarity"}
     images, rows = make(**params).fit(X.reshape(-1, 8, 8), y), make(**params).fit(X, y)
     assert np.array_equal(images.predict_proba(X.reshape(-1, 8, 8)), rows.predict_proba(X))
 
@@ -956,10 +955,10 @@ def _wrong_data():
     with_nan[3, 1], with_inf[3, 1] = np.nan, np.inf
     text = X.astype(object)
     text[:, 1] = "red"
-    yield "nan", with_nan, y, {}, "Input X contains NaN"
+    yield "no encoder", with_nan, y, {"encoder": None}, "Input X contains NaN.*encoder='auto'"
     yield "infinity", with_inf, y, {}, "Input X contains infinity.*clip or drop"
-    yield "too large", X * 1e300, y, {}, "Input X contains infinity or a value too large"
-    yield "text", text, y, {}, r"'red'.*X must be numeric.*OneHotEncoder"
+    yield "too large", X * 1e300, y, {"encoder": None}, "infinity or a value too large"
+    yield "text", text, y, {}, r"'red'.*X holds text: pass a data frame.*categorical_features"
     yield "sparse", csr_array(X), y, {}, "Sparse data was passed"
     yield "complex", X + 1j, y, {}, "Complex data not supported.*real and imaginary part"
     yield "no samples", X[:0], y[:0], {}, "0 sample"
@@ -979,7 +978,7 @@ def _wrong_data():
     yield "weight_val", X, y, {"sample_weight_val": y}, "X_val and y_val must be passed together"
     yield "y_val", X, y, {"X_val": X, "y_val": y + 1}, r"y_val contains \[3\].*\[0, 1, 2\]"
     yield "X_val", X, y, {"X_val": X[:, :1], "y_val": y}, "validation set X_val.*1 feature"
-    yield "X_val nan", X, y, {"X_val": with_nan, "y_val": y}, "validation set X_val.*NaN"
+    yield "X_val inf", X, y, {"X_val": with_inf, "y_val": y}, "validation set X_val.*infinity"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the cast of 1e300 to float32
@@ -988,8 +987,9 @@ def _wrong_data():
     [pytest.param(*case, id=name) for name, *case in _wrong_data()],
 )
 def test_wrong_data(X, y, fit_params, message):
+    clf = make(encoder=fit_params.pop("encoder", "auto"))
     with pytest.raises((ValueError, TypeError), match=message):
-        make().fit(X, y, **fit_params)
+        clf.fit(X, y, **fit_params)
 
 
 def test_wrong_data_for_a_fitted_mixture(iris):

@@ -218,7 +218,7 @@ def test_memory_maps_of_bytes_are_not_copied(images, tmp_path):
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
     clf = make().fit(mapped, y)
-    assert np.shares_memory(clf._validate(mapped, reset=False), mapped)
+    assert np.shares_memory(clf._encode(mapped), mapped)
     assert np.array_equal(clf.predict_proba(mapped), make().fit(X, y).predict_proba(X))
 
 

@@ -1,9 +1,9 @@
-r"""CIFAR-100 with the paper's networks of hidden size 256: 20 convolutional experts, 40 epochs.
+r"""CIFAR-100 with the paper's networks of hidden size 256: 20 convolutional experts.
 
     python examples/paper/cifar100.py --device cuda                     # the paper's settings
     python examples/paper/cifar100.py --device cuda --settings ours     # the same, better trained
-    python examples/paper/cifar100.py --device cuda --settings ours --epochs 18 \
-        --models "attentive, importance"                                # what results.csv has
+    python examples/paper/cifar100.py --device cuda --settings ours \
+        --models "attentive, importance" --no-students                  # what results.csv has
     python examples/paper/cifar100.py --data FOLDER                     # reads its cifar100_*.npz
     python examples/paper/cifar100.py --samples 1000 --epochs 2 --seeds 0 --results try.csv
 
@@ -49,9 +49,10 @@ def make_models(settings):
         importance = 0.5
         base.set_params(
             batch_size=512,
-            learning_rate=3e-3,
+            max_iter=26,
+            learning_rate=4e-3,
             learning_rate_schedule="one_cycle",
-            weight_decay=0.1,
+            weight_decay=0.2,
         )
     attentive = AttentiveGate(**network)
     # 0.07 is the authors' beta_s of 1e-3.

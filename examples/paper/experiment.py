@@ -61,12 +61,12 @@ def models(base, attentive_gate, importance, sample_similarity):
     return {name: clone(base).set_params(**change) for name, change in changes.items()}
 
 
-def run(data_name, settings, model_name, model, seed, data, extra=None):
+def run(data_name, settings, model_name, model, seed, data, students=True, extra=None):
     """Fit a model, and the student of an attentive one, and return rows of results."""
     X_train, y_train, X_test, y_test = data
     clf = clone(model).set_params(random_state=seed).fit(X_train, y_train)
     fitted = {model_name: clf}
-    if "attentive" in model_name:
+    if students and "attentive" in model_name:
         fitted[f"{model_name}, distilled"] = distill(clf, X_train, y_train, top_k=None)
     rows = []
     for name, clf in fitted.items():
@@ -174,6 +174,12 @@ def main(description, data_name, read, make_models, extra=None):
     parser.add_argument("--epochs", type=int, help="another number of epochs")
     parser.add_argument("--samples", type=int, help="only so many training images")
     parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file to append to")
+    parser.add_argument(
+        "--students",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether attentive models are distilled, too",
+    )
     parser.add_argument("--n-jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -190,7 +196,7 @@ def main(description, data_name, read, make_models, extra=None):
         if args.epochs is not None:
             model.set_params(max_iter=args.epochs)
     tasks = (
-        delayed(run)(data_name, args.settings, name, every[name], seed, data, extra)
+        delayed(run)(data_name, args.settings, name, every[name], seed, data, args.students, extra)
         for seed in args.seeds
         for name in names
     )

@@ -213,7 +213,7 @@ class ReportEpochs(Callback):
         if not known.any():
             self.left_out = None
             return
-        self.X = model._validate(X, reset=False)[known]
+        self.X = model._encode(X)[known]
         self.y = np.searchsorted(self.classes, np.asarray(y)[known])
 
     def on_epoch_end(self, net, **kwargs):

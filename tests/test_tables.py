@@ -1,0 +1,211 @@
+import pickle
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from sklearn_moe import MoEClassifier, TableEncoder, cross_validate, distill, tune
+
+
+def make(**params):
+    return MoEClassifier(**{"n_experts": 3, "max_iter": 20, "random_state": 0, **params})
+
+
+@pytest.fixture(scope="module")
+def table():
+    """A frame of all kinds of columns, and a target that needs numbers and categories."""
+    rng = np.random.RandomState(0)
+    n = 300
+    colour = rng.choice(["blue", "green", "red"], n)
+    size = rng.normal(1e6, 1e3, n)
+    X = pd.DataFrame(
+        {
+            "size": np.where(rng.uniform(size=n) < 0.1, np.nan, size),
+            "colour": pd.Categorical(colour),
+            "town": np.where(rng.uniform(size=n) < 0.1, None, rng.choice(["Bonn", "Ulm"], n)),
+            "rooms": rng.randint(1, 5, n),
+            "new": rng.uniform(size=n) < 0.5,
+        }
+    )
+    y = np.where((size > 1e6) ^ (colour == "red"), "yes", "no")
+    return X, y
+
+
+def test_frames_as_they_come(table):
+    X, y = table
+    clf = make(max_iter=60).fit(X, y)
+    assert clf.score(X, y) > 0.9
+    assert clf.n_features_in_ == 5 and clf.feature_names_in_.tolist() == X.columns.tolist()
+    assert clf.encoder_.is_categorical_.tolist() == [False, True, True, False, False]
+    again = pickle.loads(pickle.dumps(clf))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert np.array_equal(clone(clf).fit(X, y).predict_proba(X), clf.predict_proba(X))
+    with pytest.raises(ValueError, match="feature names should match"):
+        clf.predict(X[X.columns[::-1]])
+
+
+def test_polars_and_pandas_agree(table):
+    X, y = table
+    frame = pl.from_pandas(X)
+    clf, other = make().fit(X, y), make().fit(frame, y)
+    assert np.array_equal(clf.predict_proba(X), other.predict_proba(frame))
+    assert np.array_equal(clf.predict_proba(frame), other.predict_proba(X))
+
+
+def test_nullable_columns_agree_with_plain_ones(table):
+    X, y = table
+    nullable = X.astype({"town": "string", "rooms": "Int64", "size": "Float64", "new": "boolean"})
+    assert nullable["town"].isna().any() and nullable["size"].isna().any()
+    expected = make().fit(X, y).predict_proba(X)
+    assert np.array_equal(make().fit(nullable, y).predict_proba(nullable), expected)
+    as_category = nullable.astype({"town": "category"})
+    assert np.array_equal(make().fit(as_category, y).predict_proba(as_category), expected)
+
+
+@pytest.mark.parametrize(
+    "categorical_features", [["colour", "town"], [1, 2], [False, True, True, False, False]]
+)
+def test_categories_by_name_position_and_mask(categorical_features, table):
+    X, y = table
+    expected = make().fit(X, y).predict_proba(X)
+    clf = make(categorical_features=categorical_features)
+    assert np.array_equal(clf.fit(X, y).predict_proba(X), expected)
+    if categorical_features != ["colour", "town"]:
+        array = X.to_numpy(dtype=object)
+        assert np.array_equal(clone(clf).fit(array, y).predict_proba(array), expected)
+
+
+def test_categories_of_a_numeric_array():
+    rng = np.random.RandomState(0)
+    X = rng.randint(0, 6, size=(200, 2)).astype(float)
+    y = np.isin(X[:, 0], (0, 3, 4))
+    X[:5, 0] = np.nan
+    clf = make(categorical_features=[0]).fit(X, y)
+    assert clf.encoder_.categories_.categories_[0].tolist()[:6] == [0, 1, 2, 3, 4, 5]
+    assert clf.score(X, y) > 0.95 > make().fit(X, y).score(X, y) - 0.2
+
+
+@pytest.mark.parametrize(
+    "categorical_features, message",
+    [
+        (["price"], "'price', but the columns of X are"),
+        ([7], "positions from 0 to 4"),
+        ([True, False], "mask of shape"),
+        ([1.5], "names or of positions"),
+        ("dtype", "'categorical_features' parameter"),
+    ],
+)
+def test_wrong_categorical_features(categorical_features, message, table):
+    with pytest.raises(ValueError, match=message):
+        make(categorical_features=categorical_features).fit(*table)
+
+
+def test_what_has_no_encoder_says_what_to_do(table, digits):
+    X, y = table
+    with pytest.raises(ValueError, match=r"X holds text.*leave encoder='auto'"):
+        make(encoder=None).fit(X[["colour"]], y)
+    with pytest.raises(ValueError, match="categorical_features needs a table and encoder"):
+        make(encoder=None, categorical_features=[0]).fit(X[["size"]], y)
+    with pytest.raises(ValueError, match="'table' is for tables, got images"):
+        make(encoder="table").fit(digits[0].reshape(-1, 8, 8), digits[1])
+    times = X.assign(since=datetime(2026, 1, 1))
+    with pytest.raises(ValueError, match=r"Column 'since' holds .*make numbers of times"):
+        make().fit(times, y)
+    with pytest.raises(ValueError, match=r"data frame of shape \(0, 5\)"):
+        make().fit(X[:0], y[:0])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        make().fit(X, y[:-1])
+    with pytest.raises(ValueError, match="'max_categories' parameter of TableEncoder"):
+        make(encoder=TableEncoder(max_categories=1)).fit(X, y)
+
+
+def test_unseen_and_missing_values_at_predict(table):
+    X, y = table
+    clf = make().fit(X[["colour", "rooms"]], y)
+    odd = pd.DataFrame({"colour": ["violet", None, "red"], "rooms": [1, np.nan, 2.5]})
+    assert np.isfinite(clf.predict_proba(odd)).all()
+    encoded = clf.encoder_.transform(odd)
+    assert (encoded[:2, -3:] == 0).all() and encoded[2, -3:].sum() == 1
+    mean = X["rooms"].mean()
+    filled = odd.assign(rooms=[1, mean, 2.5])
+    np.testing.assert_allclose(clf.encoder_.transform(filled), encoded, atol=1e-6)
+
+
+def test_outliers_and_offsets_do_no_harm():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(300, 3))
+    y = X[:, 0] > 0
+    plain = make().fit(X, y)
+    shifted = X * [1e-6, 1e3, 1] + [1e3, -1e9, 0]
+    assert np.mean(make().fit(shifted, y).predict(shifted) == plain.predict(X)) > 0.98
+    X[0, 1] = 1e12
+    assert np.isfinite(make().fit(X, y).predict_log_proba(X)).all()
+    assert np.abs(plain.encoder_.transform(X * 1e6)).max() <= 3
+
+
+def test_only_what_is_trained_on_is_looked_at(table):
+    X, y = table
+    weight = np.ones(300)
+    weight[:50] = 0
+    odd = X.copy()
+    odd.loc[:49, "size"] = 1e12
+    odd.loc[:49, "town"] = "Rome"
+    expected = make().fit(X[50:], y[50:]).predict_proba(X)
+    assert np.array_equal(make().fit(odd, y, sample_weight=weight).predict_proba(X), expected)
+    validated = make().fit(X[50:], y[50:], X_val=odd[:50], y_val=y[:50])
+    assert np.array_equal(validated.predict_proba(X), expected)
+    assert len(make(early_stopping=True).fit(X, y).validation_loss_curve_) > 0
+
+
+def test_weights_count_as_repetitions(iris):
+    X, y = iris
+    weight = 1 + np.arange(150) % 3
+    rows = np.repeat(np.arange(150), weight)
+    weighted = make(batch_size=1000).fit(X, y, sample_weight=weight).predict_proba(X)
+    repeated = make(batch_size=1000).fit(X[rows], y[rows]).predict_proba(X)
+    np.testing.assert_allclose(weighted, repeated, atol=1e-4)
+
+
+def test_the_raw_frame_is_as_good_as_a_pipeline(table):
+    X, y = table
+    columns = make_column_transformer(
+        (OneHotEncoder(), ["colour", "town"]), remainder="passthrough"
+    )
+    by_hand = make_pipeline(columns, make(max_iter=60))
+    raw = cross_val_score(make(max_iter=60), X, y, cv=3).mean()
+    assert raw > cross_val_score(by_hand, X, y, cv=3).mean() - 0.03
+
+
+def test_a_chunk_keeps_the_encoder_of_the_first(table):
+    X, y = table
+    clf = make().partial_fit(X[:100], y[:100], classes=["no", "yes"])
+    before = clf.encoder_.transform(X)
+    clf.partial_fit(X[100:], y[100:])
+    assert np.array_equal(clf.encoder_.transform(X), before)
+    clf = make(warm_start=True).fit(X, y)
+    with pytest.raises(ValueError, match="cannot change encoder"):
+        clf.set_params(encoder=None).fit(X, y)
+
+
+def test_rare_classes(table):
+    X = table[0]
+    y = np.where(np.arange(300) < 5, "rare", table[1])
+    clf = make(early_stopping=True).fit(X, y)
+    assert clf.predict_proba(X).shape == (300, 3)
+    assert np.isfinite(cross_validate(make(), X, y, cv=3)["test_score"]).all()
+
+
+def test_helpers_take_frames(table):
+    X, y = table
+    teacher = make(gate="attentive").fit(X, y)
+    student = distill(teacher, X, y)
+    assert student.score(X, y) > teacher.score(X, y) - 0.1
+    search = tune(make(), X, y, n_trials=2, cv=2, random_state=0)
+    assert search.predict(X).shape == (300,)
