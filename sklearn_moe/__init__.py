@@ -26,6 +26,7 @@ from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
 from sklearn_moe.regularizers import (
     REGULARIZERS,
+    Competence,
     Entropy,
     Importance,
     Load,
@@ -45,6 +46,7 @@ __all__ = [
     "REGULARIZERS",
     "SCORERS",
     "AttentiveGate",
+    "Competence",
     "ConvEncoder",
     "ConvExperts",
     "CustomEncoder",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sklearn_moe.experts import MLPExpertsModule
 from sklearn_moe.gates import SoftmaxGateModule
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
+from sklearn_moe.regularizers import Competence
 
 
 def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]) -> bool:
@@ -26,7 +27,10 @@ def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]
         and type(module.experts) is MLPExpertsModule
         and type(module.gate) is SoftmaxGateModule
         and type(module.gate.encoder) is nn.Identity
-        and all(getattr(each, "gate_only", False) for each in regularizations)
+        and all(
+            type(each) is Competence or getattr(each, "gate_only", False)
+            for each in regularizations
+        )
         and all(parameter.requires_grad for parameter in module.parameters())
     )
 
@@ -50,8 +54,9 @@ def likelihood_gradient(
     .. math:: \frac{\partial L}{\partial l_{ne}} = \frac{w_n}{N} (p_{ne} - r_{ne}), \qquad
               \frac{\partial L}{\partial z_{nec}} = \frac{w_n}{N} r_{ne} (o_{nec} - [c = y_n])
 
-    for the gate's logits :math:`l` and the experts' logits :math:`z`. Regularizations that read
-    the gate alone are small, and left to autograd.
+    for the gate's logits :math:`l` and the experts' logits :math:`z`. ``Competence`` adds
+    :math:`\lambda / E` to the experts' responsibilities. Regularizations that read the gate alone
+    are small, and left to autograd.
 
     Parameters
     ----------
@@ -83,6 +88,8 @@ def likelihood_gradient(
     Neural Computation 3, 1991.
     """
     n_samples = len(x)
+    competence = sum(each.strength for each in regularizations if type(each) is Competence)
+    regularizations = [each for each in regularizations if type(each) is not Competence]
     weight = sample_weight / n_samples
     x = module.encode(x).flatten(1)
     # In the order of the forward pass, as both draw from the generator.
@@ -104,15 +111,19 @@ def likelihood_gradient(
     gate_log_proba = gate.log_proba.detach().mT
     expert_log_proba = expert_trail[-1].output.log_softmax(dim=1)
     of_class = y.expand(len(expert_log_proba), 1, n_samples)
-    log_joint = gate_log_proba + expert_log_proba.gather(1, of_class).squeeze(1)
+    log_of_class = expert_log_proba.gather(1, of_class).squeeze(1)
+    log_joint = gate_log_proba + log_of_class
     log_responsibility = log_joint.log_softmax(dim=0)
     # What the two differ by, for each expert, is the log-likelihood of the sample.
     loss = weight @ (log_responsibility.amax(dim=0) - log_joint.amax(dim=0))
-    responsibility = log_responsibility.exp_() * weight
+    responsibility = of_experts = log_responsibility.exp_() * weight
+    if competence:
+        loss = loss - competence * (weight @ log_of_class.mean(dim=0))
+        of_experts = responsibility + competence / len(responsibility) * weight
 
     expert_proba = expert_log_proba.exp_()
-    upstream = expert_proba * responsibility.unsqueeze(1)
-    upstream.scatter_add_(1, of_class, -responsibility.unsqueeze(1))
+    upstream = expert_proba * of_experts.unsqueeze(1)
+    upstream.scatter_add_(1, of_class, -of_experts.unsqueeze(1))
     module.experts.backward(expert_trail, upstream)
     gate_proba = gate_log_proba.exp()
     upstream = gate_proba * weight - responsibility

@@ -26,7 +26,7 @@ def generator():
 
 
 @pytest.fixture
-def make_mixture(generator):
+def make_mixture():
     """Make a MixtureOutput from gate logits (or probabilities), as regularizations get it."""
 
     def make(gate_logits=None, gate_proba=None, routing=None, n_classes=3):
@@ -34,14 +34,14 @@ def make_mixture(generator):
             gate_logits = torch.as_tensor(gate_proba, dtype=torch.float64).log()
         if gate_proba is None:
             gate_proba = gate_logits.softmax(dim=1)
-        n_samples, n_experts = gate_logits.shape
-        expert_logits = torch.randn(
-            n_samples, n_experts, n_classes, generator=generator, dtype=gate_logits.dtype
-        )
+        gate_proba = torch.as_tensor(gate_proba, dtype=gate_logits.dtype)
+        # They depend on the sample and the expert alone, whatever the order of both.
+        slopes = torch.linspace(-1, 2, n_classes, dtype=gate_logits.dtype)
+        expert_logits = gate_proba.unsqueeze(2) * slopes
         return MixtureOutput(
             log_proba=expert_logits.mean(dim=1).log_softmax(dim=1),
             gate_logits=gate_logits,
-            gate_proba=torch.as_tensor(gate_proba, dtype=gate_logits.dtype),
+            gate_proba=gate_proba,
             expert_logits=expert_logits,
             hidden=expert_logits,
             routing=routing,

@@ -33,7 +33,9 @@ def make(gate, experts, generator, mixing="probability"):
     ids=str,
 )
 @pytest.mark.parametrize("experts", [MLPExperts(()), MLPExperts((7, 8), dropout=0.2)], ids=str)
-@pytest.mark.parametrize("names", [[], ["importance", "entropy"], list(REGULARIZERS)], ids=str)
+@pytest.mark.parametrize(
+    "names", [[], ["competence"], ["importance", "entropy"], list(REGULARIZERS)], ids=str
+)
 def test_gradient_equals_that_of_autograd(gate, experts, names, generator):
     if "load" in names and not (gate.noise > 0 and gate.top_k):
         pytest.skip("load needs a noisy top-k gate")

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from sklearn_moe import REGULARIZERS, Entropy, Importance, Load, SampleSimilarity, ZLoss
+from sklearn_moe import (
+    REGULARIZERS,
+    Competence,
+    Entropy,
+    Importance,
+    Load,
+    MoEClassifier,
+    SampleSimilarity,
+    ZLoss,
+)
 from sklearn_moe.gates import Routing
 
 
@@ -289,6 +298,32 @@ def test_defaults():
         "load": 0.1,
         "sample_similarity": 0.3,
         "entropy": 0.01,
+        "competence": 1.0,
         "z_loss": 0.001,
     }
     assert SampleSimilarity().max_samples == 256
+
+
+# Competence
+
+
+def test_competence_is_the_mean_loss_of_the_experts_on_their_own(make_mixture, generator):
+    mixture = make_mixture(torch.randn(6, 4, generator=generator, dtype=torch.float64))
+    y, weight = torch.arange(6) % 3, torch.arange(6.0, dtype=torch.float64)
+    proba = mixture.expert_logits.softmax(dim=2)
+    expected = 0.0
+    for n in range(6):
+        for e in range(4):
+            expected -= weight[n].item() * math.log(proba[n, e, y[n]].item()) / (6 * 4)
+    value = Competence(2.0)(mixture, None, y, weight)
+    torch.testing.assert_close(value.item(), 2 * expected)
+
+
+def test_competent_experts_answer_every_sample(digits):
+    X, y = digits[0][:600], digits[1][:600]
+    accuracy = {}
+    for name in (None, "competence"):
+        clf = MoEClassifier(n_experts=4, regularization=name, max_iter=40, random_state=0)
+        answers = clf.fit(X, y).expert_proba(digits[0][600:]).argmax(axis=2)
+        accuracy[name] = (answers == digits[1][600:, None]).mean(axis=0).min()
+    assert accuracy["competence"] > 0.9 > accuracy[None]
