@@ -1,20 +1,16 @@
 """
-A table with categories in a pipeline
-=====================================
+A table as it comes
+===================
 
-The diabetes data with the columns as a doctor would have them: numbers, and categories that were
-made from some of them. Scaling and encoding stand in the pipeline before the mixture; the pictures
-take the table as it came.
+The diabetes data with the columns as a doctor would have them: numbers, some of them missing, and
+categories. The mixture scales, fills in and encodes them itself.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from sklearn_moe import (
     ExpertSamplesDisplay,
@@ -30,20 +26,15 @@ X["sex"] = X["sex"].map({1.0: "one", 2.0: "other"})  # the data do not say which
 X["weight"] = pd.cut(
     X.pop("bmi"), [0, 18.5, 25, 30, np.inf], labels=["under", "normal", "over", "obese"]
 )
+X.loc[::20, "blood pressure"] = np.nan
 y = np.where(progression > progression.median(), "progresses", "stable")
 print(X.head(3).to_string())
 
 # %%
-# The pipeline. Categories that the training data did not have are ignored.
+# Columns of text and of categorical type are categories; those that the training data did not have
+# are ignored.
 
-columns = make_column_transformer(
-    (
-        OneHotEncoder(handle_unknown="ignore"),
-        make_column_selector(dtype_include=["object", "string", "category"]),
-    ),
-    remainder=StandardScaler(),
-)
-moe = MoEClassifier(
+clf = MoEClassifier(
     n_experts=3,
     experts=MLPExperts((16,), dropout=0.2),
     gate="attentive",
@@ -51,7 +42,6 @@ moe = MoEClassifier(
     max_iter=20,
     random_state=0,
 )
-clf = make_pipeline(columns, moe)
 scores = cross_validate(clf, X, y)
 print(f"accuracy {scores['test_score'].mean():.2f} in 5-fold cross-validation")
 

@@ -14,7 +14,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
@@ -33,22 +33,31 @@ class TableEncoder(BaseEstimator):
     category, a missing value being a category if the training set has any. A category that was
     not there in training is none of them.
 
+    Columns of numbers with more than four values also come piecewise-linearly encoded (Gorishniy,
+    Rubachev, Babenko 2022, arXiv 2203.05556): ``n_knots`` hat functions with their tops at
+    quantiles of the column, so that a first layer can bend at each of them.
+
     Parameters
     ----------
+    n_knots : int, "auto" or None, default="auto"
+        Number of hat functions of a column, at least 2; None takes none. "auto" is 8 for tables of
+        at least 500 rows and at most 50 such columns, where it pays, and none otherwise.
     max_categories : int or None, default=100
         A column of more categories has the rarest of them taken together; None keeps all.
 
     Examples
     --------
     >>> from sklearn_moe import MoEClassifier, TableEncoder
-    >>> clf = MoEClassifier(encoder=TableEncoder(max_categories=20))
+    >>> clf = MoEClassifier(encoder=TableEncoder(n_knots=16, max_categories=20))
     """
 
     _parameter_constraints: dict = {
+        "n_knots": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left"), None],
         "max_categories": [Interval(Integral, 2, None, closed="left"), None],
     }
 
-    def __init__(self, max_categories: int | None = 100):
+    def __init__(self, *, n_knots: int | str | None = "auto", max_categories: int | None = 100):
+        self.n_knots = n_knots
         self.max_categories = max_categories
 
     def make_transformer(self) -> TableTransformer:
@@ -65,6 +74,7 @@ class TableEncoder(BaseEstimator):
                     keep_empty_features=True,
                 ),
             ],
+            n_knots=self.n_knots,
             categories=OneHotEncoder(
                 max_categories=self.max_categories,
                 handle_unknown="infrequent_if_exist",

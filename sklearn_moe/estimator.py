@@ -27,6 +27,7 @@ from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.recipes import RECIPES
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.tables import as_frame, categorical_columns
 from sklearn_moe.validation import (
@@ -75,10 +76,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         How experts are chosen: a name, or an object such as ``AttentiveGate(key_size=16)``.
         "top_k" keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden
         vectors.
-    regularization : str, object, list of these or None, default=None
+    regularization : str, object, list of these or None, default="auto"
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
-        "entropy", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a function
-        ``(mixture_output, x, y, sample_weight) -> scalar tensor``.
+        "entropy", "competence", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a
+        function ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto" is what
+        predicts best on tables, ``["importance", "competence"]``, and None, nothing, elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
         What gate and experts have in common before them. "table" scales numbers, fills in what is
         missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
@@ -95,14 +97,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     mixing : {"probability", "logit"}, default="probability"
         Whether the experts' probabilities or their logits are averaged. With logits, experts no
         longer stand on their own, and the decomposition says less.
-    learning_rate : float, default=3e-3
-        Learning rate of AdamW; the peak of the schedule.
+    learning_rate : float or "auto", default="auto"
+        Learning rate of AdamW; the peak of the schedule. "auto" is 0.02 for tables and 3e-3 for
+        images and networks of your own, or with a constant schedule 3e-3 and 1e-3.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
         to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
         constant.
-    weight_decay : float, default=0.0
-        Decoupled weight decay of AdamW.
+    weight_decay : float or "auto", default="auto"
+        Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
+        tables with two classes, 0.5 for those with more, and 0 elsewhere.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
@@ -217,14 +221,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "n_experts": [Interval(Integral, 1, None, closed="left")],
         "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
         "gate": [StrOptions(set(GATES)), HasMethods("build")],
-        "regularization": [StrOptions(set(REGULARIZERS)), callable, list, tuple, None],
+        "regularization": [StrOptions({"auto", *REGULARIZERS}), callable, list, tuple, None],
         "encoder": [StrOptions({"auto", *ENCODERS}), HasMethods("build"), callable, None],
         "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "mixing": [StrOptions({"probability", "logit"})],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -248,14 +252,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         *,
         experts: str | object | Callable[[tuple[int, ...], int], nn.Module] = "auto",
         gate: str | object = "softmax",
-        regularization: str | Callable | Sequence | None = None,
+        regularization: str | Callable | Sequence | None = "auto",
         encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = "auto",
         categorical_features: ArrayLike | str | None = "from_dtype",
         augmentation: str | Callable | None = None,
         mixing: str = "probability",
-        learning_rate: float = 3e-3,
+        learning_rate: float | str = "auto",
         learning_rate_schedule: str = "one_cycle",
-        weight_decay: float = 0.0,
+        weight_decay: float | str = "auto",
         batch_size: int | str = "auto",
         max_iter: int = 100,
         class_weight: dict | str | None = None,
@@ -457,9 +461,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
         build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
         if going_on:
-            net = self._go_on(len(X), is_table)
+            net = self._go_on(X, is_table, incremental)
         else:
-            net = self._new_net(X, len(classes), build_seed, is_table)
+            net = self._new_net(X, len(classes), build_seed, is_table, incremental)
         epochs = 1 if incremental else net.max_epochs
         n_iter_before = self.n_iter_ if going_on else 0
         callbacks = self._callbacks(epochs, incremental)
@@ -631,18 +635,36 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         check_shape("X_val", X_val, X.shape[1:])
         return X_val, encode(y_val, classes, "y_val"), weight_val
 
-    def _settings(self, n_samples):
+    def _recipe(self, X, n_classes, incremental):
+        """Return learning rate, weight decay and regularization for "auto"."""
+        is_ours = self.encoder is None or self._encodes_tables()
+        is_ours = is_ours and (not callable(self.experts) or hasattr(self.experts, "build"))
+        recipe = RECIPES["table" if X.ndim == 2 and is_ours else "other"]
+        return (
+            recipe["learning_rate"]["constant" if incremental else self.learning_rate_schedule],
+            recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"],
+            recipe["regularization"],
+        )
+
+    def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
         batch_size = self.batch_size
         if batch_size == "auto":
-            batch_size = min(max(n_samples // 10, 32), 256)
+            batch_size = min(max(len(X) // 10, 32), 256)
+        learning_rate, weight_decay, regularization = self._recipe(X, n_classes, incremental)
+        if self.learning_rate != "auto":
+            learning_rate = self.learning_rate
+        if self.weight_decay != "auto":
+            weight_decay = self.weight_decay
+        if not (isinstance(self.regularization, str) and self.regularization == "auto"):
+            regularization = self.regularization
         settings = {
-            "regularizations": self._regularizations(),
+            "regularizations": self._regularizations(regularization),
             "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),
-            "lr": self.learning_rate,
-            "optimizer__weight_decay": self.weight_decay,
+            "lr": learning_rate,
+            "optimizer__weight_decay": weight_decay,
             "max_epochs": self.max_iter,
             "batch_size": batch_size,
             "verbose": int(self.verbose >= 2),
@@ -669,8 +691,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "mixing": self.mixing,
         }
 
-    def _regularizations(self):
-        given = self.regularization
+    def _regularizations(self, given):
         if given is None:
             return []
         regularizations = []
@@ -695,11 +716,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             augmentation._validate_params()
         return augmentation
 
-    def _new_net(self, X, n_classes, seed, is_table):
+    def _new_net(self, X, n_classes, seed, is_table, incremental):
         net_params = self.net_params or {}
         arguments = {
             **self._architecture(is_table),
-            **self._settings(len(X)),
+            **self._settings(X, n_classes, incremental),
             "input_shape": X.shape[1:],
             "n_classes": n_classes,
             "seed": seed,
@@ -714,7 +735,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 
-    def _go_on(self, n_samples, is_table):
+    def _go_on(self, X, is_table, incremental):
         """Return the present net with the present settings."""
         for name, value in self._architecture(is_table).items():
             before = getattr(self.net_, name)
@@ -723,7 +744,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                     f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
                     f"{value!r}. Fit with warm_start=False."
                 )
-        return self.net_.set_params(**self._settings(n_samples))
+        return self.net_.set_params(**self._settings(X, self.net_.n_classes, incremental))
 
     def _adopt(self, net, X, weight, n_iter_before=0):
         """Take over a net that was trained with these samples and weights."""

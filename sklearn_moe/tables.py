@@ -8,8 +8,13 @@ import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.preprocessing import SplineTransformer
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_array, has_fit_parameter
+
+# With fewer rows or more columns hat functions took more than they gave (digits, breast_cancer).
+ROWS_FOR_HATS = 500
+COLUMNS_FOR_HATS = 50
 
 
 def as_frame(X: Any) -> nw.DataFrame | None:
@@ -102,6 +107,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
     ----------
     numbers : list of transformers
         What columns of numbers pass through, one after the other.
+    n_knots : int, "auto" or None
+        Number of hat functions of a column of numbers.
     categories : transformer
         What columns of categories pass through; a missing one is None there.
 
@@ -111,12 +118,17 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         Whether a column holds categories.
     numbers_ : list of transformers
         The fitted ones; empty where no column holds numbers.
+    bent_ : ndarray of int
+        Positions among the columns of numbers that have hat functions.
+    hats_ : SplineTransformer or None
+        The hat functions, if a column has any.
     categories_ : transformer or None
         The fitted one, if a column holds categories.
     """
 
-    def __init__(self, numbers: list, categories: Any):
+    def __init__(self, numbers: list, n_knots: int | str | None, categories: Any):
         self.numbers = numbers
+        self.n_knots = n_knots
         self.categories = categories
 
     def fit(
@@ -145,7 +157,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         self : TableTransformer
         """
         self.is_categorical_ = is_categorical
-        self.numbers_, self.categories_ = [], None
+        self.numbers_, self.hats_, self.categories_ = [], None, None
         if not is_categorical.all():
             numbers = _numbers(X, is_categorical)
             for step in self.numbers:
@@ -153,9 +165,21 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 weight = {"sample_weight": sample_weight} if weighted else {}
                 self.numbers_.append(clone(step).fit(numbers, **weight))
                 numbers = self.numbers_[-1].transform(numbers)
+            self._fit_hats(numbers[:, : np.count_nonzero(~is_categorical)], sample_weight)
         if is_categorical.any():
             self.categories_ = clone(self.categories).fit(_categories(X, is_categorical))
         return self
+
+    def _fit_hats(self, numbers, sample_weight):
+        self.bent_ = np.flatnonzero([len(np.unique(column)) > 4 for column in numbers.T])
+        n_knots = self.n_knots
+        if n_knots == "auto":
+            pays = len(numbers) >= ROWS_FOR_HATS and len(self.bent_) <= COLUMNS_FOR_HATS
+            n_knots = 8 if pays else None
+        if n_knots is not None and len(self.bent_):
+            self.hats_ = SplineTransformer(
+                n_knots=n_knots, degree=1, knots="quantile", extrapolation="constant"
+            ).fit(numbers[:, self.bent_], sample_weight=sample_weight)
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Return a table as numbers.
@@ -175,6 +199,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             for step in self.numbers_:
                 numbers = step.transform(numbers)
             parts.append(numbers)
+            if self.hats_ is not None:
+                parts.append(self.hats_.transform(numbers[:, self.bent_]))
         if self.categories_ is not None:
             parts.append(self.categories_.transform(_categories(X, self.is_categorical_)))
         return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")

@@ -97,7 +97,7 @@ def test_prediction_does_not_depend_on_the_batch_size_or_its_neighbours(digits):
 
 def test_log_probability_is_finite_where_the_probability_is_zero(iris):
     X, y = iris
-    clf = make(max_iter=50).fit(X, y)
+    clf = make(max_iter=50, encoder=None, weight_decay=0.0).fit(X, y)
     assert (clf.predict_proba(100 * X) == 0).any()
     assert np.isfinite(clf.predict_log_proba(100 * X)).all()
 
@@ -536,14 +536,15 @@ def test_every_penalty_is_added_once(value, iris):
 
     penalties = [constant(each) for each in np.atleast_1d(value).tolist()]
     penalised = make(regularization=penalties).fit(*iris).loss_curve_
-    plain = make().fit(*iris).loss_curve_
+    plain = make(regularization=None).fit(*iris).loss_curve_
     assert penalised == pytest.approx([loss + np.sum(value) for loss in plain], abs=1e-5)
 
 
 def test_strength_zero_is_no_term(iris):
     clf = make(regularization=Load(0.0)).fit(*iris)  # with any other strength this gate raises
     assert clf.net_.regularizations == []
-    assert np.array_equal(clf.predict_proba(iris[0]), make().fit(*iris).predict_proba(iris[0]))
+    none = make(regularization=None).fit(*iris)
+    assert np.array_equal(clf.predict_proba(iris[0]), none.predict_proba(iris[0]))
 
 
 def test_training_is_shuffled_in_each_epoch(iris):
@@ -563,6 +564,25 @@ def test_automatic_batch_size(n_samples, expected):
         np.random.RandomState(0).normal(size=(n_samples, 2)), np.arange(n_samples) % 2
     )
     assert clf.net_.batch_size == expected
+
+
+def test_automatic_recipe(iris, digits):
+    def trained_with(X, y, **params):
+        net = make(max_iter=1, **params).fit(X, y).net_
+        names = [type(each).__name__ for each in net.regularizations]
+        return net.lr, net.optimizer__weight_decay, names
+
+    table = ["Importance", "Competence"]
+    assert trained_with(*iris) == (0.02, 0.7, table)
+    assert trained_with(iris[0], iris[1] == 0) == (0.02, 2.0, table)
+    assert trained_with(*iris, encoder=None) == (0.02, 0.7, table)
+    assert trained_with(*iris, learning_rate_schedule="constant") == (3e-3, 0.7, table)
+    own = {"regularization": "load", "gate": "noisy_top_k", "weight_decay": 0.3}
+    assert trained_with(*iris, learning_rate=0.1, **own) == (0.1, 0.3, ["Load"])
+    assert trained_with(*iris, experts=lambda shape, n: nn.Linear(*shape, n)) == (3e-3, 0.0, [])
+    images = digits[0].reshape(-1, 8, 8)[:100], digits[1][:100]
+    assert trained_with(*images) == (3e-3, 0.0, [])
+    assert make().partial_fit(*iris, classes=[0, 1, 2]).net_.lr == 3e-3
 
 
 def test_full_batch_of_sorted_samples_is_compared_over_all_classes(digits):
@@ -594,7 +614,12 @@ def test_collapse_warns_and_names_what_helps(iris):
         return -100 * mixture.gate_proba[:, 0].log().mean()
 
     with pytest.warns(UserWarning, match="collapsed: expert 0 .*regularization='importance'"):
-        make(learning_rate=0.1, max_iter=100, regularization=send_all_to_the_first).fit(*iris)
+        make(
+            learning_rate=0.1,
+            weight_decay=0.0,
+            max_iter=100,
+            regularization=send_all_to_the_first,
+        ).fit(*iris)
 
 
 # The decomposition of each epoch
@@ -892,6 +917,7 @@ def test_experts_that_work_in_place_leave_the_data_alone(iris):
 def test_mlp_experts_flatten_images(digits):
     X, y = digits[0][:300], digits[1][:300]
     params = {"experts": "mlp", "encoder": None, "regularization": "sample_similarity"}
+    params |= {"learning_rate": 0.01, "weight_decay": 0.1}
     images, rows = make(**params).fit(X.reshape(-1, 8, 8), y), make(**params).fit(X, y)
     assert np.array_equal(images.predict_proba(X.reshape(-1, 8, 8)), rows.predict_proba(X))
 
@@ -910,7 +936,7 @@ def test_mlp_experts_flatten_images(digits):
         ({"regularization": "l2"}, r"The 'regularization' parameter.*'sample_similarity'"),
         (
             {"regularization": ["l2"]},
-            r"regularization='l2' is not known; the names are \['entropy'",
+            r"regularization='l2' is not known; the names are \['competence'",
         ),
         ({"gate": SoftmaxGate}, r"gate must be an object, not a class: write gate=SoftmaxGate\("),
         ({"experts": MLPExperts}, r"experts must be an object, not a class"),

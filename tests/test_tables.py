@@ -150,6 +150,41 @@ def test_outliers_and_offsets_do_no_harm():
     assert np.abs(plain.encoder_.transform(X * 1e6)).max() <= 3
 
 
+def test_hat_functions_by_hand():
+    X = np.repeat(np.linspace(0, 7, 141), 4)[:, None]
+    clf = make(encoder=TableEncoder(n_knots=8), max_iter=1).fit(X, X[:, 0] > 3)
+    encoded = clf.encoder_.transform(np.array([[0.0], [2.25], [7.0], [9.0]]))
+    expected = np.zeros((4, 8))
+    expected[0, 0] = expected[2:, 7] = 1  # beyond the ends as at the ends
+    expected[1, 2:4] = 0.75, 0.25
+    np.testing.assert_allclose(encoded[:, 1:], expected, atol=0.03)  # outliers are drawn in
+
+
+@pytest.mark.parametrize(
+    "n_samples, n_columns, n_hats", [(500, 3, 24), (400, 3, 0), (500, 51, 0), (500, 50, 400)]
+)
+def test_automatic_hat_functions(n_samples, n_columns, n_hats):
+    X = np.random.RandomState(0).normal(size=(n_samples, n_columns))
+    with_few = np.c_[X, np.arange(n_samples) % 4]  # a column of four values never has any
+    clf = make(max_iter=1).fit(with_few, X[:, 0] > 0)
+    assert clf.encoder_.transform(with_few).shape[1] == n_columns + 1 + n_hats
+    none = make(encoder=TableEncoder(n_knots=None), max_iter=1).fit(with_few, X[:, 0] > 0)
+    assert none.encoder_.transform(with_few).shape[1] == n_columns + 1
+
+
+def test_hat_functions_help_where_a_column_oscillates():
+    rng = np.random.RandomState(0)
+    X = rng.uniform(size=(1500, 2))
+    y = (np.sin(20 * X[:, 0]) > 0) ^ (X[:, 1] > 0.5)
+    score = {
+        n_knots: make(encoder=TableEncoder(n_knots=n_knots), max_iter=30)
+        .fit(X[:1000], y[:1000])
+        .score(X[1000:], y[1000:])
+        for n_knots in (None, 16)
+    }
+    assert score[16] > 0.9 and score[16] > score[None] + 0.1
+
+
 def test_only_what_is_trained_on_is_looked_at(table):
     X, y = table
     weight = np.ones(300)

@@ -41,8 +41,10 @@ def make_models(settings):
         augmentation=FlipCrop(crop=4),
         batch_size=256,
         max_iter=40,
+        regularization=None,
         learning_rate=1e-3,
         learning_rate_schedule="constant",
+        weight_decay=0.0,
     )
     importance = 0.2
     if settings == "ours":

@@ -37,8 +37,10 @@ def make_models(settings):
         gate=SoftmaxGate(**network),
         batch_size=512,
         max_iter=20,
+        regularization=None,
         learning_rate=1e-3,
         learning_rate_schedule="constant",
+        weight_decay=0.0,
     )
     importance = 0.6  # the best of the authors'
     if settings == "ours":

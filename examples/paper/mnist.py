@@ -40,21 +40,20 @@ def make_models(settings):
         gate=SoftmaxGate(**network),
         batch_size=512,
         max_iter=20,
+        regularization=None,
         learning_rate=1e-3,
         learning_rate_schedule="constant",
+        weight_decay=0.0,
     )
-    importance = 0.8  # the best of the authors'
     if settings == "ours":
-        importance = 1.0
         base.set_params(
             batch_size=256,
             learning_rate=1e-2,
             learning_rate_schedule="one_cycle",
             augmentation=FlipCrop(flip=False, crop=1),
         )
-    # 0.35 is the authors' beta_s of 1e-6.
-    attentive = AttentiveGate(**network, temperature=0.5 if settings == "ours" else 1.0)
-    return models(base, attentive, importance, sample_similarity=0.35)
+    # 0.8 is the best of the authors' importances; 0.35 is their beta_s of 1e-6.
+    return models(base, AttentiveGate(**network), importance=0.8, sample_similarity=0.35)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ class MoESearchCV(BaseSearchCV):
         Distributions of ``optuna.distributions`` by the name of the parameter; or a function that
         gets a trial and returns a dict for ``set_params``; or None for a space of gate,
         regularization, number, width and dropout of the experts, learning rate and weight decay
-        (:func:`~sklearn_moe.model_selection.suggest_parameters`).
+        (:func:`~sklearn_moe.model_selection.suggest_parameters`), which starts with about what the
+        estimator is.
     n_trials : int, default=50
         The search ends when the study has so many trials, with those of earlier searches and other
         processes.
@@ -237,7 +238,7 @@ class MoESearchCV(BaseSearchCV):
         self.n_splits_ = len(folds)
         self.scorer_ = getattr(scorer, "_scorers", scorer)
         self.multimetric_ = isinstance(self.scorer_, dict)
-        suggest = Space(self.space, self.estimator, X)
+        suggest = Space(self.space, self.estimator, X, y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         evaluation = Evaluation(
             self.estimator,
@@ -251,7 +252,7 @@ class MoESearchCV(BaseSearchCV):
             prunes=self.pruner is not None and not self.multimetric_,
             seed=int(seed),
         )
-        self._search(evaluation, X, y)
+        self._search(evaluation, X, y, suggest.first)
         self._collect(suggest, refit_metric)
         if self.refit:
             start = time.perf_counter()
@@ -322,7 +323,7 @@ class MoESearchCV(BaseSearchCV):
         check_is_fitted(self, "study_")
         return self.study_.trials_dataframe()
 
-    def _search(self, evaluation, X, y):
+    def _search(self, evaluation, X, y, first):
         """Fill the study with trials."""
         n_jobs = effective_n_jobs(self.n_jobs)
         deadline = math.inf if self.timeout is None else time.time() + self.timeout
@@ -343,7 +344,7 @@ class MoESearchCV(BaseSearchCV):
                 )
             if in_memory and n_jobs > 1:  # other processes see no memory
                 storage = Path(folder) / "journal.log"
-            study = self._open(storage, shape)
+            study = self._open(storage, shape, first)
             self.study_ = study
             one = partial(_one_trial, study, evaluation, self.n_trials, deadline, self.callbacks)
             n_missing = max(self.n_trials - n_finished(study), 0)
@@ -358,7 +359,7 @@ class MoESearchCV(BaseSearchCV):
                 if in_memory and n_jobs > 1:
                     self.study_ = _in_memory(study)
 
-    def _open(self, storage, shape):
+    def _open(self, storage, shape, first):
         """Return the study, a new one if there is none."""
         import optuna
 
@@ -388,6 +389,8 @@ class MoESearchCV(BaseSearchCV):
             ) from error
         if not study.trials and "shape" not in study.user_attrs:
             study.set_user_attr("shape", shape)
+            if first is not None:
+                study.enqueue_trial(first)
         directions = {direction.name for direction in study.directions}
         if study.user_attrs.get("shape") != shape or directions != {"MAXIMIZE"}:
             raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import MLPExperts
 from sklearn_moe.gates import AttentiveGate
+from sklearn_moe.recipes import RECIPES
 from sklearn_moe.regularizers import Importance, SampleSimilarity
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
     if gate == "attentive":
         gate = AttentiveGate((trial.suggest_int("gate_width", 16, 128, log=True),))
     regularization = trial.suggest_categorical(
-        "regularization", ["none", "importance", "sample_similarity"]
+        "regularization", ["auto", "none", "importance", "sample_similarity"]
     )
-    penalty = None
+    penalty = "auto" if regularization == "auto" else None
     if regularization == "importance":
         penalty = Importance(trial.suggest_float("importance_strength", 0.02, 2.0, log=True))
     elif regularization == "sample_similarity":
@@ -54,7 +55,31 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
         "gate": gate,
         "regularization": penalty,
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1.0, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 4.0, log=True),
+    }
+
+
+def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
+    """Return where a search of the default space begins: at about what the mixture is."""
+    recipe = RECIPES["table" if np.ndim(X) == 2 and mixture.input_shape is None else "other"]
+    auto = {
+        "learning_rate": recipe["learning_rate"]["one_cycle"],
+        "weight_decay": recipe["weight_decay"][
+            "binary" if len(np.unique(y)) == 2 else "multiclass"
+        ],
+    }
+    rate, decay = (
+        auto[name] if getattr(mixture, name) == "auto" else getattr(mixture, name) for name in auto
+    )
+    has_usual_gate = isinstance(mixture.gate, str) and mixture.gate in ("top_k", "hard")
+    return {
+        "gate": mixture.gate if has_usual_gate else "softmax",
+        "regularization": "auto",
+        "n_experts": int(np.clip(mixture.n_experts, 2, 16)),
+        "width": MLPExperts().hidden_layer_sizes[0],
+        "dropout": 0.0,
+        "learning_rate": float(np.clip(rate, 3e-4, 3e-2)),
+        "weight_decay": float(np.clip(decay, 1e-3, 4.0)),
     }
 
 
@@ -72,13 +97,16 @@ class Space:
         For the default, it has to contain exactly one ``MoEClassifier``.
     X : array-like
         Samples; the default leaves the experts alone where these are not a table.
+    y : array-like
+        Class labels.
     """
 
-    def __init__(self, space, estimator, X):
+    def __init__(self, space, estimator, X, y):
         self.space = space
-        self.prefix = self.left_alone = None
+        self.prefix = self.left_alone = self.first = None
         if space is None:
             self.prefix, mixture = _mixture_of(estimator)
+            self.first = first_suggestion(mixture, X, y)
             is_table = np.ndim(X) == 2 and mixture.input_shape is None
             has_own_experts = not (is_table and mixture.experts in ("auto", "mlp"))
             self.left_alone = {"experts"} if has_own_experts else set()
