@@ -29,7 +29,8 @@ from sklearn_moe import AttentiveGate, MLPExperts, MoEClassifier, SoftmaxGate
 def plain(**changes):
     """Return a mixture without what the default adds for tables."""
     params = {"encoder": None, "regularization": None, "learning_rate": 3e-3, "weight_decay": 0.0}
-    return MoEClassifier(**{"experts": MLPExperts((64,)), **params, **changes})
+    params |= {"experts": MLPExperts((64,)), "max_iter": 100}
+    return MoEClassifier(**{**params, **changes})
 
 
 ROWS = {

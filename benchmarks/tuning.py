@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import MoEClassifier, cross_validate, tune
 
@@ -40,7 +38,7 @@ def main():
     if args.satimage:
         data["satimage"] = load_satimage(args.satimage)
     cv = StratifiedKFold(3, shuffle=True, random_state=0)
-    clf = make_pipeline(StandardScaler(), MoEClassifier(n_threads=1, random_state=0))
+    clf = MoEClassifier(n_threads=1, random_state=0)
     print("| data | log loss: default | tuned | accuracy, H_s: default | front |")
     print("|---|---:|---:|---|---|")
     for name, (X, y) in data.items():

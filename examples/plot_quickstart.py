@@ -9,10 +9,9 @@ many hidden units, reports how the experts divide the digits, and draws it.
 import sys
 
 import matplotlib.pyplot as plt
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import (
     DecompositionDisplay,
@@ -24,10 +23,10 @@ from sklearn_moe import (
 # %%
 # Accuracy beside one network
 # ---------------------------
-# The mixtures have 8 experts of 64 hidden units, the single network has 512 of them.
+# The mixtures have 8 experts of 256 hidden units, the single network has 2048 of them.
 
 models = {
-    "single network": MoEClassifier(n_experts=1, experts=MLPExperts((512,)), random_state=0),
+    "single network": MoEClassifier(n_experts=1, experts=MLPExperts((2048,)), random_state=0),
     "mixture": MoEClassifier(random_state=0),
     "attentive mixture": MoEClassifier(
         gate="attentive", regularization="sample_similarity", random_state=0
@@ -39,7 +38,7 @@ for name, load in {"breast_cancer": load_breast_cancer, "digits": load_digits}.i
     X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
     print(f"{name}: {len(X_train)} training samples, {len(X_test)} test samples")
     for kind, model in models.items():
-        fitted[kind] = make_pipeline(StandardScaler(), model).fit(X_train, y_train)
+        fitted[kind] = clone(model).fit(X_train, y_train)
         print(f"    accuracy of the {kind:18}{fitted[kind].score(X_test, y_test):.3f}")
 
 # %%

@@ -40,8 +40,9 @@ class TableEncoder(BaseEstimator):
     Parameters
     ----------
     n_knots : int, "auto" or None, default="auto"
-        Number of hat functions of a column, at least 2; None takes none. "auto" is 8 for tables of
-        at least 500 rows and at most 50 such columns, where it pays, and none otherwise.
+        Number of hat functions of a column, at least 2; None takes none. "auto" is 7 for tables of
+        at least 50 rows per such column, where it pays, if there are at most 100, and none
+        otherwise.
     max_categories : int or None, default=100
         A column of more categories has the rarest of them taken together; None keeps all.
 

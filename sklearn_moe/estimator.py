@@ -23,7 +23,7 @@ from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
-from sklearn_moe.gates import GATES
+from sklearn_moe.gates import GATES, AttentiveGate
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
@@ -80,15 +80,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "competence", "z_loss", objects such as ``SampleSimilarity(strength=0.1)``, or a
         function ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto" is what
-        predicts best on tables, ``["importance", "competence"]``, and None, nothing, elsewhere.
+        predicts best on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
         What gate and experts have in common before them. "table" scales numbers, fills in what is
         missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
         convolutions, for images, and a function ``(input_shape) -> torch.nn.Module`` may return
         any backbone; these are trained with the rest. "auto" is "table" for a table and None,
         nothing, for images.
-    categorical_features : "from_dtype", array-like of bool, int or str, or None, \
-            default="from_dtype"
+    categorical_features : "from_dtype", array-like or None, default="from_dtype"
         Which columns of a table hold categories: a mask, positions or names, or those columns of a
         data frame whose type is categorical or text. None: no column does.
     augmentation : {"flip_crop"}, callable or None, default=None
@@ -98,19 +97,20 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Whether the experts' probabilities or their logits are averaged. With logits, experts no
         longer stand on their own, and the decomposition says less.
     learning_rate : float or "auto", default="auto"
-        Learning rate of AdamW; the peak of the schedule. "auto" is 0.02 for tables and 3e-3 for
-        images and networks of your own, or with a constant schedule 3e-3 and 1e-3.
+        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under an
+        attentive gate, and 3e-3 for images and networks of your own; or with a constant schedule
+        3e-3 for tables and 1e-3 for all else.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
         to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
         constant.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.5 for those with more, and 0 elsewhere.
+        tables with two classes, 0.7 for those with more, and 0 elsewhere.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
-    max_iter : int, default=100
+    max_iter : int, default=40
         Number of epochs.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, which multiply ``sample_weight``; "balanced" makes all classes
@@ -261,7 +261,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         learning_rate_schedule: str = "one_cycle",
         weight_decay: float | str = "auto",
         batch_size: int | str = "auto",
-        max_iter: int = 100,
+        max_iter: int = 40,
         class_weight: dict | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -639,7 +639,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Return learning rate, weight decay and regularization for "auto"."""
         is_ours = self.encoder is None or self._encodes_tables()
         is_ours = is_ours and (not callable(self.experts) or hasattr(self.experts, "build"))
-        recipe = RECIPES["table" if X.ndim == 2 and is_ours else "other"]
+        kind = "other"
+        if X.ndim == 2 and is_ours:
+            gate = resolve("gate", self.gate, GATES)
+            kind = "attentive" if isinstance(gate, AttentiveGate) else "table"
+        recipe = RECIPES[kind]
         return (
             recipe["learning_rate"]["constant" if incremental else self.learning_rate_schedule],
             recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"],

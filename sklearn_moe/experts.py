@@ -31,7 +31,7 @@ class MLPExperts(BaseEstimator):
 
     Parameters
     ----------
-    hidden_layer_sizes : sequence of int, default=(128,)
+    hidden_layer_sizes : sequence of int, default=(256,)
         Sizes of each expert's hidden layers; without any the experts are linear.
     activation : {"relu", "gelu", "tanh"}, default="relu"
         Activation of the hidden layers.
@@ -53,7 +53,7 @@ class MLPExperts(BaseEstimator):
 
     def __init__(
         self,
-        hidden_layer_sizes: Sequence[int] = (128,),
+        hidden_layer_sizes: Sequence[int] = (256,),
         *,
         activation: str = "relu",
         dropout: float = 0.0,

@@ -13,8 +13,8 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_array, has_fit_parameter
 
 # With fewer rows or more columns hat functions took more than they gave (digits, breast_cancer).
-ROWS_FOR_HATS = 500
-COLUMNS_FOR_HATS = 50
+ROWS_PER_COLUMN = 50
+COLUMNS_FOR_HATS = 100
 
 
 def as_frame(X: Any) -> nw.DataFrame | None:
@@ -174,8 +174,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         self.bent_ = np.flatnonzero([len(np.unique(column)) > 4 for column in numbers.T])
         n_knots = self.n_knots
         if n_knots == "auto":
-            pays = len(numbers) >= ROWS_FOR_HATS and len(self.bent_) <= COLUMNS_FOR_HATS
-            n_knots = 8 if pays else None
+            n_columns = len(self.bent_)
+            pays = n_columns <= min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN)
+            n_knots = 7 if pays else None
         if n_knots is not None and len(self.bent_):
             self.hats_ = SplineTransformer(
                 n_knots=n_knots, degree=1, knots="quantile", extrapolation="constant"

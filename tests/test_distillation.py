@@ -181,7 +181,7 @@ def test_one_expert_runs_for_a_sample(data, teacher):
     alone = teacher.expert_proba(X_test)[np.arange(len(X_test)), chosen]
     np.testing.assert_allclose(student.predict_proba(X_test), alone, atol=1e-6)
     report = distillation_report(teacher, student, X_test, y_test)
-    gate, expert = 64 * 64 + 64 * 4, 64 * 128 + 128 * 10
+    gate, expert = 64 * 64 + 64 * 4, 64 * 256 + 256 * 10
     assert report.student_cost == gate + expert
     assert report.teacher_cost > 4 * expert
 

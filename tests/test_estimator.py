@@ -29,6 +29,7 @@ from sklearn_moe import (
     MoEClassifier,
     SampleSimilarity,
     SoftmaxGate,
+    TableEncoder,
     decomposition_entropy,
 )
 from sklearn_moe.mixture import MixtureOfExperts
@@ -224,7 +225,9 @@ def test_integer_weights_equal_repeats(regularization, gate, iris):
     counts = np.random.RandomState(0).randint(1, 4, size=150)
     if regularization == "sample_similarity":
         regularization = SampleSimilarity(max_samples=1000)  # which also compares all repeats
-    clf = make(gate=gate, regularization=regularization, batch_size=1000, max_iter=20)
+    encoder = TableEncoder(n_knots=None)  # "auto" goes by the number of rows, as batch_size does
+    clf = make(gate=gate, regularization=regularization, encoder=encoder)
+    clf.set_params(batch_size=1000, max_iter=20, learning_rate=3e-3)
     weighted = clone(clf).fit(X, y, sample_weight=counts).predict_proba(X)
     repeated = clone(clf).fit(np.repeat(X, counts, axis=0), np.repeat(y, counts)).predict_proba(X)
     np.testing.assert_allclose(weighted, repeated, atol=1e-5)
@@ -573,9 +576,10 @@ def test_automatic_recipe(iris, digits):
         return net.lr, net.optimizer__weight_decay, names
 
     table = ["Importance", "Competence"]
-    assert trained_with(*iris) == (0.02, 0.7, table)
-    assert trained_with(iris[0], iris[1] == 0) == (0.02, 2.0, table)
-    assert trained_with(*iris, encoder=None) == (0.02, 0.7, table)
+    assert trained_with(*iris) == (0.03, 0.7, table)
+    assert trained_with(iris[0], iris[1] == 0) == (0.03, 2.0, table)
+    assert trained_with(*iris, encoder=None) == (0.03, 0.7, table)
+    assert trained_with(*iris, gate="attentive") == (0.01, 0.7, table)
     assert trained_with(*iris, learning_rate_schedule="constant") == (3e-3, 0.7, table)
     own = {"regularization": "load", "gate": "noisy_top_k", "weight_decay": 0.3}
     assert trained_with(*iris, learning_rate=0.1, **own) == (0.1, 0.3, ["Load"])

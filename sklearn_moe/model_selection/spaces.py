@@ -49,12 +49,12 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
     return {
         "n_experts": trial.suggest_int("n_experts", 2, 16, log=True),
         "experts": MLPExperts(
-            (trial.suggest_int("width", 16, 128, log=True),),
+            (trial.suggest_int("width", 16, 256, log=True),),
             dropout=trial.suggest_float("dropout", 0.0, 0.5),
         ),
         "gate": gate,
         "regularization": penalty,
-        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 0.1, log=True),
         "weight_decay": trial.suggest_float("weight_decay", 1e-3, 4.0, log=True),
     }
 
@@ -78,7 +78,7 @@ def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
         "n_experts": int(np.clip(mixture.n_experts, 2, 16)),
         "width": MLPExperts().hidden_layer_sizes[0],
         "dropout": 0.0,
-        "learning_rate": float(np.clip(rate, 3e-4, 3e-2)),
+        "learning_rate": float(np.clip(rate, 3e-4, 0.1)),
         "weight_decay": float(np.clip(decay, 1e-3, 4.0)),
     }
 
