@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_moe.images import channels_first
-from sklearn_moe.layers import ACTIVATIONS, check_layer_sizes, fill_like_linear
+from sklearn_moe.layers import ACTIVATIONS, check_layer_sizes, fill_like_linear, keep_rows
 
 # Up to so many channels, made from images of one channel, pooling at once is faster than torch's.
 CHANNELS_AT_ONCE = 32
@@ -249,6 +249,12 @@ class ConvStack(nn.Module):
         layer = {name: getattr(params, name) for name in CONVOLUTION_CONSTRAINTS}
         channels = check_layer_sizes("channels", layer.pop("channels"))
         return cls(n_networks, input_shape, generator, channels=channels, **layer)
+
+    def keep(self, networks: list[int]) -> None:
+        """Drop all networks but these, whose order becomes theirs."""
+        for layer in self.layers:
+            keep_rows(layer, networks)
+        self.n_networks = len(networks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a batch of images to features of shape (n_networks, n_features, n_samples)."""

@@ -42,7 +42,7 @@ from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
 from sklearn_moe.layers import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.regularizers import REGULARIZERS, Competence
 
 # Predictions are made in chunks of at most this many rows, whatever the batch size of the training
 # was, and of fewer where the outputs of a layer of all experts would outgrow so many numbers: what
@@ -64,7 +64,7 @@ ROWS_OF_BLOCK = 1024
 BLOCKS_OF_WINDOW = 64
 
 # Regularizations that do not wait for the device.
-_CAPTURABLE = {type(regularizer) for regularizer in REGULARIZERS.values()}
+_CAPTURABLE = {Competence} | {type(each) for each in REGULARIZERS.values() if each.gate_only}
 
 
 _OWN_CALLBACKS = {

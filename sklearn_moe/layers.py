@@ -89,6 +89,10 @@ class StackedLinear(nn.Module):
             self.weight.grad = torch.bmm(upstream, x.mT)
         self.bias.grad = upstream.sum(dim=2)
 
+    def keep(self, experts: list[int]) -> None:
+        """Drop all experts but these, whose order becomes theirs."""
+        keep_rows(self, experts)
+
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         """Map for each of some experts an input of its own (N, D) to (N, O)."""
         weights, biases = self.weight.unbind(), self.bias.unbind()
@@ -137,6 +141,17 @@ class StackedMLP(nn.Module):
         self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]
         self.multiply_adds = sum(n_in * n_out for n_in, n_out in pairwise(sizes))
         self.widest = max(sizes[1:], default=0)
+
+    @property
+    def costs(self) -> tuple[int, ...]:
+        """Multiply-adds that each network takes for a sample."""
+        return (self.multiply_adds,) * self.n_networks
+
+    def keep(self, networks: list[int]) -> None:
+        """Drop all networks but these, whose order becomes theirs."""
+        for layer in self.layers:
+            layer.keep(networks)
+        self.n_networks = len(networks)
 
     def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
         """Run a batch (N, D), or one per network (E, D, N), and return what each layer read."""
@@ -212,6 +227,14 @@ def fill_like_linear(parameter: Tensor, n_in: int, generator: torch.Generator) -
     bound = 1 / math.sqrt(n_in)
     with torch.no_grad():
         parameter.uniform_(-bound, bound, generator=generator)
+
+
+def keep_rows(module: nn.Module, rows: list[int]) -> None:
+    """Keep such rows of a module's own parameters and buffers, whose first axis is the experts."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter.data[rows], parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, buffer[rows])
 
 
 _GLOBAL_RANDOM_STATE = RLock()

@@ -32,6 +32,8 @@ class MixtureOutput(NamedTuple):
         What a noisy gate drew; None in prediction and for gates without noise.
     x : Tensor of shape (n_samples, ...)
         What gate and experts saw: the batch, or what the encoder made of it.
+    experts : ExpertsModule
+        The experts, which know their costs.
     """
 
     log_proba: Tensor
@@ -41,6 +43,7 @@ class MixtureOutput(NamedTuple):
     hidden: Tensor
     routing: Routing | None
     x: Tensor | None = None
+    experts: nn.Module | None = None
 
 
 class MixtureOfExperts(nn.Module):
@@ -56,9 +59,8 @@ class MixtureOfExperts(nn.Module):
 
     Parameters
     ----------
-    experts : nn.Module
-        Maps ``(x, generator)`` to expert logits and hidden vectors, and in
-        ``run_some(x, experts)`` a batch for each of some experts to its logits.
+    experts : ExpertsModule
+        Maps ``(x, generator)`` to expert logits and hidden vectors.
     gate : GateModule
         Maps ``(x, hidden, generator)`` to a ``GateOutput``.
     mixing : {"probability", "logit"}, default="probability"
@@ -76,6 +78,7 @@ class MixtureOfExperts(nn.Module):
         encoder: nn.Module | None = None,
     ):
         super().__init__()
+        experts.check_gate(gate)
         self.encoder = nn.Identity() if encoder is None else encoder
         self.experts = experts
         self.gate = gate
@@ -86,6 +89,8 @@ class MixtureOfExperts(nn.Module):
         x = self.encode(x)
         expert_logits, hidden = self.experts(x, generator)
         gate_logits, gate_log_proba, routing = self.gate(x, hidden, generator)
+        if self.training:
+            gate_log_proba = self.experts.limit(gate_log_proba)
         return MixtureOutput(
             log_proba=self._mix(gate_log_proba, expert_logits),
             gate_logits=gate_logits,
@@ -94,6 +99,7 @@ class MixtureOfExperts(nn.Module):
             hidden=hidden,
             routing=routing,
             x=x,
+            experts=self.experts,
         )
 
     def encode(self, x: Tensor) -> Tensor:
@@ -119,12 +125,15 @@ class MixtureOfExperts(nn.Module):
         """Return the logits (n_samples, n_classes) of the most probable expert of each sample."""
         x = self.encode(x)
         chosen = self._route(x).log_proba.softmax(dim=1).argmax(dim=1, keepdim=True)
-        return self._run_chosen(x, chosen).squeeze(1)
+        if self.experts.independent:
+            return self._run_chosen(x, chosen).squeeze(1)
+        return self.experts(x)[0][torch.arange(len(x), device=x.device), chosen.squeeze(1)]
 
     @property
     def is_conditional(self) -> bool:
-        """Whether a sample passes through the experts that the gate chooses for it alone."""
-        return self.gate.top_k is not None and not self.gate.needs_hidden
+        """Whether a sample passes through no experts but those that the gate chooses for it."""
+        is_choosing = self.gate.top_k is not None and not self.gate.needs_hidden
+        return is_choosing and self.experts.independent
 
     def predict_log_proba(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the classes for a batch, (n_samples, n_classes)."""

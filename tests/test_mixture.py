@@ -155,3 +155,29 @@ def test_only_the_chosen_experts_run_in_prediction(top_k, generator):
     module.predict_proba(x)
     assert [expert.n_rows for expert in experts.experts] == chosen.sum(dim=0).tolist()
     assert chosen.sum() == 50 * top_k
+
+
+@pytest.mark.parametrize("gate", ["softmax", "top_k", "attentive"])
+@pytest.mark.parametrize(
+    "experts, input_shape",
+    [
+        (MLPExperts((6, 7)), (D,)),
+        (CustomExperts(CountingExpert), (D,)),
+        (ConvExperts((2, 3), (5,), normalization="batch"), (8, 8)),
+    ],
+    ids=["mlp", "custom", "conv"],
+)
+def test_keeping_some_experts(gate, experts, input_shape, generator):
+    module = experts.build(input_shape, E, C, generator)
+    gate = GATES[gate].build(input_shape, E, module.hidden_size, generator)
+    mixture = MixtureOfExperts(module, gate).eval()
+    x = torch.randn(N, *input_shape, generator=generator)
+    before, costs = mixture(x), module.costs
+    kept = [3, 0, 2]
+    module.keep(kept)
+    gate.keep(kept)
+    after = mixture(x)
+    torch.testing.assert_close(after.expert_logits, before.expert_logits[:, kept])
+    torch.testing.assert_close(after.gate_logits, before.gate_logits[:, kept])
+    assert list(module.costs) == [costs[expert] for expert in kept]
+    torch.testing.assert_close(mixture.predict_log_proba(x), after.log_proba)

@@ -1,0 +1,28 @@
+"""Experts: small networks that map a sample to class logits.
+
+An experts object holds hyperparameters only; ``build`` turns it into one torch module that runs
+all experts (see :class:`ExpertsModule`). ``EXPERTS`` names the usual choices.
+"""
+
+from sklearn.base import BaseEstimator
+
+from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
+from sklearn_moe.experts.custom import CustomExperts
+from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
+
+EXPERTS: dict[str, BaseEstimator] = {
+    "mlp": MLPExperts(),
+    "conv": ConvExperts(),
+}
+"""The experts that ``MoEClassifier(experts=...)`` knows by name."""
+
+__all__ = [
+    "EXPERTS",
+    "ConvExperts",
+    "ConvExpertsModule",
+    "CustomExperts",
+    "ExpertsModule",
+    "MLPExperts",
+    "MLPExpertsModule",
+]

@@ -1,0 +1,53 @@
+"""What all experts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class ExpertsModule(nn.Module):
+    """The torch module of all experts of a mixture.
+
+    Attributes
+    ----------
+    hidden_size : int
+        Length of the hidden vectors, which an attentive gate reads.
+    costs : sequence of int
+        Multiply-adds that each expert takes for a sample.
+    independent : bool, default=True
+        Whether an expert's logits are its own, so that it can run without the others.
+    """
+
+    hidden_size: int
+    independent = True
+
+    @property
+    def costs(self) -> Sequence[int]:
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (N, E, C) and hidden vectors (N, E, H) of all experts for a batch.
+
+        The generator serves dropout in training.
+        """
+        raise NotImplementedError
+
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        """Return the logits of some experts, each for a batch of its own, in prediction."""
+        raise NotImplementedError
+
+    def keep(self, experts: list[int]) -> None:
+        """Drop all experts but these, whose order becomes theirs."""
+        raise NotImplementedError
+
+    def check_gate(self, gate: nn.Module) -> None:
+        """Raise a ValueError if these experts make no sense under such a gate."""
+
+    def limit(self, gate_log_proba: Tensor) -> Tensor:
+        """Return the gate's log-probabilities in training, with the experts' limits."""
+        return gate_log_proba

@@ -1,0 +1,123 @@
+"""Experts from a user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.layers import seeded_globally
+
+
+class CustomExperts(BaseEstimator):
+    """Experts from a user's own function; ``MoEClassifier(experts=function)`` wraps it in this.
+
+    Parameters
+    ----------
+    factory : callable
+        ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. Its forward
+        takes a batch ``(n_samples, *input_shape)``, returns the logits (n_samples, n_outputs), or
+        the pair (logits, hidden) with hidden vectors (n_samples, hidden_size) for an attentive
+        gate to read. Without them it reads the logits.
+
+    Notes
+    -----
+    Such modules draw their initial weights and their dropout from torch's global random state. It
+    is seeded from ``random_state`` and restored afterwards, under a lock: mixtures of custom
+    experts that are fitted in several threads wait for one another.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier
+    >>> from torch import nn
+    >>> def linear_expert(input_shape, n_outputs):
+    ...     return nn.Linear(input_shape[0], n_outputs)
+    >>> clf = MoEClassifier(experts=linear_expert)
+    """
+
+    _parameter_constraints: dict = {"factory": [callable]}
+
+    def __init__(self, factory: Callable[[tuple[int, ...], int], nn.Module]):
+        self.factory = factory
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """Return the torch module of these experts."""
+        self._validate_params()
+        if isinstance(self.factory, nn.Module):
+            raise TypeError(
+                "experts must be a function (input_shape, n_outputs) -> torch.nn.Module that "
+                f"makes one expert, not a module: {self.factory!r}."
+            )
+        experts: list[nn.Module] = []
+        hidden_sizes = set()
+        for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():
+            with seeded_globally(seed):
+                expert = self.factory(input_shape, n_classes)
+                if not isinstance(expert, nn.Module) or expert in experts:
+                    raise TypeError(
+                        "experts(input_shape, n_outputs) must return a new torch.nn.Module in "
+                        f"each call, got {expert!r}."
+                    )
+                hidden_sizes.add(_probe(expert, input_shape, n_classes))
+            experts.append(expert)
+        if len(hidden_sizes) > 1:
+            raise ValueError(f"All experts must have one hidden size, got {sorted(hidden_sizes)}.")
+        return _CustomExpertsModule(experts, hidden_sizes.pop())
+
+
+def _probe(expert, input_shape, n_classes):
+    """Run one sample through an expert, check what comes out and return its hidden size."""
+    with torch.no_grad():
+        output = expert.eval()(torch.zeros(1, *input_shape))
+    tensors = output if isinstance(output, tuple) else (output,)
+    shapes = [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)]
+    if len(shapes) != len(tensors) or len(shapes) not in (1, 2) or shapes[0] != (1, n_classes):
+        raise ValueError(
+            f"An expert must return logits of shape (n_samples, {n_classes}), or the pair "
+            f"(logits, hidden); a batch of shape {(1, *input_shape)} gave {shapes or output!r}."
+        )
+    if len(shapes[-1]) != 2:
+        raise ValueError(
+            "An expert's hidden must have the shape (n_samples, hidden_size); a batch of shape "
+            f"{(1, *input_shape)} gave {shapes[-1]}."
+        )
+    return shapes[-1][1]
+
+
+class _CustomExpertsModule(ExpertsModule):
+    uses_global_random_state = True
+
+    def __init__(self, experts, hidden_size):
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.hidden_size = hidden_size
+
+    @property
+    def costs(self) -> tuple[int, ...]:
+        # What a module computes is unknown; a linear layer takes as much as it has weights.
+        return tuple(sum(map(torch.numel, expert.parameters())) for expert in self.experts)
+
+    def keep(self, experts: list[int]) -> None:
+        self.experts = nn.ModuleList(self.experts[expert] for expert in experts)
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        # Each gets a copy, as its first layer may work in place.
+        outputs = [expert(x.clone()) for expert in self.experts]
+        pairs = [each if isinstance(each, tuple) else (each, each) for each in outputs]
+        logits, hidden = zip(*pairs, strict=True)
+        return torch.stack(logits, dim=1), torch.stack(hidden, dim=1)
+
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        outputs = [self.experts[expert](own) for own, expert in zip(x, experts, strict=True)]
+        return [output[0] if isinstance(output, tuple) else output for output in outputs]

@@ -1,0 +1,86 @@
+"""Fully connected experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor, nn
+
+from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.layers import ACTIVATIONS, StackedMLP, check_layer_sizes
+
+
+class MLPExperts(BaseEstimator):
+    """Fully connected experts, for tables (images are flattened).
+
+    The weights of all experts are stacked in one parameter per layer, and each expert is
+    initialised as a network of ``nn.Linear`` layers would be. The hidden vector that an attentive
+    gate reads is the last hidden layer before its activation, or the logits where there is no
+    hidden layer.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=(256,)
+        Sizes of each expert's hidden layers; without any the experts are linear.
+    activation : {"relu", "gelu", "tanh"}, default="relu"
+        Activation of the hidden layers.
+    dropout : float, default=0.0
+        Probability, at least 0 and below 1, with which a hidden unit is dropped in training.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MLPExperts, MoEClassifier
+    >>> MoEClassifier(experts=MLPExperts(hidden_layer_sizes=(32, 16), dropout=0.1)).experts
+    MLPExperts(dropout=0.1, hidden_layer_sizes=(32, 16))
+    """
+
+    _parameter_constraints: dict = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (256,),
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.dropout = dropout
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """Return the torch module of these experts."""
+        self._validate_params()
+        hidden_sizes = check_layer_sizes(
+            "The experts' hidden_layer_sizes", self.hidden_layer_sizes
+        )
+        sizes = (math.prod(input_shape), *hidden_sizes, n_classes)
+        return MLPExpertsModule(
+            n_experts, sizes, generator, activation=self.activation, dropout=self.dropout
+        )
+
+
+class MLPExpertsModule(StackedMLP, ExpertsModule):
+    """The torch module of :class:`MLPExperts`."""
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.logits_and_hidden(x.flatten(1), generator)
+
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        return super().run_some([own.flatten(1) for own in x], experts)

@@ -1,0 +1,32 @@
+"""Gates: they decide how much each expert says about a sample.
+
+A gate object holds hyperparameters only; ``build`` turns it into a :class:`GateModule`, which maps
+the batch, and for some gates the experts' hidden vectors, to a :class:`GateOutput`. ``GATES``
+names the usual choices.
+"""
+
+from sklearn_moe.gates.attentive import AttentiveGate, AttentiveGateModule
+from sklearn_moe.gates.base import Gate, GateModule, GateOutput, Routing, mask_all_but_top_k
+from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
+
+GATES: dict[str, Gate] = {
+    "softmax": SoftmaxGate(),
+    "top_k": SoftmaxGate(top_k=2),
+    "noisy_top_k": SoftmaxGate(top_k=2, noise=1.0),
+    "hard": SoftmaxGate(top_k=1),
+    "attentive": AttentiveGate(),
+}
+"""The gates that ``MoEClassifier(gate=...)`` knows by name."""
+
+__all__ = [
+    "GATES",
+    "AttentiveGate",
+    "AttentiveGateModule",
+    "Gate",
+    "GateModule",
+    "GateOutput",
+    "Routing",
+    "SoftmaxGate",
+    "SoftmaxGateModule",
+    "mask_all_but_top_k",
+]

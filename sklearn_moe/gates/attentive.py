@@ -1,0 +1,119 @@
+"""A gate that reads the experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+import torch
+from sklearn.utils._param_validation import Interval
+from torch import Tensor, nn
+
+from sklearn_moe.encoders import build_encoder, output_shape
+from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.layers import MLP, linear
+
+
+class AttentiveGate(Gate):
+    r"""A gate that attends to what the experts make of the sample.
+
+    The sample asks a query, each expert's hidden vector answers with a key, and the expert whose
+    key fits best gets the sample:
+
+    .. math:: l_{ne} = \frac{\langle W_q\, g(x_n),\; W_k\, h_{ne} \rangle}{\sqrt{K}\; T},
+              \qquad p_n = \mathrm{softmax}(l_n)
+
+    with the gate's network :math:`g`, the experts' hidden vectors :math:`h_{ne}` and one pair of
+    projections for all experts. The gate's gradient also flows into the experts. All experts must
+    run before the gate can choose.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=(64,)
+        Sizes of the layers of :math:`g`, with ReLU between them and none after the last; without
+        any, :math:`g(x) = x`.
+    key_size : int, default=32
+        Length :math:`K` of queries and keys.
+    temperature : float, default=1.0
+        The logits are divided by :math:`T`; below 1 the gate is surer, above 1 less sure.
+    top_k : int or None, default=None
+        How many experts answer for a sample; None means all. With 1 the gate trains on the full
+        softmax and one expert answers in prediction.
+    encoder : {"conv"}, object, callable or None, default=None
+        What the gate has before its layers, for itself: convolutions, for images, by name or as a
+        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
+
+    References
+    ----------
+    Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mixture of
+    Experts, 2023, arXiv 2302.14703.
+
+    Examples
+    --------
+    >>> from sklearn_moe import AttentiveGate, MoEClassifier
+    >>> MoEClassifier(n_experts=5, gate=AttentiveGate(key_size=16)).get_params()["gate__key_size"]
+    16
+    """
+
+    _parameter_constraints: dict = {
+        **Gate._parameter_constraints,
+        "key_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (64,),
+        *,
+        key_size: int = 32,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.key_size = key_size
+        self.temperature = temperature
+        self.top_k = top_k
+        self.encoder = encoder
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        hidden_size: int,
+        generator: torch.Generator,
+    ) -> GateModule:
+        """Return the torch module of this gate."""
+        hidden_sizes = self._check(n_experts)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
+        return AttentiveGateModule(
+            encoder=encoder,
+            trunk=MLP(sizes, generator),
+            query=linear(sizes[-1], self.key_size, generator, bias=False),
+            key=linear(hidden_size, self.key_size, generator, bias=False),
+            temperature=self.temperature,
+            top_k=self.top_k,
+        )
+
+
+class AttentiveGateModule(GateModule):
+    """The torch module of an :class:`AttentiveGate`."""
+
+    def __init__(
+        self, encoder: nn.Module, trunk: MLP, query: nn.Linear, key: nn.Linear, **routing
+    ):
+        super().__init__(**routing)
+        self.encoder = encoder
+        self.trunk = trunk
+        self.query = query
+        self.key = key
+
+    def keep(self, experts: list[int]) -> None:
+        """Drop nothing: the gate has no weights of single experts."""
+
+    def score(self, x: Tensor, hidden: Tensor) -> Tensor:
+        query = self.query(self.trunk(self.encoder(x).flatten(1)))
+        # <q, Wk h> = <q Wk, h>: the small product comes first and no key is ever built.
+        asked = (query @ self.key.weight) / math.sqrt(len(self.key.weight))
+        return torch.einsum("nh,neh->ne", asked, hidden)

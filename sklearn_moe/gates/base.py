@@ -1,0 +1,139 @@
+"""What all gates have in common."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import NamedTuple
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from torch import Tensor, nn
+
+from sklearn_moe.encoders import ENCODERS
+from sklearn_moe.layers import check_layer_sizes
+
+
+class Routing(NamedTuple):
+    """What a noisy gate drew in this batch; ``Load`` reads it.
+
+    Attributes
+    ----------
+    noisy_logits : Tensor of shape (n_samples, n_experts)
+        The logits with noise, before masking.
+    noise_scale : float
+        Standard deviation of the noise.
+    top_k : int or None
+        How many experts answer for a sample.
+    """
+
+    noisy_logits: Tensor
+    noise_scale: float
+    top_k: int | None
+
+
+class GateOutput(NamedTuple):
+    """What a gate says about a batch.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n_samples, n_experts)
+        Scores of the experts, before noise and masking.
+    log_proba : Tensor of shape (n_samples, n_experts)
+        Logarithm of the gate probabilities, after both; -inf for experts that do not answer.
+    routing : Routing or None
+        None unless the gate is noisy and in training.
+    """
+
+    logits: Tensor
+    log_proba: Tensor
+    routing: Routing | None
+
+
+class GateModule(nn.Module):
+    """From scores to gate probabilities: temperature, noise, top-k and softmax.
+
+    With ``top_k=1`` the softmax over the one kept logit would be the constant 1 and the gate would
+    get no gradient. Such a gate therefore trains on the full softmax and keeps one expert in
+    prediction only. A subclass implements ``score(x, hidden)``, which returns one score for each
+    sample and expert, and says with ``needs_hidden = False`` that it does not read ``hidden``:
+    such a gate chooses before any expert runs, and gets None in its place in prediction.
+
+    Parameters
+    ----------
+    temperature : float
+        The scores are divided by it.
+    top_k : int or None
+        How many experts answer for a sample; None means all.
+    noise : float, default=0.0
+        Standard deviation of the noise in training, in units of ``1 / n_experts``.
+    """
+
+    needs_hidden = True
+
+    def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
+        super().__init__()
+        self.temperature = temperature
+        self.top_k = top_k
+        self.noise = noise
+
+    def forward(
+        self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
+    ) -> GateOutput:
+        return self.route(self.score(x, hidden) / self.temperature, generator)
+
+    def keep(self, experts: list[int]) -> None:
+        """Drop what the gate has for experts other than these, whose order becomes theirs."""
+        raise NotImplementedError
+
+    def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
+        """Return what the gate says with such logits, after noise and masking."""
+        routed, routing = logits, None
+        if self.training and self.noise > 0:
+            noise_scale = self.noise / logits.shape[1]
+            noise = torch.empty_like(logits).normal_(0, noise_scale, generator=generator)
+            routed = logits + noise
+            routing = Routing(routed, noise_scale, self.top_k)
+        if self.top_k is not None and not (self.training and self.top_k == 1):
+            routed = mask_all_but_top_k(routed, self.top_k)
+        # With the samples last, as the experts have them, the softmax is vectorised.
+        return GateOutput(logits, routed.mT.log_softmax(dim=0).mT, routing)
+
+
+def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Replace all but the ``top_k`` largest logits of a row by -inf; ties keep the lower index."""
+    if top_k == 1:
+        best = logits.argmax(dim=1, keepdim=True)
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
+        return logits.masked_fill(~kept, -torch.inf)
+    threshold = logits.topk(top_k, dim=1).values[:, -1:]  # much faster than to sort all
+    above, level = logits > threshold, logits == threshold
+    places = top_k - above.sum(dim=1, keepdim=True)
+    kept = above | (level & (level.cumsum(dim=1) <= places))
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+class Gate(BaseEstimator):
+    """Base class of the gates, with the checks of what they have in common.
+
+    A gate has the parameters ``hidden_layer_sizes``, ``temperature``, ``top_k`` and ``encoder``, a
+    ``build(input_shape, n_experts, hidden_size, generator)`` that returns a :class:`GateModule`.
+    """
+
+    _parameter_constraints: dict = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "top_k": [Interval(Integral, 1, None, closed="left"), None],
+        "encoder": [StrOptions(set(ENCODERS)), HasMethods("build"), callable, None],
+    }
+
+    def _check(self, n_experts: int) -> tuple[int, ...]:
+        """Check the parameters and return the sizes of the gate's hidden layers."""
+        self._validate_params()
+        if self.top_k is not None and self.top_k > n_experts:
+            raise ValueError(
+                f"The gate's top_k={self.top_k} must not be larger than n_experts={n_experts}. "
+                f"Lower top_k, for example gate={type(self).__name__}(top_k={n_experts}), or "
+                "raise n_experts."
+            )
+        return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)

@@ -1,0 +1,115 @@
+"""The ordinary gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+import torch
+from sklearn.utils._param_validation import Interval
+from torch import Tensor, nn
+
+from sklearn_moe.encoders import build_encoder, output_shape
+from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.layers import MLP
+
+
+class SoftmaxGate(Gate):
+    r"""The ordinary gate: a small network scores the experts from the sample.
+
+    .. math:: p_n = \mathrm{softmax}(\mathrm{top}_k(g(x_n) / T + \sigma \epsilon)),
+              \qquad \epsilon \sim \mathcal{N}(0, 1), \quad \sigma = \mathrm{noise} / E
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=()
+        Sizes of the gate's own hidden ReLU layers; without any the gate is linear.
+    temperature : float, default=1.0
+        The logits are divided by :math:`T`; below 1 the gate is surer, above 1 less sure.
+    top_k : int or None, default=None
+        How many experts answer for a sample; None means all. With 1 the gate trains on the full
+        softmax, as one kept probability is always 1 and has no gradient, and one expert answers in
+        prediction.
+    noise : float, default=0.0
+        Noise on the logits in training, in units of ``1 / n_experts``; none in prediction.
+    encoder : {"conv"}, object, callable or None, default=None
+        What the gate has before its layers, for itself: convolutions, for images, by name or as a
+        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
+
+    References
+    ----------
+    R. A. Jacobs, M. I. Jordan, S. J. Nowlan, G. E. Hinton, Adaptive Mixtures of Local Experts,
+    Neural Computation 3, 1991.
+
+    N. Shazeer et al., Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts
+    Layer, 2017, arXiv 1701.06538.
+
+    C. Riquelme et al., Scaling Vision with Sparse Mixture of Experts, 2021, arXiv 2106.05974
+    (the noise of fixed size ``1 / n_experts``).
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, SoftmaxGate
+    >>> clf = MoEClassifier(gate=SoftmaxGate(hidden_layer_sizes=(32,), top_k=2))
+    >>> clf.set_params(gate__top_k=1).gate
+    SoftmaxGate(hidden_layer_sizes=(32,), top_k=1)
+    """
+
+    _parameter_constraints: dict = {
+        **Gate._parameter_constraints,
+        "noise": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (),
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        noise: float = 0.0,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.temperature = temperature
+        self.top_k = top_k
+        self.noise = noise
+        self.encoder = encoder
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        hidden_size: int,
+        generator: torch.Generator,
+    ) -> GateModule:
+        """Return the torch module of this gate."""
+        hidden_sizes = self._check(n_experts)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        n_features = math.prod(output_shape(encoder, input_shape))
+        return SoftmaxGateModule(
+            MLP((n_features, *hidden_sizes, n_experts), generator),
+            encoder=encoder,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            noise=self.noise,
+        )
+
+
+class SoftmaxGateModule(GateModule):
+    """The torch module of a :class:`SoftmaxGate`."""
+
+    needs_hidden = False
+
+    def __init__(self, network: MLP, *, encoder: nn.Module, **routing):
+        super().__init__(**routing)
+        self.encoder = encoder
+        self.network = network
+
+    def keep(self, experts: list[int]) -> None:
+        last = self.network.layers[-1]
+        last.weight = nn.Parameter(last.weight.data[:, experts])
+        last.bias = nn.Parameter(last.bias.data[:, experts])
+
+    def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        return self.network(self.encoder(x).flatten(1))

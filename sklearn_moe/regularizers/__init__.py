@@ -1,0 +1,35 @@
+r"""Regularizations: penalties that shape how the experts divide the work.
+
+Each is called with a training batch and returns a scalar that is added to the loss. Sample weights
+count as samples: a weight of zero equals removal. ``REGULARIZERS`` names the usual choices.
+
+Symbols: :math:`p` gate_proba after masking, :math:`q` softmax of the full gate logits :math:`l`,
+:math:`w` sample weights; samples :math:`n`, :math:`m`; experts :math:`e`.
+"""
+
+from sklearn_moe.regularizers.balance import Importance, Load
+from sklearn_moe.regularizers.base import Regularizer
+from sklearn_moe.regularizers.competence import Competence
+from sklearn_moe.regularizers.confidence import Entropy, ZLoss
+from sklearn_moe.regularizers.sample_similarity import SampleSimilarity
+
+REGULARIZERS: dict[str, Regularizer] = {
+    "importance": Importance(),
+    "load": Load(),
+    "sample_similarity": SampleSimilarity(),
+    "entropy": Entropy(),
+    "competence": Competence(),
+    "z_loss": ZLoss(),
+}
+"""The regularizations that ``MoEClassifier(regularization=...)`` knows by name."""
+
+__all__ = [
+    "REGULARIZERS",
+    "Competence",
+    "Entropy",
+    "Importance",
+    "Load",
+    "Regularizer",
+    "SampleSimilarity",
+    "ZLoss",
+]

@@ -1,0 +1,68 @@
+"""What all regularizations have in common."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval
+from torch import Tensor
+
+from sklearn_moe.mixture import MixtureOutput
+
+
+class Regularizer(BaseEstimator):
+    """Base class of the regularizations: ``strength`` times ``penalty``.
+
+    A subclass has the parameter ``strength`` (at least 0; a regularization of strength 0 is left
+    out) and the method ``penalty(mixture, x, y, sample_weight)``, which returns a scalar tensor.
+
+    Attributes
+    ----------
+    gate_only : bool, default=False
+        Says that the penalty reads ``gate_logits``, ``gate_proba`` and ``routing`` alone of the
+        mixture. The training is then faster, and the rest of the mixture is None.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, Regularizer
+    >>> class SureExperts(Regularizer):
+    ...     def __init__(self, strength=0.1):
+    ...         self.strength = strength
+    ...     def penalty(self, mixture, x, y, sample_weight):
+    ...         log_proba = mixture.expert_logits.log_softmax(dim=2)
+    ...         entropy = -(log_proba.exp() * log_proba).sum(dim=2).mean(dim=1)
+    ...         return (sample_weight * entropy).mean()
+    >>> clf = MoEClassifier(regularization=["importance", SureExperts()])
+    """
+
+    gate_only = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "penalty" in vars(cls) and "gate_only" not in vars(cls):
+            cls.gate_only = False  # a promise that holds for another penalty
+
+    _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
+
+    def __call__(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
+        """Return the weighted penalty of a batch.
+
+        Parameters
+        ----------
+        mixture : MixtureOutput
+            What the mixture says about the batch.
+        x : Tensor of shape (n_samples, ...)
+            What gate and experts see.
+        y : Tensor of shape (n_samples,)
+            Indices of the classes.
+        sample_weight : Tensor of shape (n_samples,)
+            Weights, with a mean of 1 over the training set.
+
+        Returns
+        -------
+        Tensor of shape ()
+        """
+        return self.strength * self.penalty(mixture, x, y, sample_weight)

@@ -1,0 +1,40 @@
+"""Every expert for every sample."""
+
+from __future__ import annotations
+
+from sklearn_moe.regularizers.base import Regularizer
+
+
+class Competence(Regularizer):
+    r"""Make every expert answer every sample, not only those that the gate gives to it.
+
+    .. math:: L = \lambda \, \frac{1}{N E} \sum_n w_n \sum_e -\ln o_{n e y_n}
+
+    Experts that only know their own samples know few of a small table. This penalty, the mean loss
+    of the experts on their own, shows them all; the mixture then predicts like an ensemble, with
+    better probabilities, and the gate's choice matters less: specialisation is what it costs.
+
+    Parameters
+    ----------
+    strength : float, default=1.0
+        Weight :math:`\lambda`, per nat of the experts' mean loss.
+
+    References
+    ----------
+    Y. Gorishniy, A. Kotelnikov, A. Babenko, TabM: Advancing Tabular Deep Learning with
+    Parameter-Efficient Ensembling, 2024, arXiv 2410.24210 (the mean loss of the members).
+
+    Examples
+    --------
+    >>> from sklearn_moe import Competence, MoEClassifier
+    >>> clf = MoEClassifier(regularization=["importance", Competence(3.0)])
+    """
+
+    def __init__(self, strength: float = 1.0):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the mean negative log-likelihood of the experts on their own."""
+        of_class = y.view(-1, 1, 1).expand(-1, mixture.expert_logits.shape[1], 1)
+        log_proba = mixture.expert_logits.log_softmax(dim=2).gather(2, of_class)
+        return (sample_weight * -log_proba.mean(dim=(1, 2))).mean()

@@ -1,0 +1,71 @@
+"""Penalties on the gate's logits."""
+
+from __future__ import annotations
+
+from sklearn_moe.regularizers.base import Regularizer
+
+
+class Entropy(Regularizer):
+    r"""Make the gate sure of its choice: one expert for a sample instead of a little of each.
+
+    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Bigl(-\sum_e q_{ne} \ln q_{ne}\Bigr)
+
+    It says nothing about balance: combine it with ``Importance`` or ``SampleSimilarity`` if few
+    experts take over.
+
+    Parameters
+    ----------
+    strength : float, default=0.01
+        Weight :math:`\lambda`, per nat of the gate's entropy.
+
+    References
+    ----------
+    A. Muzio, A. Sun, C. He, SEER-MoE: Sparse Expert Efficiency through Regularization for
+    Mixture-of-Experts, 2024, arXiv 2404.05089.
+
+    Examples
+    --------
+    >>> from sklearn_moe import Entropy, MoEClassifier
+    >>> clf = MoEClassifier(regularization=["importance", Entropy(0.1)])
+    """
+
+    gate_only = True
+
+    def __init__(self, strength: float = 0.01):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the mean entropy of the full gate distribution."""
+        log_q = mixture.gate_logits.log_softmax(dim=1)
+        return (sample_weight * -(log_q.exp() * log_q).sum(dim=1)).mean()
+
+
+class ZLoss(Regularizer):
+    r"""Keep the gate's logits small, so that the gate stays trainable.
+
+    .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Bigl(\ln \sum_e e^{l_{ne}}\Bigr)^2
+
+    Parameters
+    ----------
+    strength : float, default=0.001
+        Weight :math:`\lambda`, in nats of loss per squared nat.
+
+    References
+    ----------
+    B. Zoph et al., ST-MoE: Designing Stable and Transferable Sparse Expert Models, 2022,
+    arXiv 2202.08906.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, ZLoss
+    >>> clf = MoEClassifier(regularization=ZLoss(0.01))
+    """
+
+    gate_only = True
+
+    def __init__(self, strength: float = 1e-3):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the mean squared log-partition of the gate."""
+        return (sample_weight * mixture.gate_logits.logsumexp(dim=1).square()).mean()
