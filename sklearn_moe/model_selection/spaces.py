@@ -10,7 +10,7 @@ from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import MLPExperts
 from sklearn_moe.gates import AttentiveGate
 from sklearn_moe.recipes import RECIPES
-from sklearn_moe.regularizers import Importance, SampleSimilarity
+from sklearn_moe.regularizers import Competence, Importance, SampleSimilarity
 
 if TYPE_CHECKING:
     import optuna
@@ -37,10 +37,13 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
     if gate == "attentive":
         gate = AttentiveGate((trial.suggest_int("gate_width", 16, 128, log=True),))
     regularization = trial.suggest_categorical(
-        "regularization", ["auto", "none", "importance", "sample_similarity"]
+        "regularization", ["competence", "none", "importance", "sample_similarity"]
     )
-    penalty = "auto" if regularization == "auto" else None
-    if regularization == "importance":
+    penalty = None
+    if regularization == "competence":
+        strength = trial.suggest_float("competence_strength", 0.05, 5.0, log=True)
+        penalty = [Importance(), Competence(strength)]
+    elif regularization == "importance":
         penalty = Importance(trial.suggest_float("importance_strength", 0.02, 2.0, log=True))
     elif regularization == "sample_similarity":
         penalty = SampleSimilarity(
@@ -55,7 +58,7 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
         "gate": gate,
         "regularization": penalty,
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 0.1, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 4.0, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 8.0, log=True),
     }
 
 
@@ -71,15 +74,17 @@ def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
     rate, decay = (
         auto[name] if getattr(mixture, name) == "auto" else getattr(mixture, name) for name in auto
     )
+    competence = RECIPES["table"]["regularization"][-1]
     has_usual_gate = isinstance(mixture.gate, str) and mixture.gate in ("top_k", "hard")
     return {
         "gate": mixture.gate if has_usual_gate else "softmax",
-        "regularization": "auto",
+        "regularization": "competence",
+        "competence_strength": competence.strength,
         "n_experts": int(np.clip(mixture.n_experts, 2, 16)),
         "width": MLPExperts().hidden_layer_sizes[0],
         "dropout": 0.0,
         "learning_rate": float(np.clip(rate, 3e-4, 0.1)),
-        "weight_decay": float(np.clip(decay, 1e-3, 4.0)),
+        "weight_decay": float(np.clip(decay, 1e-3, 8.0)),
     }
 
 
