@@ -230,7 +230,7 @@ def draw(errors, path):
     ax.invert_yaxis()
     ax.set(
         xlabel=f"mean rank of the error over {n_tables} tables",
-        title=f"Bars join models that do not differ (Nemenyi, 5 %: {critical:.2f} ranks)",
+        title=f"A bar joins models that do not differ\n(Nemenyi, 5 %: {critical:.1f} ranks)",
     )
     ax.grid(axis="x", alpha=0.3)
     fig.savefig(path, dpi=150)
