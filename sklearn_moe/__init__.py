@@ -19,7 +19,7 @@ from sklearn_moe.display import (
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
 from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder, TableEncoder
 from sklearn_moe.estimator import MoEClassifier
-from sklearn_moe.experts import EXPERTS, ConvExperts, CustomExperts, MLPExperts
+from sklearn_moe.experts import EXPERTS, ConvExperts, CustomExperts, MLPExperts, MPOExperts
 from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
@@ -62,6 +62,7 @@ __all__ = [
     "Importance",
     "Load",
     "MLPExperts",
+    "MPOExperts",
     "MixtureOutput",
     "MoEClassifier",
     "MoESearchCV",

@@ -67,7 +67,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     ----------
     n_experts : int, default=8
         Number of experts.
-    experts : {"auto", "mlp", "conv"}, object or callable, default="auto"
+    experts : {"auto", "mlp", "conv", "mpo"}, object or callable, default="auto"
         Kind of experts: a name, an object such as ``MLPExperts(hidden_layer_sizes=(128,))``, or
         a function ``(input_shape, n_outputs) -> torch.nn.Module`` that makes one expert; its
         forward returns logits or (logits, hidden). "auto" is "conv" for images, if the experts

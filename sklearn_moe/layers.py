@@ -52,6 +52,14 @@ def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = Tr
     return layer
 
 
+def apply_stacked(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """Map an input shared by all experts (N, D), or one per expert (E, D, N), to (E, O, N)."""
+    if x.dim() == 2:
+        # One wide product reads the shared input once for all experts.
+        return torch.addmm(bias.view(-1, 1), weight.flatten(0, 1), x.mT).unflatten(0, bias.shape)
+    return torch.baddbmm(bias.unsqueeze(2), weight, x)
+
+
 class StackedLinear(nn.Module):
     """The linear layers of all experts in one weight.
 
@@ -75,11 +83,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an input shared by all experts (N, D), or one per expert (E, D, N), to (E, O, N)."""
-        if x.dim() == 2:
-            # One wide product reads the shared input once for all experts.
-            wide = torch.addmm(self.bias.view(-1, 1), self.weight.flatten(0, 1), x.mT)
-            return wide.unflatten(0, self.bias.shape)
-        return torch.baddbmm(self.bias.unsqueeze(2), self.weight, x)
+        return apply_stacked(self.weight, self.bias, x)
 
     def backward(self, x: Tensor, upstream: Tensor) -> None:
         """Set the gradients of the parameters from that of the output (E, O, N)."""

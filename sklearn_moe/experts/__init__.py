@@ -10,10 +10,12 @@ from sklearn_moe.experts.base import ExpertsModule
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
+from sklearn_moe.experts.mpo import MPOExperts
 
 EXPERTS: dict[str, BaseEstimator] = {
     "mlp": MLPExperts(),
     "conv": ConvExperts(),
+    "mpo": MPOExperts(),
 }
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 
@@ -25,4 +27,5 @@ __all__ = [
     "ExpertsModule",
     "MLPExperts",
     "MLPExpertsModule",
+    "MPOExperts",
 ]
