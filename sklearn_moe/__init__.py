@@ -19,7 +19,15 @@ from sklearn_moe.display import (
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
 from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder, TableEncoder
 from sklearn_moe.estimator import MoEClassifier
-from sklearn_moe.experts import EXPERTS, ConvExperts, CustomExperts, MLPExperts, MPOExperts
+from sklearn_moe.experts import (
+    EXPERTS,
+    ConvExperts,
+    CustomExperts,
+    MLPExperts,
+    MPOExperts,
+    OrthogonalExperts,
+    ZeroComputationExperts,
+)
 from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
@@ -32,6 +40,8 @@ from sklearn_moe.regularizers import (
     Load,
     Regularizer,
     SampleSimilarity,
+    SoftOrthogonality,
+    ZeroComputationBalance,
     ZLoss,
 )
 from sklearn_moe.report import decomposition_report
@@ -66,13 +76,17 @@ __all__ = [
     "MixtureOutput",
     "MoEClassifier",
     "MoESearchCV",
+    "OrthogonalExperts",
     "ParetoFrontDisplay",
     "Regularizer",
     "SampleSimilarity",
+    "SoftOrthogonality",
     "SoftmaxGate",
     "TableEncoder",
     "TrainingDisplay",
     "ZLoss",
+    "ZeroComputationBalance",
+    "ZeroComputationExperts",
     "compare",
     "cross_validate",
     "decomposition_entropy",

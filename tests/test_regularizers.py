@@ -300,6 +300,8 @@ def test_defaults():
         "entropy": 0.01,
         "competence": 1.0,
         "z_loss": 0.001,
+        "orthogonality": 0.01,
+        "zero_computation": 0.01,
     }
     assert SampleSimilarity().max_samples == 256
 

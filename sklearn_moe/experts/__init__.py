@@ -11,11 +11,15 @@ from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
 from sklearn_moe.experts.mpo import MPOExperts
+from sklearn_moe.experts.orthogonal import OrthogonalExperts
+from sklearn_moe.experts.zero_computation import ZeroComputationExperts
 
 EXPERTS: dict[str, BaseEstimator] = {
     "mlp": MLPExperts(),
     "conv": ConvExperts(),
     "mpo": MPOExperts(),
+    "orthogonal": OrthogonalExperts(),
+    "zero_computation": ZeroComputationExperts(),
 }
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 
@@ -28,4 +32,6 @@ __all__ = [
     "MLPExperts",
     "MLPExpertsModule",
     "MPOExperts",
+    "OrthogonalExperts",
+    "ZeroComputationExperts",
 ]

@@ -11,7 +11,9 @@ from sklearn_moe.regularizers.balance import Importance, Load
 from sklearn_moe.regularizers.base import Regularizer
 from sklearn_moe.regularizers.competence import Competence
 from sklearn_moe.regularizers.confidence import Entropy, ZLoss
+from sklearn_moe.regularizers.orthogonality import SoftOrthogonality
 from sklearn_moe.regularizers.sample_similarity import SampleSimilarity
+from sklearn_moe.regularizers.zero_computation import ZeroComputationBalance
 
 REGULARIZERS: dict[str, Regularizer] = {
     "importance": Importance(),
@@ -20,6 +22,8 @@ REGULARIZERS: dict[str, Regularizer] = {
     "entropy": Entropy(),
     "competence": Competence(),
     "z_loss": ZLoss(),
+    "orthogonality": SoftOrthogonality(),
+    "zero_computation": ZeroComputationBalance(),
 }
 """The regularizations that ``MoEClassifier(regularization=...)`` knows by name."""
 
@@ -31,5 +35,7 @@ __all__ = [
     "Load",
     "Regularizer",
     "SampleSimilarity",
+    "SoftOrthogonality",
     "ZLoss",
+    "ZeroComputationBalance",
 ]

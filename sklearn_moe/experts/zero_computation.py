@@ -1,0 +1,266 @@
+"""Ordinary experts beside some that compute next to nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.mlp import MLPExperts
+from sklearn_moe.layers import StackedMLP, check_layer_sizes, fill_like_linear, keep_rows
+
+_NUMBER = [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})]
+
+
+class ZeroComputationExperts(BaseEstimator):
+    r"""Fully connected experts and cheap ones, to which easy samples can go.
+
+    The cheap experts come last: *zero* experts say nothing, so that all classes are equally
+    probable, *copy* experts are linear, and *constant* experts know how frequent the classes are:
+
+    .. math:: z_\mathrm{zero} = 0, \qquad z_\mathrm{copy} = A x, \qquad z_\mathrm{constant} = b
+
+    Take a gate that keeps the top k experts, two of them in the reference, so that a prediction
+    really skips the ordinary experts, and ``regularization="zero_computation"``, which says how
+    many samples shall do so.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=(256,)
+        Sizes of the hidden layers of the ordinary experts.
+    n_zero, n_copy, n_constant : int or "auto", default="auto"
+        How many of the experts are such. With "auto" for all of them, half of the experts are
+        cheap, but at most four: a zero, a copy and two constant ones, in this order. With numbers,
+        "auto" is 0.
+    capacity : float or None, default=None
+        Bound on the samples of a training batch that an expert takes, in its order, relative to
+        its fair share (the reference: 1.1). Samples beyond it lose the expert, unless they would
+        lose all of theirs. None sets no bound, and a soft gate knows none.
+    tau : float, default=0.75
+        Fair share of an ordinary expert relative to that of a cheap one.
+    activation : {"relu", "gelu", "tanh"}, default="relu"
+        Activation of the hidden layers.
+    dropout : float, default=0.0
+        Probability, at least 0 and below 1, with which a hidden unit is dropped in training.
+
+    Notes
+    -----
+    With :math:`N_F` ordinary and :math:`N_Z` cheap experts, :math:`T` samples in a batch and
+    :math:`k` experts per sample, the capacities are
+
+    .. math:: C_F = \frac{\gamma k \tau T}{\tau N_F + N_Z}, \qquad
+              C_Z = \frac{\gamma k T}{\tau N_F + N_Z}.
+
+    In the reference the experts are layers inside a network; these are its experts as whole
+    classifiers. An attentive gate, which must run all experts anyway, reads a learned vector in
+    place of a cheap expert's hidden one.
+
+    References
+    ----------
+    P. Jin, B. Zhu, L. Yuan, S. Yan, MoE++: Accelerating Mixture-of-Experts Methods with
+    Zero-Computation Experts, 2024, arXiv 2410.07348.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MoEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = MoEClassifier(gate="top_k", experts="zero_computation",
+    ...                     regularization="zero_computation", random_state=0).fit(X, y)
+    >>> clf.module_.experts.is_ordinary.tolist()
+    [True, True, True, True, False, False, False, False]
+    """
+
+    _parameter_constraints: dict = {
+        **MLPExperts._parameter_constraints,
+        "n_zero": _NUMBER,
+        "n_copy": _NUMBER,
+        "n_constant": _NUMBER,
+        "capacity": [Interval(Real, 0, None, closed="neither"), None],
+        "tau": [Interval(Real, 0, 1, closed="right")],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (256,),
+        *,
+        n_zero: int | str = "auto",
+        n_copy: int | str = "auto",
+        n_constant: int | str = "auto",
+        capacity: float | None = None,
+        tau: float = 0.75,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.n_zero = n_zero
+        self.n_copy = n_copy
+        self.n_constant = n_constant
+        self.capacity = capacity
+        self.tau = tau
+        self.activation = activation
+        self.dropout = dropout
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> nn.Module:
+        """Return the torch module of these experts."""
+        self._validate_params()
+        hidden_sizes = check_layer_sizes(
+            "The experts' hidden_layer_sizes", self.hidden_layer_sizes
+        )
+        counts = self._counts(n_experts)
+        n_ordinary = n_experts - sum(counts)
+        if n_ordinary < 1:
+            raise ValueError(
+                f"n_zero, n_copy and n_constant, together {sum(counts)}, must leave an ordinary "
+                f"expert of n_experts={n_experts}. Lower them, or raise n_experts."
+            )
+        n_features = math.prod(input_shape)
+        ordinary = StackedMLP(
+            n_ordinary,
+            (n_features, *hidden_sizes, n_classes),
+            generator,
+            activation=self.activation,
+            dropout=self.dropout,
+        )
+        return ZeroComputationExpertsModule(
+            ordinary, *counts, n_features, n_classes, generator, self.capacity, self.tau
+        )
+
+    def _counts(self, n_experts):
+        given = self.n_zero, self.n_copy, self.n_constant
+        if given == ("auto",) * 3:
+            n_cheap = min(4, n_experts // 2)
+            return min(n_cheap, 1), min(max(n_cheap - 1, 0), 1), max(n_cheap - 2, 0)
+        return tuple(0 if number == "auto" else number for number in given)
+
+
+class ZeroComputationExpertsModule(ExpertsModule):
+    """The torch module of :class:`ZeroComputationExperts`.
+
+    Attributes
+    ----------
+    is_ordinary : Tensor of shape (n_experts,)
+        Which experts are no cheap ones.
+    """
+
+    def __init__(
+        self,
+        ordinary: StackedMLP,
+        n_zero: int,
+        n_copy: int,
+        n_constant: int,
+        n_features: int,
+        n_classes: int,
+        generator: torch.Generator,
+        capacity: float | None,
+        tau: float,
+    ):
+        super().__init__()
+        self.ordinary = ordinary
+        self.copy = _Parameter((n_copy, n_classes, n_features), n_features, generator)
+        self.constant = _Parameter((n_constant, n_classes), n_features, generator)
+        self.hidden_size = ordinary.hidden_size
+        n_cheap = n_zero + n_copy + n_constant
+        self.key = _Parameter((n_cheap, self.hidden_size), self.hidden_size, generator)
+        self.capacity = capacity
+        self.tau = tau
+        self.widest = max(ordinary.widest, n_classes)
+        self.kinds = (
+            ["ordinary"] * ordinary.n_networks
+            + ["zero"] * n_zero
+            + ["copy"] * n_copy
+            + ["constant"] * n_constant
+        )
+        self.register_buffer(
+            "is_ordinary", torch.tensor([kind == "ordinary" for kind in self.kinds])
+        )
+
+    @property
+    def n_networks(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def costs(self) -> tuple[int, ...]:
+        cost = {"ordinary": self.ordinary.multiply_adds, "copy": self.copy.weight[:1].numel()}
+        return tuple(cost.get(kind, 0) for kind in self.kinds)
+
+    def _own(self, expert):
+        """Return the place of an expert among those of its kind."""
+        return self.kinds[:expert].count(self.kinds[expert])
+
+    def keep(self, experts: list[int]) -> None:
+        kept = {kind: [] for kind in ("ordinary", "zero", "copy", "constant")}
+        for expert in experts:
+            kept[self.kinds[expert]].append(expert)
+        if not kept["ordinary"] or [e for kind in kept.values() for e in kind] != list(experts):
+            raise ValueError(
+                "Of zero-computation experts, one ordinary expert at least must be kept, and the "
+                f"cheap ones after the ordinary ones; got {list(experts)}."
+            )
+        cheap = [sum(not each for each in self.is_ordinary[:e].tolist()) for e in experts]
+        own = {kind: [self._own(expert) for expert in kept[kind]] for kind in kept}
+        self.ordinary.keep(own["ordinary"])
+        keep_rows(self.copy, own["copy"])
+        keep_rows(self.constant, own["constant"])
+        keep_rows(self.key, cheap[len(kept["ordinary"]) :])
+        self.kinds = [kind for kind in kept for _ in kept[kind]]
+        self.is_ordinary = self.is_ordinary[list(experts)]
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x = x.flatten(1)
+        logits, hidden = self.ordinary.logits_and_hidden(x, generator)
+        copied = (x @ self.copy.weight.flatten(0, 1).mT).unflatten(1, self.copy.weight.shape[:2])
+        zeros = copied.new_zeros(len(x), self.kinds.count("zero"), logits.shape[2])
+        constant = self.constant.weight.expand(len(x), -1, -1)
+        key = self.key.weight.expand(len(x), -1, -1)
+        return torch.cat([logits, zeros, copied, constant], 1), torch.cat([hidden, key], 1)
+
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        return [
+            self._run_one(own.flatten(1), expert) for own, expert in zip(x, experts, strict=True)
+        ]
+
+    def _run_one(self, x, expert):
+        kind, own = self.kinds[expert], self._own(expert)
+        if kind == "ordinary":
+            return self.ordinary.run_some([x], [own])[0]
+        if kind == "copy":
+            return F.linear(x, self.copy.weight[own])
+        if kind == "constant":
+            return self.constant.weight[own].expand(len(x), -1)
+        return x.new_zeros(len(x), self.constant.weight.shape[1])
+
+    def limit(self, gate_log_proba: Tensor) -> Tensor:
+        if self.capacity is None:
+            return gate_log_proba
+        chosen = gate_log_proba > -torch.inf
+        share = torch.where(self.is_ordinary, self.tau, 1.0)
+        capacity = self.capacity * chosen.sum() * share / share.sum()
+        is_soft = chosen.all(dim=1, keepdim=True)
+        kept = chosen & ((chosen.cumsum(dim=0) <= capacity) | is_soft)
+        kept = kept | (chosen & ~kept.any(dim=1, keepdim=True))
+        return gate_log_proba.masked_fill(~kept, -torch.inf).log_softmax(dim=1)
+
+
+class _Parameter(nn.Module):
+    """Weights of some experts, filled as ``nn.Linear`` would."""
+
+    def __init__(self, shape, n_in, generator):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        fill_like_linear(self.weight, n_in, generator)

@@ -1,0 +1,61 @@
+"""Balance between ordinary and zero-computation experts."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import torch
+from sklearn.utils._param_validation import Interval
+
+from sklearn_moe.regularizers.base import Regularizer
+
+
+class ZeroComputationBalance(Regularizer):
+    r"""Give all experts their shares of the samples, and the cheap ones larger shares.
+
+    .. math:: L = \lambda \sum_e \eta_e f_e P_e, \qquad f_e = \frac{1}{N} \sum_n w_n
+              [p_{ne} > 0], \qquad P_e = \frac{1}{N} \sum_n w_n q_{ne}
+
+    with :math:`\eta_e = 1` for ordinary experts and :math:`\tau` for zero-computation experts:
+    the smaller it is, the more samples skip computation. Only :math:`P` has a gradient. With
+    ordinary experts alone it is the balance loss of the Switch Transformer, times ``1 / E``.
+
+    Parameters
+    ----------
+    strength : float, default=0.01
+        Weight :math:`\lambda`, in nats of loss.
+    tau : float, default=0.75
+        Weight of the zero-computation experts, above 0 and at most 1.
+
+    References
+    ----------
+    P. Jin, B. Zhu, L. Yuan, S. Yan, MoE++: Accelerating Mixture-of-Experts Methods with
+    Zero-Computation Experts, 2024, arXiv 2410.07348.
+
+    W. Fedus, B. Zoph, N. Shazeer, Switch Transformers, 2021, arXiv 2101.03961.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, ZeroComputationBalance
+    >>> clf = MoEClassifier(gate="top_k", experts="zero_computation",
+    ...                     regularization=ZeroComputationBalance(tau=0.25))
+    """
+
+    _parameter_constraints: dict = {
+        **Regularizer._parameter_constraints,
+        "tau": [Interval(Real, 0, 1, closed="right")],
+    }
+
+    def __init__(self, strength: float = 0.01, *, tau: float = 0.75):
+        self.strength = strength
+        self.tau = tau
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the weighted sum of the products of shares."""
+        share = sample_weight / sample_weight.sum().clamp_min(
+            torch.finfo(sample_weight.dtype).tiny
+        )
+        chosen = share @ (mixture.gate_proba > 0).to(share.dtype)
+        proba = share @ mixture.gate_logits.softmax(dim=1)
+        is_ordinary = getattr(mixture.experts, "is_ordinary", torch.ones_like(proba) > 0)
+        return (torch.where(is_ordinary, 1.0, self.tau) * chosen * proba).sum()
