@@ -5,8 +5,8 @@ Experts that cannot say the same
 Experts that start alike may stay alike. ``experts="orthogonal"`` makes their hidden vectors
 orthogonal for each sample (Feng et al. 2025, arXiv 2501.10062), and ``"orthogonality"`` is a
 penalty to the same end. Here is how similar the vectors are on the digits, and what the accuracy
-is: ordinary experts are not alike, with a similarity of 0.16, the penalty makes them less so at the
-same accuracy, and the constraint costs one or two percent.
+is: ordinary experts are not alike, with a similarity of 0.16, the penalty makes them less so at
+the same accuracy, and the constraint costs one or two percent.
 """
 
 import matplotlib.pyplot as plt
