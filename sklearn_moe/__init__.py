@@ -21,6 +21,7 @@ from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder, TableEnco
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import (
     EXPERTS,
+    ComplexityExperts,
     ConvExperts,
     CustomExperts,
     MLPExperts,
@@ -35,6 +36,7 @@ from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tu
 from sklearn_moe.regularizers import (
     REGULARIZERS,
     Competence,
+    ComplexityBalance,
     Entropy,
     Importance,
     Load,
@@ -57,6 +59,8 @@ __all__ = [
     "SCORERS",
     "AttentiveGate",
     "Competence",
+    "ComplexityBalance",
+    "ComplexityExperts",
     "ConvEncoder",
     "ConvExperts",
     "CustomEncoder",

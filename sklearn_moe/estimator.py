@@ -68,21 +68,21 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     n_experts : int, default=8
         Number of experts.
     experts : str, object or callable, default="auto"
-        Kind of experts: a name, one of "auto", "mlp", "conv", "mpo", "orthogonal" and
-        "zero_computation", an object such as ``MLPExperts(hidden_layer_sizes=(128,))``, or
-        a function ``(input_shape, n_outputs) -> torch.nn.Module`` that makes one expert; its
-        forward returns logits or (logits, hidden). "auto" is "conv" for images, if the experts
-        see them as such, and "mlp" for all else.
+        Kind of experts: a name, one of "auto", "mlp", "conv", "mpo", "orthogonal",
+        "complexity" and "zero_computation", an object such as
+        ``MLPExperts(hidden_layer_sizes=(128,))``, or a function ``(input_shape, n_outputs) ->
+        torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
+        "auto" is "conv" for images, if the experts see them as such, and "mlp" for all else.
     gate : {"softmax", "top_k", "noisy_top_k", "hard", "attentive"} or object, default="softmax"
         How experts are chosen: a name, or an object such as ``AttentiveGate(key_size=16)``.
         "top_k" keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden
         vectors.
     regularization : str, object, list of these or None, default="auto"
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
-        "entropy", "competence", "z_loss", "orthogonality", "zero_computation", objects such as
-        ``SampleSimilarity(strength=0.1)``, or a function ``(mixture_output, x, y, sample_weight)
-        -> scalar tensor``. "auto" is what predicts best on tables, ``[Importance(0.2),
-        Competence(0.5)]``, and nothing elsewhere.
+        "entropy", "competence", "z_loss", "orthogonality", "complexity", "zero_computation",
+        objects such as ``SampleSimilarity(strength=0.1)``, or a function
+        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto" is what predicts best
+        on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
         What gate and experts have in common before them. "table" scales numbers, fills in what is
         missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are

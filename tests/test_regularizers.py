@@ -301,6 +301,7 @@ def test_defaults():
         "competence": 1.0,
         "z_loss": 0.001,
         "orthogonality": 0.01,
+        "complexity": 0.01,
         "zero_computation": 0.01,
     }
     assert SampleSimilarity().max_samples == 256

@@ -7,6 +7,7 @@ all experts (see :class:`ExpertsModule`). ``EXPERTS`` names the usual choices.
 from sklearn.base import BaseEstimator
 
 from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.complexity import ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
@@ -19,12 +20,14 @@ EXPERTS: dict[str, BaseEstimator] = {
     "conv": ConvExperts(),
     "mpo": MPOExperts(),
     "orthogonal": OrthogonalExperts(),
+    "complexity": ComplexityExperts(),
     "zero_computation": ZeroComputationExperts(),
 }
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 
 __all__ = [
     "EXPERTS",
+    "ComplexityExperts",
     "ConvExperts",
     "ConvExpertsModule",
     "CustomExperts",

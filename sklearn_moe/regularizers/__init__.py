@@ -10,6 +10,7 @@ Symbols: :math:`p` gate_proba after masking, :math:`q` softmax of the full gate 
 from sklearn_moe.regularizers.balance import Importance, Load
 from sklearn_moe.regularizers.base import Regularizer
 from sklearn_moe.regularizers.competence import Competence
+from sklearn_moe.regularizers.complexity import ComplexityBalance
 from sklearn_moe.regularizers.confidence import Entropy, ZLoss
 from sklearn_moe.regularizers.orthogonality import SoftOrthogonality
 from sklearn_moe.regularizers.sample_similarity import SampleSimilarity
@@ -23,6 +24,7 @@ REGULARIZERS: dict[str, Regularizer] = {
     "competence": Competence(),
     "z_loss": ZLoss(),
     "orthogonality": SoftOrthogonality(),
+    "complexity": ComplexityBalance(),
     "zero_computation": ZeroComputationBalance(),
 }
 """The regularizations that ``MoEClassifier(regularization=...)`` knows by name."""
@@ -30,6 +32,7 @@ REGULARIZERS: dict[str, Regularizer] = {
 __all__ = [
     "REGULARIZERS",
     "Competence",
+    "ComplexityBalance",
     "Entropy",
     "Importance",
     "Load",

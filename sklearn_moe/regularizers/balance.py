@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -86,10 +87,15 @@ class Load(Regularizer):
                 "regularization='load' needs a gate that draws noise and keeps the top k experts, "
                 "such as gate='noisy_top_k' or gate=SoftmaxGate(top_k=2, noise=1.0)."
             )
-        noisy_logits, noise_scale, top_k = mixture.routing
-        threshold = noisy_logits.topk(top_k, dim=1).values[:, -1:]
-        chosen = torch.special.ndtr((mixture.gate_logits - threshold) / noise_scale)
-        return squared_variation(sample_weight @ chosen)
+        return squared_variation(mean_load(mixture, sample_weight))
+
+
+def mean_load(mixture: MixtureOutput, sample_weight: Tensor) -> Tensor:
+    """Return the loads of the experts, up to a factor, under a noisy top-k gate."""
+    noisy_logits, noise_scale, top_k = mixture.routing
+    threshold = noisy_logits.topk(top_k, dim=1).values[:, -1:]
+    chosen = torch.special.ndtr((mixture.gate_logits - threshold) / noise_scale)
+    return sample_weight @ chosen
 
 
 def squared_variation(values: Tensor) -> Tensor:

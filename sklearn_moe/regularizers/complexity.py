@@ -1,0 +1,51 @@
+"""Balance that makes large experts dear."""
+
+from __future__ import annotations
+
+import torch
+
+from sklearn_moe.regularizers.balance import mean_load, squared_variation
+from sklearn_moe.regularizers.base import Regularizer
+
+
+class ComplexityBalance(Regularizer):
+    r"""Use experts in inverse proportion to what they cost.
+
+    .. math:: L = \frac{\lambda}{2} \, \mathrm{CV}^2\Bigl(c_e \sum_n w_n q_{ne}\Bigr)
+              + \frac{\lambda}{2} \, \mathrm{CV}^2\Bigl(\sum_n w_n P_{ne}\Bigr)
+
+    with the costs :math:`c_e` of the experts and the loads of ``Load``. The first term is least
+    when an expert of twice the cost gets half of the samples. The second pulls towards equal
+    loads; it is there for gates that draw noise and keep the top k, without which the first
+    stands alone.
+
+    Parameters
+    ----------
+    strength : float, default=0.01
+        Weight :math:`\lambda`, in nats of loss per unit of squared variation.
+
+    References
+    ----------
+    E. Zamfir, Z. Wu, N. Mehta, Y. Tan, D. P. Paudel, Y. Zhang, R. Timofte, Complexity Experts are
+    Task-Discriminative Learners for Any Image Restoration, 2024, arXiv 2411.18466.
+
+    Examples
+    --------
+    >>> from sklearn_moe import ComplexityBalance, MoEClassifier
+    >>> clf = MoEClassifier(gate="hard", experts="complexity",
+    ...                     regularization=ComplexityBalance(0.1))
+    """
+
+    def __init__(self, strength: float = 0.01):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return half the squared variations of dear importances and, with noise, of loads."""
+        importance = sample_weight @ mixture.gate_logits.softmax(dim=1)
+        if mixture.experts is not None:
+            costs = torch.tensor(mixture.experts.costs, device=importance.device)
+            importance = importance * costs / costs.max()
+        penalty = squared_variation(importance) / 2
+        if mixture.routing is not None and mixture.routing.top_k is not None:
+            penalty = penalty + squared_variation(mean_load(mixture, sample_weight)) / 2
+        return penalty
