@@ -29,7 +29,7 @@ from sklearn_moe.experts import (
     OrthogonalExperts,
     ZeroComputationExperts,
 )
-from sklearn_moe.gates import GATES, AttentiveGate, SoftmaxGate
+from sklearn_moe.gates import GATES, AttentiveGate, KMeansGate, SoftmaxGate
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
@@ -74,6 +74,7 @@ __all__ = [
     "FlipCrop",
     "GateDisplay",
     "Importance",
+    "KMeansGate",
     "Load",
     "MLPExperts",
     "MPOExperts",

@@ -93,6 +93,18 @@ class TrackDecomposition(BatchCallback):
         net.history.record("expert_class_information", mutual_information(table))
 
 
+class RefitGate(Callback):
+    """Let a gate that learns without gradients learn from each epoch.
+
+    A gate module that has ``refit(x, losses, sample_weight, seed)`` gets what it sees of the
+    training samples, of at most ``max_samples``, and the losses of all experts on them.
+    """
+
+    def on_epoch_end(self, net, dataset_train=None, **kwargs):
+        if hasattr(net.module_.gate, "refit"):
+            net.refit_gate(dataset_train)
+
+
 class StopOnNaN(Callback):
     """Stop a training whose loss is no longer a number."""
 

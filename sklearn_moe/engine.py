@@ -29,6 +29,7 @@ from sklearn_moe.callbacks import (
     BatchCallback,
     OneCycle,
     Progress,
+    RefitGate,
     StopEarly,
     StopOnNaN,
     TrackDecomposition,
@@ -72,6 +73,7 @@ _OWN_CALLBACKS = {
     PassthroughScoring,
     PrintLog,
     Progress,
+    RefitGate,
     StopEarly,
     StopOnNaN,
     TrackDecomposition,
@@ -247,6 +249,7 @@ class MoENet(NeuralNetClassifier):
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
             ("decomposition", TrackDecomposition()),
+            ("refit_gate", RefitGate()),
             ("print_log", PrintLog()),
         ]
 
@@ -512,6 +515,27 @@ class MoENet(NeuralNetClassifier):
             del self.objective_
             self._forget_batches()
         return self.interrupted_
+
+    def refit_gate(self, dataset: Dataset) -> None:
+        """Let a gate that learns without gradients learn from training samples."""
+        gate = self.module_.gate
+        inputs, y = data_from_dataset(dataset)
+        step = math.ceil(len(y) / gate.max_samples)
+        seed = torch.randint(
+            2**31, (), generator=self.generator_, device=self.generator_.device
+        ).item()
+        self._set_training(False)
+        seen, losses = [], []
+        with torch.no_grad():
+            parts = (values[::step].split(CHUNK_SIZE) for values in (inputs["x"], y))
+            for x, labels in zip(*parts, strict=True):
+                x = self.module_.encode(x.to(self.device))
+                logits = self.module_.experts(x)[0].permute(0, 2, 1)
+                targets = labels.to(self.device)[:, None].expand(-1, logits.shape[2])
+                losses.append(F.cross_entropy(logits, targets, reduction="none"))
+                seen.append(x)
+            weight = inputs["sample_weight"][::step]
+            gate.refit(torch.cat(seen), torch.cat(losses), weight, seed)
 
     def snapshot(self) -> MoENet:
         """Return a net that predicts as this one does now and shares the rest with it."""

@@ -73,10 +73,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ``MLPExperts(hidden_layer_sizes=(128,))``, or a function ``(input_shape, n_outputs) ->
         torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
         "auto" is "conv" for images, if the experts see them as such, and "mlp" for all else.
-    gate : {"softmax", "top_k", "noisy_top_k", "hard", "attentive"} or object, default="softmax"
-        How experts are chosen: a name, or an object such as ``AttentiveGate(key_size=16)``.
-        "top_k" keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden
-        vectors.
+    gate : str or object, default="softmax"
+        How experts are chosen: a name, one of "softmax", "top_k", "noisy_top_k", "hard",
+        "attentive" and "kmeans", or an object such as ``AttentiveGate(key_size=16)``. "top_k"
+        keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden vectors,
+        "kmeans" gives each expert a cluster.
     regularization : str, object, list of these or None, default="auto"
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "competence", "z_loss", "orthogonality", "complexity", "zero_computation",

@@ -35,7 +35,7 @@ def test_probabilities(name, training, batch, generator):
         assert (proba > 0).all()
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", sorted(set(GATES) - {"kmeans"}))  # which has none
 def test_gradient_reaches_the_gate(name, batch, generator):
     module = build(GATES[name], generator).train()
     weights = torch.randn(N, E, generator=generator)

@@ -49,7 +49,7 @@ def test_probabilities_are_not_softmaxed_twice(generator):
     assert module(torch.randn(N, D, generator=generator)).log_proba[:, 0].exp().min() > 0.99
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", sorted(set(GATES) - {"kmeans"}))  # which has learnt nothing yet
 @pytest.mark.parametrize("mixing", ["probability", "logit"])
 def test_permuting_experts_changes_nothing(gate, mixing, generator):
     module = build(generator, gate, mixing).eval()

@@ -7,6 +7,7 @@ names the usual choices.
 
 from sklearn_moe.gates.attentive import AttentiveGate, AttentiveGateModule
 from sklearn_moe.gates.base import Gate, GateModule, GateOutput, Routing, mask_all_but_top_k
+from sklearn_moe.gates.kmeans import KMeansGate
 from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
 
 GATES: dict[str, Gate] = {
@@ -15,6 +16,7 @@ GATES: dict[str, Gate] = {
     "noisy_top_k": SoftmaxGate(top_k=2, noise=1.0),
     "hard": SoftmaxGate(top_k=1),
     "attentive": AttentiveGate(),
+    "kmeans": KMeansGate(),
 }
 """The gates that ``MoEClassifier(gate=...)`` knows by name."""
 
@@ -25,6 +27,7 @@ __all__ = [
     "Gate",
     "GateModule",
     "GateOutput",
+    "KMeansGate",
     "Routing",
     "SoftmaxGate",
     "SoftmaxGateModule",

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from sklearn_moe import KMeansGate, MoEClassifier, decomposition_entropy
+from sklearn_moe.gates.kmeans import least_squares, match
+
+CORNERS = np.array([[0, 0], [10, 0], [0, 10]])
+
+
+def clusters(centres, n=40, scale=0.5):
+    rng = np.random.RandomState(0)
+    cluster = np.repeat(np.arange(len(centres)), n)
+    return centres[cluster] + rng.normal(scale=scale, size=(len(cluster), 2)), cluster
+
+
+def refitted(x, losses, generator, **params):
+    gate = KMeansGate(**params).build((x.shape[1],), losses.shape[1], 1, generator)
+    x = torch.as_tensor(x, dtype=torch.float32)
+    gate.refit(x, torch.as_tensor(losses), torch.ones(len(x)), 0)
+    return gate, x
+
+
+@pytest.mark.parametrize("assignment", ["least_squares", "nearest_centroid"])
+@pytest.mark.parametrize("matching", ["hungarian", "greedy"])
+def test_clusters_go_to_the_experts_that_fit_them(assignment, matching, generator):
+    x, cluster = clusters(CORNERS)
+    best = np.array([2, 0, 1])
+    losses = 1 - np.eye(3)[best[cluster]] * 0.5
+    gate, x = refitted(x, losses, generator, assignment=assignment, matching=matching)
+    for training in (True, False):
+        out = gate.train(training)(x, None)
+        proba = out.log_proba.exp()
+        assert torch.equal(proba, torch.eye(3)[best[cluster]])
+    assert not list(gate.parameters())
+
+
+@pytest.mark.parametrize("assignment, share", [("least_squares", 0.72), ("nearest_centroid", 1.0)])
+def test_a_cluster_between_two_others(assignment, share, generator):
+    x, cluster = clusters(np.array([[-10, -10], [0, 0], [10, 10]]), n=300, scale=1.0)
+    losses = 1 - np.eye(3)[cluster]
+    gate, x = refitted(x, losses, generator, assignment=assignment)
+    chosen = gate.eval()(x, None).logits.argmax(dim=1).numpy()
+    reached = np.mean(chosen == cluster)
+    assert reached == 1 if share == 1 else reached < 0.9
+
+
+def test_least_squares_solve_the_normal_equations():
+    rng = np.random.RandomState(0)
+    x, y = rng.normal(size=(50, 4)), np.eye(3)[rng.randint(3, size=50)]
+    linear = least_squares(x, y, np.ones(50), 0.0)
+    design = np.column_stack([x, np.ones(50)])
+    assert np.abs(design.T @ (design @ linear.T - y)).max() < 1e-8
+    weight = rng.randint(1, 4, size=50)
+    rows = np.repeat(np.arange(50), weight)
+    repeated = least_squares(x[rows], y[rows], np.ones(len(rows)), 1)
+    np.testing.assert_allclose(least_squares(x, y, weight, 1), repeated)
+
+
+def test_matching():
+    cost = np.array([[1.0, 2.0, 9.0], [1.1, 9.0, 9.0], [3.0, 3.0, 3.0]])
+    hungarian, greedy = match(cost, "hungarian"), match(cost, "greedy")
+    assert hungarian.tolist() == [1, 0, 2] and greedy.tolist() == [0, 1, 2]
+    rows = np.arange(3)
+    assert cost[rows, hungarian].sum() < cost[rows, greedy].sum()
+    shifted = cost + np.array([[5.0], [0], [-2]])
+    assert match(shifted, "hungarian").tolist() == hungarian.tolist()
+
+
+def test_too_few_clusters_leave_the_gate_as_it_is(generator):
+    x, cluster = clusters(CORNERS)
+    gate, _ = refitted(x, 1 - np.eye(3)[cluster], generator)
+    before = gate.weight.clone()
+    for n_samples in (2, 9):  # fewer samples, and fewer distinct ones, than experts
+        gate.refit(torch.ones(n_samples, 2), torch.ones(n_samples, 3), torch.ones(n_samples), 0)
+        assert torch.equal(gate.weight, before) and gate.centroids is None
+
+
+def test_before_the_first_refit_all_experts_learn(generator):
+    gate = KMeansGate().build((2,), 4, 1, generator)
+    x = torch.randn(5, 2, generator=generator)
+    torch.testing.assert_close(gate.train()(x, None).log_proba.exp(), torch.full((5, 4), 0.25))
+
+
+def families(n, seed):
+    """Return samples of four families, each with an XOR of its own, labels and families."""
+    rng = np.random.RandomState(seed)
+    family = rng.randint(4, size=n)
+    inner = rng.uniform(-1, 1, size=(n, 2))
+    angle = family * np.pi / 8
+    turned = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], 1)
+    turned = np.einsum("nij,nj->ni", turned.reshape(n, 2, 2), inner)
+    y = (turned.prod(axis=1) > 0).astype(int)
+    return inner + 8 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])[family], y, family
+
+
+@pytest.mark.parametrize("assignment", ["least_squares", "nearest_centroid"])
+def test_it_finds_families(assignment):
+    X, y, _ = families(1200, 0)
+    clf = MoEClassifier(
+        4, gate=KMeansGate(assignment=assignment), regularization=None, random_state=0
+    ).fit(X, y)
+    X_test, y_test, family_test = families(1000, 1)
+    assert adjusted_rand_score(family_test, clf.apply(X_test)) > 0.99
+    found = decomposition_entropy(clf, X_test, y_test)
+    assert found.sample_entropy == 0 and found.usage_entropy > 1.9
+    assert clf.score(X_test, y_test) > 0.85
+    assert clf.gate_proba(X_test).max(axis=1).min() == 1
+    # The chosen expert is the mixture.
+    np.testing.assert_allclose(
+        clf.predict_proba(X_test), clf.expert_proba(X_test, chosen_only=True), atol=1e-6
+    )
+
+
+def test_partial_fit_and_many_features(digits):
+    X, y = digits  # 64 features, of which 32 components are clustered
+    clf = MoEClassifier(3, gate="kmeans", random_state=0)
+    for _ in range(3):
+        clf.partial_fit(X, y, classes=range(10))
+    assert clf.module_.gate.is_fitted and clf.expert_usage_.min() > 0.1
+    clf = MoEClassifier(3, gate="kmeans", early_stopping=True, max_iter=5, random_state=0)
+    assert clf.fit(X, y).score(X, y) > 0.9
