@@ -23,10 +23,8 @@ X, y = load_digits(return_X_y=True)
 # layer; without one, nothing but the sharing saves parameters.
 
 kinds = {
-    "dense": {width: MLPExperts((width, width)) for width in (8, 16, 32, 64)},
-    "matrix product operators": {
-        bond: MPOExperts((64, 64), bond=bond) for bond in (2, 4, 8, None)
-    },
+    "dense": {width: MLPExperts((width, width)) for width in (8, 16, 64)},
+    "matrix product operators": {bond: MPOExperts((64, 64), bond=bond) for bond in (2, 8, None)},
 }
 results = {}
 for kind, variants in kinds.items():

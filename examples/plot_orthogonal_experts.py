@@ -38,7 +38,7 @@ def similarity(clf, X):
     return (units @ units.mT)[:, first, second].abs().mean().item()
 
 
-numbers = [2, 3, 4]
+numbers = [2, 4]
 results = {}
 for name, (experts, regularization) in models.items():
     for n_experts in numbers:

@@ -24,7 +24,7 @@ X, y = load_digits(return_X_y=True)
 # The cost of a prediction is that of the two experts that a sample asks, in multiply-adds. A
 # sample skips computation if none of them is an ordinary one.
 
-taus = [1.0, 0.75, 0.5, 0.25, 0.1, 0.03]
+taus = [1.0, 0.5, 0.1, 0.03]
 rows = []
 for tau in taus:
     of_seeds = []
