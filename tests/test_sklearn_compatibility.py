@@ -12,15 +12,15 @@ pytestmark = [
 
 
 def _configurations():  # the default is among the gates
-    yield MoEClassifier(max_iter=30, batch_size=16)
-    yield MoEClassifier(max_iter=30, mixing="logit")
+    yield MoEClassifier(max_iter=12, batch_size=16)
+    yield MoEClassifier(max_iter=12, mixing="logit")
     for gate in GATES:
-        yield MoEClassifier(max_iter=30, gate=gate)
+        yield MoEClassifier(max_iter=12, gate=gate)
     for experts in sorted(set(EXPERTS) - {"conv"}):  # the checks have tables alone
-        yield MoEClassifier(max_iter=30, experts=experts)
+        yield MoEClassifier(max_iter=12, experts=experts)
     for regularization in REGULARIZERS:
         gate = "noisy_top_k" if regularization == "load" else "softmax"
-        yield MoEClassifier(max_iter=30, gate=gate, regularization=regularization)
+        yield MoEClassifier(max_iter=12, gate=gate, regularization=regularization)
 
 
 def _expected_failures(estimator):
