@@ -34,8 +34,7 @@ def fitted(X, y, n_experts, hidden, gate="softmax"):
 def beside_mlp_classifier(n_samples, n_features, n_experts, hidden, options):
     X, y = make_data(max(n_samples, 4096), n_features, 7)
     ours = fitted(X, y, n_experts, hidden)
-    n_parameters = sum(parameter.numel() for parameter in ours.module_.parameters())
-    n_units = round((n_parameters - 7) / (n_features + 1 + 7))
+    n_units = round((ours.n_parameters_ - 7) / (n_features + 1 + 7))
     peer = MLPClassifier((n_units,), max_iter=1, batch_size=2048).fit(X[:4096], y[:4096])
     X = X[:n_samples]
     method = "predict" if n_samples == 1 else "predict_proba"

@@ -54,7 +54,7 @@ for strength in strengths:
         max_iter=100,
         random_state=0,
     ).fit(X_train, y_train)
-    cost = np.array(clf.module_.experts.costs)[clf.apply(X_test)]
+    cost = clf.expert_costs_[clf.apply(X_test)]
     rows.append((clf.score(X_test, y_test), cost[is_easy].mean(), cost[~is_easy].mean()))
     fitted[strength] = clf
     print(

@@ -16,7 +16,12 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sklearn_moe import MoEClassifier, ZeroComputationBalance, ZeroComputationExperts
+from sklearn_moe import (
+    MoEClassifier,
+    ZeroComputationBalance,
+    ZeroComputationExperts,
+    decomposition_entropy,
+)
 
 X, y = load_digits(return_X_y=True)
 
@@ -36,11 +41,9 @@ for tau in taus:
             regularization=ZeroComputationBalance(3.0, tau=tau),
             random_state=seed,
         ).fit(X_train, y_train)
-        asked = clf.gate_proba(X_test) > 0
-        experts = clf.module_.experts
-        cost = (asked @ np.array(experts.costs)).mean() / (2 * max(experts.costs))
-        skipping = ~asked[:, experts.is_ordinary.numpy()].any(axis=1)
-        of_seeds.append((clf.score(X_test, y_test), cost, skipping.mean()))
+        found = decomposition_entropy(clf, X_test, y_test)
+        cost = found.cost / (2 * clf.expert_costs_.max())
+        of_seeds.append((clf.score(X_test, y_test), cost, found.skipping_share))
     rows.append(np.mean(of_seeds, axis=0))
     print("tau {:.2f}: accuracy {:.3f}, cost {:.2f}, skipping {:.2f}".format(tau, *rows[-1]))
 

@@ -164,6 +164,13 @@ class Decomposition:
     expert_certainty : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the samples for which it was chosen, nan for an
         expert that was never chosen.
+    cost : float or None
+        Mean multiply-adds of the experts that run for a sample; None where what they take is not
+        known.
+    relative_cost : float or None
+        The same as part of what all experts take, 0 to 1.
+    skipping_share : float or None
+        Part of the samples for which none of the costliest experts runs, 0 to 1.
     """
 
     sample_entropy: float
@@ -178,6 +185,9 @@ class Decomposition:
     chosen_expert_accuracy: float | None
     expert_accuracy: NDArray[np.float64] | None
     expert_certainty: NDArray[np.float64]
+    cost: float | None = None
+    relative_cost: float | None = None
+    skipping_share: float | None = None
 
     @classmethod
     def from_predictions(
@@ -187,6 +197,8 @@ class Decomposition:
         *,
         chosen_expert_prediction: ArrayLike | None = None,
         classes: ArrayLike | None = None,
+        expert_costs: ArrayLike | None = None,
+        all_run: bool = False,
     ) -> Decomposition:
         """Measure a decomposition from what a mixture said.
 
@@ -201,6 +213,10 @@ class Decomposition:
             accuracies out.
         classes : array-like of shape (n_classes,), default=None
             Classes that the table has in any case, beside those in ``y``.
+        expert_costs : array-like of shape (n_experts,), default=None
+            Multiply-adds that each expert takes for a sample; None leaves the costs out.
+        all_run : bool, default=False
+            Whether all experts run for a sample, also those that have no part in it.
 
         Returns
         -------
@@ -250,6 +266,7 @@ class Decomposition:
             chosen_expert_accuracy=None if correct is None else float(correct.mean()),
             expert_accuracy=None if correct is None else mean_by_expert(correct),
             expert_certainty=mean_by_expert(gate_proba.max(axis=1)),
+            **({} if expert_costs is None else _costs(gate_proba, expert_costs, all_run)),
         )
 
     def __repr__(self) -> str:
@@ -278,6 +295,11 @@ class Decomposition:
         ]
         if self.chosen_expert_accuracy is not None:
             lines.append(f"{'accuracy of the chosen expert':34}{self.chosen_expert_accuracy:6.3f}")
+        if self.cost is not None:
+            lines.append(
+                f"{'multiply-adds of the experts':34}{self.cost:6,.0f} per sample  "
+                f"({self.relative_cost:4.0%} of all)"
+            )
         names = cut(self.classes, 12)
         width = max(5, *map(len, names), len(str(self.table.max(initial=0)))) + 1
         lines.append("")
@@ -305,7 +327,8 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     Returns
     -------
     Decomposition
-        H_s, H_u and I(E;Y) in bits and normalised, usage, and the expert by class table.
+        H_s, H_u and I(E;Y) in bits and normalised, usage, the expert by class table, and what the
+        experts cost.
 
     References
     ----------
@@ -329,8 +352,13 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     model, X = final_model(estimator, X)
     gate_proba = model.gate_proba(X)
     predicted = model.classes_[model.expert_proba(X, chosen_only=True).argmax(axis=1)]
+    known = {
+        "classes": model.classes_,
+        "expert_costs": model.expert_costs_,
+        "all_run": not model.module_.is_conditional,
+    }
     if y is None:
-        return Decomposition.from_predictions(gate_proba, predicted, classes=model.classes_)
+        return Decomposition.from_predictions(gate_proba, predicted, **known)
     y = check_labels(y)
     if not np.isin(y, model.classes_).any():
         raise ValueError(
@@ -338,8 +366,24 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
             f"label is {y.tolist()[0]!r}."
         )
     return Decomposition.from_predictions(
-        gate_proba, y, chosen_expert_prediction=predicted, classes=model.classes_
+        gate_proba, y, chosen_expert_prediction=predicted, **known
     )
+
+
+def _costs(gate_proba, expert_costs, all_run):
+    costs = check_array(expert_costs, ensure_2d=False, input_name="expert_costs")
+    if costs.shape != gate_proba.shape[1:]:
+        raise ValueError(
+            f"expert_costs must have one cost per expert, {gate_proba.shape[1]}, got the shape "
+            f"{costs.shape}."
+        )
+    runs = np.full(gate_proba.shape, True) if all_run else gate_proba > 0
+    cost = (runs @ costs).mean()
+    return {
+        "cost": float(cost),
+        "relative_cost": _share(cost, costs.sum()),
+        "skipping_share": float(1 - runs[:, costs == costs.max()].any(axis=1).mean()),
+    }
 
 
 def _share(value, most):

@@ -183,6 +183,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     expert_usage_ : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the samples, with their weights, of the last
         training.
+    expert_costs_ : ndarray of shape (n_experts,)
+        Multiply-adds that each expert takes for a sample; of networks of your own the number of
+        their parameters, which it is for linear layers.
+    n_parameters_ : int
+        Number of parameters of gate, experts and encoder.
     report_ : DistillationReport or None
         How the mixture compares with its teacher, if :func:`distill` made it.
     device_ : str
@@ -933,6 +938,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def module_(self) -> nn.Module:
         """The fitted torch module."""
         return self.net_.module_
+
+    @property
+    def expert_costs_(self) -> NDArray[np.int64]:
+        """Multiply-adds that each expert takes for a sample."""
+        return np.array(self.module_.experts.costs)
+
+    @property
+    def n_parameters_(self) -> int:
+        """Number of parameters of gate, experts and encoder."""
+        return sum(parameter.numel() for parameter in self.module_.parameters())
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")

@@ -19,7 +19,7 @@ from sklearn_moe.gates import AttentiveGate
 from sklearn_moe.regularizers import Entropy, Importance, Load, SampleSimilarity
 
 # Of more experts than this the report shows the most used ones.
-MOST_EXPERTS = 20
+MOST_EXPERTS = 18
 
 # What the expert says about the class, below these parts of the most that is possible.
 SAYS = (
@@ -45,8 +45,8 @@ def decomposition_report(
     For each expert: its share of the samples (those for which the gate chooses it), its usage
     (mean gate probability over all samples), its accuracy on its own samples without the other
     experts, its certainty (mean gate probability over its own samples) and its main classes. Then
-    the three measures with a sentence each, and a verdict on the division of the work, not on its
-    quality:
+    what the mixture costs, the three measures with a sentence each, and a verdict on the division
+    of the work, not on its quality:
 
     - *collapsed*: the usage is as if fewer than :math:`(E + 1) / 2` experts were used equally,
       :math:`2^{H_u} < (E + 1) / 2`;
@@ -68,11 +68,13 @@ def decomposition_report(
     Returns
     -------
     str or dict
-        The text, which a notebook shows as ``print`` would; of many experts it has the 20 that are
+        The text, which a notebook shows as ``print`` would; of many experts it has the 18 that are
         chosen most often. The dict has ``experts``, a list of one dict per expert ("expert",
         "share", "usage", "accuracy", "certainty", and "main_classes", the parts of its samples in
         the at most three classes that have a tenth of them; accuracy and certainty are nan for an
         expert that is never chosen), ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
+        ``n_parameters``, ``cost``, ``relative_cost`` and ``skipping_share`` (see
+        :class:`Decomposition`),
         ``sample_entropy``, ``usage_entropy`` and ``expert_class_information`` in bits, the same
         ``normalized_*``, ``verdict`` (list of str) and ``advice`` (list of str).
 
@@ -103,6 +105,7 @@ def decomposition_report(
     report = {
         "experts": _experts(decomposition),
         "accuracy": accuracy,
+        "n_parameters": model.n_parameters_,
         **{name: getattr(decomposition, name) for name in _MEASURES},
         "verdict": verdict,
         "advice": advice,
@@ -112,6 +115,9 @@ def decomposition_report(
 
 _MEASURES = (
     "chosen_expert_accuracy",
+    "cost",
+    "relative_cost",
+    "skipping_share",
     "sample_entropy",
     "usage_entropy",
     "expert_class_information",
@@ -198,7 +204,14 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
         "",
         f"accuracy  {report['accuracy']:.3f} of the mixture, "
         f"{report['chosen_expert_accuracy']:.3f} of the chosen expert alone",
+        f"size      {report['n_parameters']:,} parameters; {report['cost']:,.0f} multiply-adds of "
+        f"the experts per sample, {report['relative_cost']:.0%} of all",
     ]
+    if report["skipping_share"] > 0:
+        lines.append(
+            f"skipping  {report['skipping_share']:.1%} of the samples run none of the costliest "
+            "experts"
+        )
 
     shared, used = 2 ** report["sample_entropy"], 2 ** report["usage_entropy"]
     information = report["normalized_expert_class_information"]

@@ -1,3 +1,6 @@
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
@@ -95,7 +98,7 @@ def test_decomposition_prints_a_table(fitted, iris):
     text = str(decomposition_entropy(fitted, X, y))
     for part in ("H_s", "H_u", "I(E;Y)", "bits", "accuracy of the chosen expert", "usage"):
         assert part in text
-    assert len(text.splitlines()) == 4 + 1 + 1 + 3
+    assert len(text.splitlines()) == 5 + 1 + 1 + 3
 
 
 def test_decomposition_cuts_long_class_names_and_takes_strings(iris):
@@ -148,6 +151,8 @@ def test_normalised_measures_by_hand():
         """Experts 0 and 1 own a class each; experts 2 and 3 are idle."""
 
         classes_ = np.array([0, 1])
+        expert_costs_ = np.ones(4)
+        module_ = SimpleNamespace(is_conditional=True)
 
         def gate_proba(self, X):
             return np.eye(4)[y]
@@ -204,3 +209,36 @@ def test_mutual_information_of_weights():
 )
 def test_names_are_cut_so_that_they_differ(names, expected):
     assert cut(names, 8) == expected
+
+
+def test_costs_by_hand():
+    gate_proba = [[1, 0, 0], [0.5, 0.5, 0], [0, 0.9, 0.1], [0, 1, 0]]
+    measure = partial(Decomposition.from_predictions, gate_proba, [0, 0, 1, 1])
+    found = measure(expert_costs=[1, 10, 100])
+    assert (found.cost, found.relative_cost) == pytest.approx((33, 33 / 111))
+    assert found.skipping_share == 0.75
+    found = measure(expert_costs=[1, 10, 100], all_run=True)
+    assert (found.cost, found.relative_cost, found.skipping_share) == (111, 1, 0)
+    assert measure().cost is None and "multiply-adds" not in repr(measure())
+    with pytest.raises(ValueError, match="one cost per expert, 3, got the shape"):
+        measure(expert_costs=[1, 2])
+
+
+@pytest.mark.parametrize(
+    "gate, experts, share",
+    [
+        ("softmax", "mlp", 1),
+        ("hard", "mlp", 1 / 4),
+        ("attentive", "mlp", 1),
+        ("kmeans", "mlp", 1 / 4),
+        ("top_k", "mlp", 1 / 2),
+        ("top_k", "orthogonal", 1),
+    ],
+)
+def test_costs_are_those_of_the_experts_that_run(gate, experts, share, iris):
+    clf = MoEClassifier(4, gate=gate, experts=experts, max_iter=2, random_state=0).fit(*iris)
+    found = decomposition_entropy(clf, iris[0])
+    assert found.relative_cost == pytest.approx(share)
+    assert found.cost == pytest.approx(share * clf.expert_costs_.sum())
+    assert clf.expert_costs_.shape == (4,)
+    assert clf.n_parameters_ == sum(p.numel() for p in clf.module_.parameters())

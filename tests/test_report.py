@@ -35,6 +35,9 @@ class Mixture:
             regularizations=[REGULARIZERS[e] if isinstance(e, str) else e for e in names],
             mixing=mixing,
         )
+        self.module_ = SimpleNamespace(is_conditional=True)
+        self.expert_costs_ = np.arange(1, self.proba.shape[1] + 1)
+        self.n_parameters_ = 1234
 
     def gate_proba(self, X):
         return self.proba
@@ -75,6 +78,11 @@ def test_report_by_hand():
     text = str(report(GOOD))
     assert "     0   50.0%   45.0%     1.000       0.90  cat (100%)" in text.splitlines()
     assert "The decomposition is fine" in text
+    # Of 1 + 2 + 3 multiply-adds the samples take 1, 2, 3 and 1 + 2.
+    assert result["n_parameters"] == 1234 and result["cost"] == 9 / 4
+    assert result["relative_cost"] == 9 / 24 and result["skipping_share"] == 3 / 4
+    assert "1,234 parameters; 2 multiply-adds of the experts per sample, 38% of all" in text
+    assert "75.0% of the samples run none of the costliest experts" in text
 
 
 def test_report_shows_itself():
@@ -149,7 +157,7 @@ def test_many_experts_and_long_names_fit_on_a_screen():
     text = str(report(gate_proba, y, classes_=names))
     lines = text.splitlines()
     assert len(lines) <= 30 and max(map(len, lines)) < 100
-    assert "30 more   50.0%" in lines
+    assert "32 more   55.0%" in lines
     assert "14 of 64 experts are never chosen" in lines
 
 
