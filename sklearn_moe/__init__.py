@@ -33,6 +33,7 @@ from sklearn_moe.gates import GATES, AttentiveGate, KMeansGate, SoftmaxGate
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
+from sklearn_moe.pruning import PruningReport, prune_experts
 from sklearn_moe.regularizers import (
     REGULARIZERS,
     Competence,
@@ -83,6 +84,7 @@ __all__ = [
     "MoESearchCV",
     "OrthogonalExperts",
     "ParetoFrontDisplay",
+    "PruningReport",
     "Regularizer",
     "SampleSimilarity",
     "SoftOrthogonality",
@@ -99,6 +101,7 @@ __all__ = [
     "distill",
     "distillation_report",
     "expert_class_information",
+    "prune_experts",
     "sample_entropy",
     "tune",
     "usage_entropy",

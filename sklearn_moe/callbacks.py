@@ -105,6 +105,31 @@ class RefitGate(Callback):
             net.refit_gate(dataset_train)
 
 
+class AnnealTopK(Callback):
+    """Let fewer and fewer experts answer for a sample, over the first half of a training.
+
+    Parameters
+    ----------
+    first, last : int
+        How many experts the gate takes for a sample in the first epoch, and from the middle on.
+    """
+
+    def __init__(self, first: int, last: int):
+        self.first = first
+        self.last = last
+
+    def on_epoch_begin(self, net, **kwargs):
+        progress = min(1.0, 2 * self.epoch / net.max_epochs)
+        net.module_.gate.top_k = round(self.first + progress * (self.last - self.first))
+        self.epoch += 1
+
+    def on_train_begin(self, net, **kwargs):
+        self.epoch = 0
+
+    def on_train_end(self, net, **kwargs):
+        net.module_.gate.top_k = self.last
+
+
 class StopOnNaN(Callback):
     """Stop a training whose loss is no longer a number."""
 

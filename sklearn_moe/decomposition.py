@@ -17,6 +17,7 @@ Y. Krishnamurthy, C. Watkins, T. Gaertner, Improving Expert Specialization in Mi
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -425,6 +426,18 @@ def final_model(estimator, X=None):
                 f"for one (with refit); got {estimator!r}, which has no gate_proba."
             )
     return estimator, X
+
+
+def with_last(estimator, model):
+    """Return a mixture at the end of a copy of the pipeline, if any, that another stands in."""
+    if hasattr(estimator, "best_estimator_"):
+        return with_last(estimator.best_estimator_, model)
+    if not isinstance(estimator, Pipeline):
+        return model
+    pipeline = copy(estimator)
+    *transformers, (name, last) = estimator.steps
+    pipeline.steps = [*deepcopy(transformers), (name, with_last(last, model))]
+    return pipeline
 
 
 def _score_neg_sample_entropy(estimator, X, y=None):

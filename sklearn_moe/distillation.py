@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -23,6 +22,7 @@ from sklearn_moe.decomposition import (
     check_labels,
     decomposition_entropy,
     final_model,
+    with_last,
 )
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.engine import CHUNK_SIZE
@@ -186,7 +186,7 @@ def distill(
     student._adopt(net, X, weight)
     student.report_ = distillation_report(teacher, student, samples, y)
     student._warn(interrupted, about_collapse=False, stacklevel=4)
-    return _with_last(estimator, student)
+    return with_last(estimator, student)
 
 
 def _with_new_gate(net, gate, seed):
@@ -290,18 +290,6 @@ def _divergence(net, x, sample_weight, y):
     log_proba = net.module_.gate(x, None, net.generator_).logits.log_softmax(dim=1)
     loss = F.kl_div(log_proba, y, reduction="none").sum(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
-
-
-def _with_last(estimator, student):
-    """Return the student, at the end of a copy of the pipeline that the teacher stands in."""
-    if hasattr(estimator, "best_estimator_"):
-        return _with_last(estimator.best_estimator_, student)
-    if not isinstance(estimator, Pipeline):
-        return student
-    pipeline = copy(estimator)
-    *transformers, (name, last) = estimator.steps
-    pipeline.steps = [*deepcopy(transformers), (name, _with_last(last, student))]
-    return pipeline
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -463,7 +463,7 @@ class MoENet(NeuralNetClassifier):
         validation : tuple of X, y and sample_weight, default=None
             A validation set.
         epochs : int, default=None
-            Number of epochs; None means all of ``max_epochs``.
+            Number of epochs; None means a fit of ``max_epochs``.
         callbacks : list of skorch.callbacks.Callback
             They come after the net's own.
         seed : int
@@ -492,6 +492,8 @@ class MoENet(NeuralNetClassifier):
         self.generator_ = torch.Generator(device).manual_seed(seed)
         self.objective_ = objective
         self.interrupted_ = False
+        if epochs is None:
+            self.module_.gate.begin()
         uses_global_state = any(
             getattr(part, "uses_global_random_state", False) for part in self.module_.modules()
         )

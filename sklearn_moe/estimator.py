@@ -188,8 +188,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         their parameters, which it is for linear layers.
     n_parameters_ : int
         Number of parameters of gate, experts and encoder.
-    report_ : DistillationReport or None
-        How the mixture compares with its teacher, if :func:`distill` made it.
+    report_ : DistillationReport, PruningReport or None
+        How the mixture compares with the one that :func:`distill` or :func:`prune_experts` made it
+        from.
     device_ : str
         Where the mixture is.
     net_ : MoENet
@@ -484,7 +485,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             y,
             total,
             validation=validation,
-            epochs=epochs,
+            epochs=1 if incremental else None,
             callbacks=callbacks,
             seed=train_seed,
         )

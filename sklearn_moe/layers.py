@@ -15,6 +15,7 @@ from threading import RLock
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -157,6 +158,32 @@ class StackedMLP(nn.Module):
             layer.keep(networks)
         self.n_networks = len(networks)
 
+    @torch.no_grad()
+    def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
+        """Replace groups of networks by their means, weighted with shares that sum to 1.
+
+        The hidden units of independent networks are in no common order. Those of each network are
+        brought into that of the first of its group first, by their correlations on the batch x.
+        """
+        hidden = [layer.output for layer in self.run(x)[:-1]]
+        for group, weights in zip(groups, shares, strict=True):
+            first, *others = group
+            for layer in self.layers:
+                layer.weight[first] *= weights[0]
+                layer.bias[first] *= weights[0]
+            for other, share in zip(others, weights[1:], strict=True):
+                order = None  # of the units that a layer reads
+                for i, layer in enumerate(self.layers):
+                    weight, bias = layer.weight[other], layer.bias[other]
+                    if order is not None:
+                        weight = weight[:, order]
+                    if i < len(hidden):
+                        order = matching_units(hidden[i][first], hidden[i][other])
+                        weight, bias = weight[order], bias[order]
+                    layer.weight[first] += share * weight
+                    layer.bias[first] += share * bias
+        self.keep([group[0] for group in groups])
+
     def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
         """Run a batch (N, D), or one per network (E, D, N), and return what each layer read."""
         trail = []
@@ -219,6 +246,15 @@ class MLP(StackedMLP):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)[-1].output.squeeze(0).mT if self.layers else x
+
+
+def matching_units(units: Tensor, others: Tensor) -> list[int]:
+    """Return for each of some units (H, N) its like among others, by their correlations."""
+    standard = [
+        F.normalize(values - values.mean(dim=1, keepdim=True), dim=1) for values in (units, others)
+    ]
+    correlation = standard[0] @ standard[1].mT
+    return linear_sum_assignment(correlation.cpu().numpy(), maximize=True)[1].tolist()
 
 
 def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

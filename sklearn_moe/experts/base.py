@@ -19,10 +19,13 @@ class ExpertsModule(nn.Module):
         Multiply-adds that each expert takes for a sample.
     independent : bool, default=True
         Whether an expert's logits are its own, so that it can run without the others.
+    can_merge : bool, default=False
+        Whether several experts have a mean.
     """
 
     hidden_size: int
     independent = True
+    can_merge = False
 
     @property
     def costs(self) -> Sequence[int]:
@@ -44,6 +47,17 @@ class ExpertsModule(nn.Module):
     def keep(self, experts: list[int]) -> None:
         """Drop all experts but these, whose order becomes theirs."""
         raise NotImplementedError
+
+    def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
+        """Replace groups of experts by their means.
+
+        ``shares`` weigh the members of each group and sum to 1; ``x`` are samples on which units
+        that do the same are found. Raises a ValueError unless ``can_merge``.
+        """
+        raise ValueError(
+            f"Experts of the kind {type(self).__name__.removesuffix('Module')!r} cannot be merged "
+            "to one. Pass reduce='keep'."
+        )
 
     def check_gate(self, gate: nn.Module) -> None:
         """Raise a ValueError if these experts make no sense under such a gate."""

@@ -77,6 +77,8 @@ class MLPExperts(BaseEstimator):
 class MLPExpertsModule(StackedMLP, ExpertsModule):
     """The torch module of :class:`MLPExperts`."""
 
+    can_merge = True
+
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -84,3 +86,6 @@ class MLPExpertsModule(StackedMLP, ExpertsModule):
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         return super().run_some([own.flatten(1) for own in x], experts)
+
+    def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
+        super().merge(groups, shares, x.flatten(1))

@@ -86,6 +86,25 @@ class GateModule(nn.Module):
         """Drop what the gate has for experts other than these, whose order becomes theirs."""
         raise NotImplementedError
 
+    def merge(self, groups: list[list[int]]) -> GateModule:
+        """Return a gate that gives each group of experts, as one, what all of it had.
+
+        A gate that reads hidden vectors, of which only one of each group is left, cannot.
+        """
+        if not self.needs_hidden:
+            return MergedGateModule(self, groups)
+        self.keep([group[0] for group in groups])
+        return self
+
+    def begin(self) -> None:
+        """Take note of the weights that a fit starts from."""
+
+    def norm_change(self) -> Tensor | None:
+        """Return how much the norm of each expert's weights has grown since the fit began.
+
+        None stands for a gate that has no weights of single experts, or no gradient.
+        """
+
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
         """Return what the gate says with such logits, after noise and masking."""
         routed, routing = logits, None
@@ -98,6 +117,52 @@ class GateModule(nn.Module):
             routed = mask_all_but_top_k(routed, self.top_k)
         # With the samples last, as the experts have them, the softmax is vectorised.
         return GateOutput(logits, routed.mT.log_softmax(dim=0).mT, routing)
+
+
+class MergedGateModule(GateModule):
+    r"""A gate whose experts have been merged to fewer.
+
+    Each group keeps the probability of all its members, :math:`p_g = \sum_{e \in g} p_e`.
+
+    Parameters
+    ----------
+    gate : GateModule
+        The gate of the former experts, which does not read their hidden vectors.
+    groups : list of list of int
+        The former experts of each group, a partition.
+    """
+
+    needs_hidden = False
+
+    def __init__(self, gate: GateModule, groups: list[list[int]]):
+        super().__init__(temperature=1.0, top_k=gate.top_k)
+        self.gate = gate
+        self.groups = groups
+
+    def forward(
+        self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
+    ) -> GateOutput:
+        logits, log_proba, routing = self.gate(x, None, generator)
+        if routing is not None:
+            routing = routing._replace(noisy_logits=self._sum(routing.noisy_logits))
+        return GateOutput(self._sum(logits), self.route(self._sum(log_proba)).log_proba, routing)
+
+    def _sum(self, log_values):
+        """Return the logarithm of the sum of each group."""
+        # Of nothing but -inf, logsumexp has no gradient.
+        lowest = torch.finfo(log_values.dtype).min
+        sums = [
+            log_values[:, group].clamp_min(lowest).logsumexp(dim=1, keepdim=True)
+            for group in self.groups
+        ]
+        sums = torch.cat(sums, dim=1)
+        return sums.masked_fill(sums <= lowest / 2, -torch.inf)
+
+    def keep(self, experts: list[int]) -> None:
+        kept = [self.groups[expert] for expert in experts]
+        members = sorted(expert for group in kept for expert in group)
+        self.gate.keep(members)
+        self.groups = [[members.index(expert) for expert in group] for group in kept]
 
 
 def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:

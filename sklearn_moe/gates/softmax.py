@@ -105,11 +105,22 @@ class SoftmaxGateModule(GateModule):
         super().__init__(**routing)
         self.encoder = encoder
         self.network = network
+        self.register_buffer("start_norms", self._norms())
+
+    def _norms(self):
+        return self.network.layers[-1].weight.detach()[0].norm(dim=1)
+
+    def begin(self) -> None:
+        self.start_norms.copy_(self._norms())
+
+    def norm_change(self) -> Tensor:
+        return self._norms() - self.start_norms
 
     def keep(self, experts: list[int]) -> None:
         last = self.network.layers[-1]
         last.weight = nn.Parameter(last.weight.data[:, experts])
         last.bias = nn.Parameter(last.bias.data[:, experts])
+        self.start_norms = self.start_norms[experts]
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return self.network(self.encoder(x).flatten(1))

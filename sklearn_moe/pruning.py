@@ -1,0 +1,506 @@
+"""Pruning: fewer experts for a mixture that has been trained."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr, softmax
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from sklearn_moe.callbacks import AnnealTopK
+from sklearn_moe.decomposition import (
+    check_labels,
+    decomposition_entropy,
+    final_model,
+    with_last,
+)
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.validation import check_shape
+
+# Experts, and the units of experts, are compared on at most so many samples, evenly spaced.
+SAMPLES_TO_COMPARE = 8192
+SAMPLES_TO_MATCH_UNITS = 2048
+
+
+@validate_params(
+    {
+        "method": [StrOptions({"similarity", "router_norm", "heavy_hitters", "random"})],
+        "n_experts": [Interval(Integral, 1, None, closed="left")],
+        "similarity": [StrOptions({"outputs", "cka"})],
+        "reduce": [StrOptions({"auto", "merge", "keep"})],
+        "counting": [StrOptions({"soft", "hard"})],
+        "stratified": ["boolean"],
+        "fine_tune": ["boolean"],
+        "top_k": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def prune_experts(
+    estimator: BaseEstimator,
+    *,
+    method: str,
+    n_experts: int,
+    X: ArrayLike | None = None,
+    y: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    similarity: str = "outputs",
+    reduce: str = "auto",
+    counting: str = "soft",
+    stratified: bool = False,
+    fine_tune: bool = False,
+    regularization="entropy",
+    top_k: int = 1,
+    max_iter: int | None = None,
+    random_state: int | np.random.RandomState | None = None,
+) -> BaseEstimator:
+    r"""Prune a fitted mixture of experts to fewer experts.
+
+    Training often leaves experts that do the same, or next to nothing. Without them the mixture is
+    smaller and, where all experts run, faster. Which ones go, or go together, says the method:
+
+    - *similarity* groups experts that say the same about the samples ``X``, of which no labels are
+      needed, and replaces each group by one, to which all its samples go. How different two
+      experts are is the mean divergence of their probabilities :math:`o` over the samples that the
+      gate gives them, or, with ``similarity="cka"``, what the linear centred kernel alignment of
+      their logits :math:`F` (samples by classes) leaves to 1:
+
+      .. math:: d_{ef} = \frac{\sum_n (p_{ne} + p_{nf})\, \mathrm{JS}(o_{ne}, o_{nf})}
+                {\sum_n (p_{ne} + p_{nf})}
+                \quad \text{or} \quad
+                1 - \frac{\lVert F_e^T F_f \rVert^2}
+                {\lVert F_e^T F_e \rVert\, \lVert F_f^T F_f \rVert}
+
+      Those groups :math:`a, b` with usages :math:`u` are joined first for which the mean
+      distance times :math:`u_a u_b / (u_a + u_b)` is least.
+    - *router_norm* needs no data. It keeps the experts whose weights in the gate grew most in
+      training, by :math:`\lVert w_e \rVert - \lVert w_e^\mathrm{start} \rVert`.
+    - *heavy_hitters* keeps the experts to which the gate gives most of the samples ``X``. With
+      ``counting="soft"`` it is their sum of the gate's probabilities :math:`q`, before top-k
+      masking, with "hard" the number of samples for which they are among the top k.
+    - *random* keeps any. It is what a method has to beat.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier, Pipeline or search
+        A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
+        ``best_estimator_``. It is left as it is.
+    method : {"similarity", "router_norm", "heavy_hitters", "random"}
+        What decides.
+    n_experts : int
+        How many experts are left, not fewer than answer for a sample. The present number changes
+        nothing.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...), default=None
+        Samples, such as those of the training. All methods but "router_norm" and "random" need
+        them, and with them the report says how often the prediction is the same.
+    y : array-like of shape (n_samples,), default=None
+        Labels, for the errors in the report, ``stratified`` and ``fine_tune``.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples in the fine-tuning, at least 0.
+    similarity : {"outputs", "cka"}, default="outputs"
+        How experts are compared: by their predictions for their own samples, or by what they make
+        of all samples, up to rotation and scale.
+    reduce : {"auto", "merge", "keep"}, default="auto"
+        What stands for a group of similar experts: "merge" is the mean of their weights, by usage,
+        after their hidden units have been brought into one order, "keep" the most used of them.
+        "auto" merges ``MLPExperts``, and no others can be merged.
+    counting : {"soft", "hard"}, default="soft"
+        How heavy hitters are counted.
+    stratified : bool, default=False
+        Whether a heavy hitter is counted within each class and only its best class counts, so
+        that the experts of rare classes are kept.
+    fine_tune : bool, default=False
+        Whether to train the pruned mixture, with ``regularization``. The number of experts that
+        answer for a sample falls over the first half of the training to ``top_k``.
+    regularization : str, object, list of these or None, default="entropy"
+        The penalties of the fine-tuning, as in ``MoEClassifier``.
+    top_k : int, default=1
+        How many experts answer for a sample after the fine-tuning.
+    max_iter : int, default=None
+        Number of epochs of the fine-tuning; None takes those of the estimator.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the method "random".
+
+    Returns
+    -------
+    MoEClassifier or Pipeline
+        A new fitted ``MoEClassifier`` with fewer experts, or the pipeline with it as last step.
+        Its ``report_`` is the :class:`PruningReport`. After a fine-tuning its parameters are those
+        of that training: ``gate`` with the new ``top_k``, ``regularization``, ``max_iter``, and no
+        early stopping.
+
+    Raises
+    ------
+    ValueError
+        If ``n_experts`` is larger than the number of experts or smaller than the gate's ``top_k``,
+        data that the method needs are missing or not valid, the method makes no sense for this
+        gate or these experts, or a parameter is not valid.
+
+    Notes
+    -----
+    Of the first reference this is the idea, from its abstract and what others say of it: similar
+    experts are found by what they say and replaced, with the gate, by one. "outputs", the joining
+    of groups and the weights of the mean are this package's. A group has the sum of its members'
+    gate probabilities, so the gate keeps its size; an attentive gate, which scores by hidden
+    vectors, has nothing to sum. In the second reference pruned experts still take their share of
+    the softmax; here the probabilities of the others sum to 1.
+
+    A pruned mixture that is fitted again, or cloned and fitted, is an ordinary mixture with
+    ``n_experts`` experts.
+
+    References
+    ----------
+    Z. Zhang, X. Liu, H. Cheng, C. Xu, J. Gao, Diversifying the Expert Knowledge for Task-Agnostic
+    Pruning in Sparse Mixture-of-Experts, 2024, arXiv 2407.09590 (similarity).
+
+    M. N. R. Chowdhury, M. Wang, K. El Maghraoui, N. Wang, P.-Y. Chen, C. Carothers, A Provably
+    Effective Method for Pruning Experts in Fine-tuned Sparse Mixture-of-Experts, 2024, arXiv
+    2405.16646 (router norm).
+
+    A. Muzio, A. Sun, C. He, SEER-MoE: Sparse Expert Efficiency through Regularization for
+    Mixture-of-Experts, 2024, arXiv 2404.05089 (heavy hitters and fine-tuning).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MoEClassifier, prune_experts
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = MoEClassifier(n_experts=6, regularization="importance", random_state=0).fit(X, y)
+    >>> pruned = prune_experts(clf, method="similarity", n_experts=2, X=X, y=y)
+    >>> pruned.n_experts, pruned.n_parameters_ < clf.n_parameters_
+    (2, True)
+    >>> print(pruned.report_)  # doctest: +ELLIPSIS
+    Pruned from 6 to 2 experts by similarity.
+    ...
+    """
+    model, samples = final_model(estimator, X)
+    check_is_fitted(model)
+    if y is not None:
+        y = check_labels(y)
+        if X is None:
+            raise ValueError("y was passed without X. Pass both.")
+        check_consistent_length(samples, y)
+    _check(model, method, n_experts, X, y, stratified=stratified, fine_tune=fine_tune, top_k=top_k)
+
+    if method == "similarity":
+        groups, scores = _similar(model, samples, n_experts, similarity)
+    else:
+        if method == "router_norm":
+            scores = _norm_changes(model)
+        elif method == "heavy_hitters":
+            scores = _counts(model, samples, y if stratified else None, counting)
+        else:
+            scores = check_random_state(random_state).random(model.net_.n_experts)
+        groups = [[int(e)] for e in np.sort(np.argsort(-scores, kind="stable")[:n_experts])]
+
+    pruned = deepcopy(model)
+    if n_experts < model.net_.n_experts:
+        if method == "similarity":
+            _reduce(pruned, groups, scores, samples, reduce)
+        else:
+            kept = [expert for (expert,) in groups]
+            pruned.module_.experts.keep(kept)
+            pruned.module_.gate.keep(kept)
+        pruned.n_experts = pruned.net_.n_experts = n_experts
+        pruned.net_.initialize_optimizer()
+        usage = np.array([model.expert_usage_[group].sum() for group in groups])
+        pruned.expert_usage_ = usage / usage.sum()
+    if fine_tune:
+        _fine_tune(pruned, samples, y, sample_weight, regularization, top_k, max_iter)
+    pruned.report_ = _report(model, pruned, samples, y, method, groups, scores)
+    return with_last(estimator, pruned)
+
+
+def _check(model, method, n_experts, X, y, *, stratified, fine_tune, top_k):
+    """Check what the parameters have to do with one another."""
+    gate, present = model.module_.gate, model.net_.n_experts
+    if n_experts > present:
+        raise ValueError(
+            f"n_experts={n_experts} must not be larger than {present}, the present number of "
+            "experts."
+        )
+    if gate.top_k is not None and n_experts < gate.top_k:
+        raise ValueError(
+            f"n_experts={n_experts} must be at least {gate.top_k}, the number of experts that the "
+            f"gate {model.net_.gate!r} takes for a sample."
+        )
+    if X is None and method in ("similarity", "heavy_hitters"):
+        raise ValueError(f"method={method!r} needs samples. Pass X.")
+    if method == "heavy_hitters" and stratified and y is None:
+        raise ValueError("stratified=True needs labels. Pass y.")
+    if not fine_tune:
+        return
+    if y is None:
+        raise ValueError("fine_tune=True needs samples and labels. Pass X and y.")
+    if top_k > n_experts:
+        raise ValueError(f"top_k={top_k} must not be larger than n_experts={n_experts}.")
+    if "top_k" not in model.net_.gate.get_params():
+        raise ValueError(
+            f"fine_tune=True needs a gate that learns by gradients, got gate={model.net_.gate!r}."
+        )
+
+
+def _similar(model, X, n_experts, similarity):
+    """Return groups of similar experts, the most used of each first, and the usage of all."""
+    X = _evenly(_encode(model, X), SAMPLES_TO_COMPARE)
+    gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba).astype(np.float64)
+    logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
+    usage = gate_proba.mean(axis=0)
+    if similarity == "cka":
+        # The softmax of a sample takes no notice of the mean of its logits.
+        distance = 1 - cka(logits - logits.mean(axis=2, keepdims=True))
+    else:
+        distance = divergence(softmax(logits, axis=2), gate_proba)
+    groups = [
+        sorted(group, key=lambda expert: -usage[expert])
+        for group in group_experts(distance, usage, n_experts)
+    ]
+    return sorted(groups), usage
+
+
+def divergence(expert_proba: NDArray, gate_proba: NDArray) -> NDArray[np.float64]:
+    """Return how differently two experts predict the samples that the gate gives them.
+
+    Parameters
+    ----------
+    expert_proba : ndarray of shape (n_samples, n_experts, n_classes)
+        Each expert's probabilities.
+    gate_proba : ndarray of shape (n_samples, n_experts)
+        Gate probabilities.
+
+    Returns
+    -------
+    ndarray of shape (n_experts, n_experts)
+        Mean Jensen-Shannon divergence of each pair, in nats, over the samples, which count as
+        much as the gate gives to both; 0 for a pair that gets none.
+    """
+    n_experts = gate_proba.shape[1]
+    by_expert = np.ascontiguousarray(expert_proba.transpose(1, 0, 2))
+    entropy = entr(by_expert).sum(axis=2)
+    distance = np.zeros((n_experts, n_experts))
+    for one in range(n_experts):
+        for other in range(one):
+            weight = gate_proba[:, one] + gate_proba[:, other]
+            if weight.any():
+                mean = entr((by_expert[one] + by_expert[other]) / 2).sum(axis=1)
+                values = mean - (entropy[one] + entropy[other]) / 2
+                distance[one, other] = max(0.0, np.average(values, weights=weight))
+    return distance + distance.T
+
+
+def cka(features: NDArray) -> NDArray[np.float64]:
+    """Return the linear centred kernel alignment of each pair of experts.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_samples, n_experts, n_features)
+        What the experts make of the samples. An expert that makes the same of all samples is like
+        none but itself.
+
+    Returns
+    -------
+    ndarray of shape (n_experts, n_experts)
+        Between 0 and 1.
+    """
+    n_samples, n_experts, n_features = features.shape
+    features = (features - features.mean(axis=0)).reshape(n_samples, -1)
+    products = (features.T @ features).reshape(n_experts, n_features, n_experts, n_features)
+    aligned = np.square(products).sum(axis=(1, 3))
+    own = np.sqrt(aligned.diagonal())
+    scale = np.outer(own, own)
+    similarity = np.divide(aligned, scale, out=np.zeros_like(aligned), where=scale > 0)
+    np.fill_diagonal(similarity, 1.0)
+    return np.clip(similarity, 0.0, 1.0)
+
+
+def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list[int]]:
+    """Return a partition of the experts, from joining again and again the cheapest pair of groups.
+
+    Parameters
+    ----------
+    distance : ndarray of shape (n_experts, n_experts)
+        How different each pair is.
+    usage : ndarray of shape (n_experts,)
+        Weights of the experts. To join groups of weight a and b costs their mean distance times
+        ab / (a + b), so that little used experts go first.
+    n_groups : int
+        How many groups are left.
+
+    Returns
+    -------
+    list of list of int
+    """
+    weight = usage + np.finfo(float).tiny  # unused experts join what is most like them
+    total = distance * np.outer(weight, weight)
+    groups = [[expert] for expert in range(len(usage))]
+    while len(groups) > n_groups:
+        # The mean distance has the product of the weights as divisor, which is left.
+        cost = total / np.add.outer(weight, weight)
+        np.fill_diagonal(cost, np.inf)
+        one, other = sorted(np.unravel_index(cost.argmin(), cost.shape))
+        groups[one] += groups.pop(other)
+        weight[one] += weight[other]
+        total[one] += total[other]
+        total[:, one] += total[:, other]
+        weight = np.delete(weight, other)
+        total = np.delete(np.delete(total, other, axis=0), other, axis=1)
+    return groups
+
+
+def _reduce(pruned, groups, usage, X, reduce):
+    """Replace each group by one expert, to which all the samples of the group go."""
+    module = pruned.module_
+    if reduce == "keep" or (reduce == "auto" and not module.experts.can_merge):
+        module.experts.keep([group[0] for group in groups])
+    else:
+        shares = [usage[group] for group in groups]
+        shares = [
+            (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
+            for own in shares
+        ]
+        X = _evenly(_encode(pruned, X), SAMPLES_TO_MATCH_UNITS)
+        x = torch.as_tensor(pruned.net_.evaluate(X, MixtureOfExperts.encode))
+        module.experts.merge(groups, shares, x.to(pruned.net_.device))
+    module.gate = module.gate.merge(groups)
+
+
+def _norm_changes(model):
+    change = model.module_.gate.norm_change()
+    if change is None:
+        raise ValueError(
+            "method='router_norm' needs a gate with trained weights for each expert, which "
+            f"{model.net_.gate!r} and gates of merged experts have not. Distil an attentive gate "
+            "first, or take another method."
+        )
+    return change.cpu().numpy().astype(np.float64)
+
+
+def _counts(model, X, y, counting):
+    """Return how many samples each expert gets, or which part of its best class."""
+    X = _encode(model, X)
+    k = model.module_.gate.top_k or 1
+    logits = model.net_.evaluate(X, lambda module, x: module.route(x).logits)
+    if counting == "soft":
+        got = torch.as_tensor(logits).double().softmax(dim=1).numpy()
+    else:
+        top = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+        got = np.zeros(logits.shape)
+        np.put_along_axis(got, top, 1.0, axis=1)
+    if y is None:
+        return got.sum(axis=0)
+    return np.max([got[y == label].mean(axis=0) for label in np.unique(y)], axis=0)
+
+
+def _encode(model, X):
+    X = model._encode(X)
+    check_shape("X", X, model.net_.input_shape)
+    return X
+
+
+def _evenly(X, n_samples):
+    return X[:: math.ceil(len(X) / n_samples)]
+
+
+def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
+    """Train a pruned mixture, while fewer and fewer of its experts answer for a sample."""
+    net, warm_start = pruned.net_, pruned.warm_start
+    pruned.set_params(
+        gate=clone(net.gate).set_params(top_k=top_k),
+        regularization=regularization,
+        early_stopping=False,
+        max_iter=pruned.max_iter if max_iter is None else max_iter,
+        warm_start=True,
+    )
+    net.gate = pruned.gate
+    annealing = ("anneal_top_k", AnnealTopK(net.module_.gate.top_k or net.n_experts, top_k))
+    net.callbacks_.append(annealing)
+    pruned.fit(X, y, sample_weight)
+    net.callbacks_.remove(annealing)
+    pruned.warm_start = warm_start
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PruningReport:
+    """A mixture before and after :func:`prune_experts`; it shows itself as a table.
+
+    Attributes
+    ----------
+    method : str
+        What decided.
+    groups : list of list of int
+        Of each expert that is left, the former experts that it stands for. With
+        ``method="similarity"`` they are a partition of all, the most used of each first; otherwise
+        it is the former number of the expert alone.
+    scores : ndarray of shape (n_experts,)
+        Of each former expert what decided: its usage for similarity, the growth of its norm, its
+        count, or a random number.
+    error_before, error_after : float or None
+        Part of the samples that is wrong; None without labels.
+    agreement : float or None
+        Part of the samples for which both predict the same class; None without samples.
+    n_parameters_before, n_parameters_after : int
+        Number of parameters.
+    cost_before, cost_after : float or None
+        Mean multiply-adds of the experts that run for a sample; None without samples.
+    """
+
+    method: str
+    groups: list[list[int]]
+    scores: NDArray[np.float64]
+    error_before: float | None
+    error_after: float | None
+    agreement: float | None
+    n_parameters_before: int
+    n_parameters_after: int
+    cost_before: float | None
+    cost_after: float | None
+
+    def __repr__(self) -> str:
+        n_before, n_after = len(self.scores), len(self.groups)
+        rows = [("parameters", self.n_parameters_before, self.n_parameters_after, ",")]
+        if self.error_before is not None:
+            rows.insert(0, ("error", self.error_before, self.error_after, ".4f"))
+        if self.cost_before is not None:
+            rows.append(("multiply-adds per sample", self.cost_before, self.cost_after, ",.0f"))
+        lines = [
+            f"Pruned from {n_before} to {n_after} experts by {self.method.replace('_', ' ')}.",
+            "",
+            f"{'':26}{'before':>12}{'after':>12}",
+            *(f"{name:26}{one:12{form}}{other:12{form}}" for name, one, other, form in rows),
+        ]
+        if self.agreement is not None:
+            lines.append(f"They predict the same class for {self.agreement:.1%} of the samples.")
+        lines += ["", "expert  was"]
+        for expert, group in enumerate(self.groups):
+            lines.append(f"{expert:6}  {', '.join(map(str, group))}")
+        return "\n".join(lines)
+
+
+def _report(before, after, X, y, method, groups, scores):
+    models = before, after
+    errors, costs, agreement = (None, None), (None, None), None
+    if X is not None:
+        predicted = [model.predict(X) for model in models]
+        agreement = float(np.mean(predicted[0] == predicted[1]))
+        costs = [decomposition_entropy(model, X).cost for model in models]
+        if y is not None:
+            errors = [float(np.mean(classes != y)) for classes in predicted]
+    return PruningReport(
+        method,
+        groups,
+        scores,
+        *errors,
+        agreement,
+        *(model.n_parameters_ for model in models),
+        *costs,
+    )

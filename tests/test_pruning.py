@@ -1,0 +1,518 @@
+import pickle
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
+
+from sklearn_moe import (
+    EXPERTS,
+    GATES,
+    MLPExperts,
+    MoEClassifier,
+    PruningReport,
+    SoftmaxGate,
+    ZeroComputationExperts,
+    decomposition_entropy,
+    distill,
+    prune_experts,
+)
+from sklearn_moe.layers import StackedMLP, matching_units
+from sklearn_moe.pruning import cka, divergence, group_experts
+
+E = 6
+METHODS = ["similarity", "router_norm", "heavy_hitters", "random"]
+MOE = MoEClassifier(
+    E, experts=MLPExperts((16,)), regularization="importance", max_iter=15, random_state=0
+)
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    X, y = digits
+    return X[:600], y[:600], X[600:], y[600:]
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    return clone(MOE).fit(*data[:2])
+
+
+def prune(clf, X, method, n_experts, **params):
+    return prune_experts(clf, method=method, n_experts=n_experts, X=X, random_state=0, **params)
+
+
+def make_twins(clf, pairs=((0, 3), (1, 4)), gate_too=False):
+    """Return a copy of a mixture in which experts are doubles of others."""
+    clf = deepcopy(clf)
+    with torch.no_grad():
+        for one, other in pairs:
+            for layer in clf.module_.experts.layers:
+                layer.weight[other], layer.bias[other] = layer.weight[one], layer.bias[one]
+            if gate_too:
+                last = clf.module_.gate.network.layers[-1]
+                last.weight[0, other], last.bias[0, other] = last.weight[0, one], last.bias[0, one]
+    return clf
+
+
+# What all methods have in common
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gate", GATES)
+def test_pruned_mixtures_are_ordinary_classifiers(method, gate, data):
+    X, y, X_test, y_test = data
+    clf = clone(MOE).set_params(gate=gate, max_iter=4).fit(X, y)
+    before, params = pickle.dumps(clf.module_), str(clf.get_params())
+    if method == "router_norm" and gate in ("attentive", "kmeans"):
+        with pytest.raises(ValueError, match="needs a gate with trained weights for each expert"):
+            prune(clf, X, method, 3)
+        return
+    pruned = prune(clf, X, method, 3)
+    assert pickle.dumps(clf.module_) == before and str(clf.get_params()) == params
+    assert isinstance(pruned, MoEClassifier) and pruned.n_experts == 3
+    assert pruned.gate_proba(X_test).shape == (len(X_test), 3)
+    assert pruned.gate_proba(X_test).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert pruned.expert_usage_.shape == pruned.expert_costs_.shape == (3,)
+    assert pruned.expert_usage_.sum() == pytest.approx(1)
+    assert np.isfinite(pruned.predict_log_proba(X_test)).all()
+    assert len(pickle.dumps(pruned)) < 0.7 * len(pickle.dumps(clf))
+    assert np.array_equal(
+        prune(clf, X, method, 3).predict_proba(X_test), pruned.predict_proba(X_test)
+    )
+    loaded = pickle.loads(pickle.dumps(pruned))
+    assert np.array_equal(loaded.predict_proba(X_test), pruned.predict_proba(X_test))
+    decomposition_entropy(pruned, X_test, y_test)
+    pruned.partial_fit(X, y)
+    assert np.isfinite(pruned.predict_log_proba(X_test)).all()
+    assert clone(pruned).fit(X, y).gate_proba(X_test).shape == (len(X_test), 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("experts", sorted(EXPERTS))
+def test_all_experts_can_be_pruned(method, experts, data):
+    X, y = data[:2]
+    input_shape = (8, 8) if experts == "conv" else None
+    clf = clone(MOE).set_params(experts=experts, input_shape=input_shape, max_iter=2).fit(X, y)
+    pruned = prune(clf, X, method, 5)
+    assert pruned.expert_proba(X).shape == (len(X), 5, 10)
+    assert pruned.n_parameters_ < clf.n_parameters_
+    if method == "similarity" and experts != "mlp":
+        with pytest.raises(ValueError, match=r"cannot be merged to one\. Pass reduce='keep'"):
+            prune(clf, X, method, 3, reduce="merge")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_experts_kept_is_the_identity(method, data, fitted):
+    X = data[0]
+    pruned = prune(fitted, X, method, E)
+    assert np.array_equal(pruned.predict_proba(X), fitted.predict_proba(X))
+    assert pruned.report_.groups == [[expert] for expert in range(E)]
+    assert pruned.report_.agreement == 1
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "similarity"])
+def test_kept_experts_and_their_gate_stay_as_they_are(method, data, fitted):
+    X = data[0]
+    pruned = prune(fitted, X, method, 3)
+    kept = [expert for (expert,) in pruned.report_.groups]
+    assert kept == sorted(np.argsort(-pruned.report_.scores)[:3])
+    np.testing.assert_allclose(
+        pruned.expert_proba(X), fitted.expert_proba(X)[:, kept], rtol=0, atol=1e-6
+    )
+    of_kept = fitted.gate_proba(X)[:, kept]
+    np.testing.assert_allclose(
+        pruned.gate_proba(X), of_kept / of_kept.sum(axis=1, keepdims=True), rtol=0, atol=1e-5
+    )
+
+
+def test_pipelines_and_searches(iris):
+    X, y = iris
+    clf = clone(MOE).set_params(max_iter=3)
+    pipeline = make_pipeline(StandardScaler(), clf).fit(X, y)
+    pruned = prune(pipeline, X, "similarity", 2, y=y)
+    assert pruned[0] is not pipeline[0] and pruned[-1].n_experts == 2
+    assert pruned[-1].report_.error_after == pytest.approx(1 - pruned.score(X, y))
+    search = GridSearchCV(pipeline, {"moeclassifier__max_iter": [2]}, cv=2).fit(X, y)
+    assert prune(search, X, "heavy_hitters", 2)[-1].n_experts == 2
+
+
+def test_report(data, fitted):
+    X, y = data[:2]
+    pruned = prune(fitted, X, "heavy_hitters", 3, y=y)
+    report = pruned.report_
+    assert isinstance(report, PruningReport) and report.method == "heavy_hitters"
+    assert report.error_before == pytest.approx(1 - fitted.score(X, y))
+    assert report.error_after == pytest.approx(1 - pruned.score(X, y))
+    assert report.agreement == np.mean(pruned.predict(X) == fitted.predict(X))
+    assert report.n_parameters_after == pruned.n_parameters_
+    assert (report.cost_before, report.cost_after) == (E * 1184, 3 * 1184)
+    text = str(report)
+    for part in ("from 6 to 3 experts by heavy hitters", "error", "3,552", "same class for"):
+        assert part in text
+    blind = prune_experts(fitted, method="router_norm", n_experts=3).report_
+    assert blind.error_before is None and blind.agreement is None and blind.cost_after is None
+    assert "error" not in str(blind) and "same class" not in str(blind)
+    assert prune(fitted, X, "similarity", 3).report_.error_after is None
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"n_experts": 7}, "n_experts=7 must not be larger than 6, the present number"),
+        ({"n_experts": 0}, "The 'n_experts' parameter of prune_experts must be an int in"),
+        ({"method": "guess"}, "The 'method' parameter of prune_experts must be a str among"),
+        ({"method": "similarity", "X": None}, "method='similarity' needs samples. Pass X."),
+        ({"method": "heavy_hitters", "X": None}, "method='heavy_hitters' needs samples"),
+        ({"stratified": True}, "stratified=True needs labels. Pass y."),
+        ({"fine_tune": True}, "fine_tune=True needs samples and labels"),
+        ({"fine_tune": True, "y": "y", "top_k": 4}, "top_k=4 must not be larger than n_experts=3"),
+        ({"X": None, "y": "y"}, "y was passed without X"),
+        ({"y": [1, 2]}, "inconsistent numbers of samples"),
+        ({"X": np.zeros((4, 3))}, "X has 3 features"),
+        ({"fine_tune": True, "y": "y", "regularization": "unknown"}, "unknown"),
+    ],
+)
+def test_errors(params, message, data, fitted):
+    X, y = data[:2]
+    params = {"method": "heavy_hitters", "n_experts": 3, "X": X, **params}
+    if isinstance(params.get("y"), str):
+        params["y"] = y
+    with pytest.raises(ValueError, match=message):
+        prune_experts(fitted, **params)
+
+
+def test_errors_of_the_mixture(data):
+    X, y = data[:2]
+    with pytest.raises(NotFittedError):
+        prune(clone(MOE), X, "random", 3)
+    with pytest.raises(TypeError, match="Expected a fitted MoEClassifier"):
+        prune(StandardScaler(), X, "random", 3)
+    top_2 = clone(MOE).set_params(gate="top_k", max_iter=2).fit(X, y)
+    with pytest.raises(ValueError, match="n_experts=1 must be at least 2, the number of experts"):
+        prune(top_2, X, "router_norm", 1)
+    kmeans = clone(MOE).set_params(gate="kmeans", max_iter=2).fit(X, y)
+    with pytest.raises(ValueError, match="fine_tune=True needs a gate that learns by gradients"):
+        prune(kmeans, X, "similarity", 3, y=y, fine_tune=True)
+    cheap = ZeroComputationExperts((8,), n_constant=5)
+    cheap = clone(MOE).set_params(experts=cheap, max_iter=2).fit(X, y)
+    with torch.no_grad():
+        cheap.module_.gate.network.layers[-1].bias[0, 0] = -100
+    with pytest.raises(ValueError, match="one ordinary expert at least must be kept"):
+        prune(cheap, X, "heavy_hitters", 3)
+
+
+# Similarity
+
+
+def test_cka_by_its_invariants():
+    rng = np.random.default_rng(0)
+    one, noise = rng.normal(size=(2, 200, 5))
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    features = np.stack([one, 3 * one @ turn + 7, one + noise, noise, np.ones_like(one)], axis=1)
+    similarity = cka(features)
+    np.testing.assert_allclose(similarity, similarity.T, rtol=0, atol=1e-14)
+    assert similarity.diagonal() == pytest.approx(1)
+    assert similarity[0, 1] == pytest.approx(1, abs=1e-12)
+    assert similarity[0, 1] > similarity[0, 2] > similarity[0, 3] > 0
+    assert not similarity[4, :4].any()
+
+    def by_definition(f, g):
+        f, g = f - f.mean(axis=0), g - g.mean(axis=0)
+        norm = np.linalg.norm
+        return norm(f.T @ g) ** 2 / (norm(f.T @ f) * norm(g.T @ g))
+
+    assert similarity[0, 3] == pytest.approx(by_definition(one, noise))
+
+
+def test_divergence_by_hand():
+    sure, other = [1.0, 0.0], [0.0, 1.0]
+    expert_proba = np.array([[sure, sure, other], [sure, other, other]])
+    gate_proba = np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    found = divergence(expert_proba, gate_proba)
+    assert found == pytest.approx(np.log(2) * np.array([[0, 0.5, 1], [0.5, 0, 0.5], [1, 0.5, 0]]))
+    # Samples count as much as the gate gives to both; of an unused pair nothing is known.
+    found = divergence(expert_proba, np.array([[0.2, 0.8, 0], [1.0, 0, 0]]))
+    assert found[0, 1] == pytest.approx(np.log(2) / 2)
+    assert found[1, 2] == pytest.approx(np.log(2))
+    assert divergence(expert_proba, np.array([[1.0, 0, 0]] * 2))[1, 2] == 0
+
+
+def test_groups_are_a_partition_whatever_the_order():
+    rng = np.random.default_rng(0)
+    distance = np.abs(np.subtract.outer(*[rng.normal(size=9)] * 2))
+    usage = rng.dirichlet(np.ones(9))
+    order = rng.permutation(9)
+    for n_groups in range(1, 10):
+        groups = group_experts(distance, usage, n_groups)
+        assert len(groups) == n_groups
+        assert sorted(expert for group in groups for expert in group) == list(range(9))
+        permuted = group_experts(distance[np.ix_(order, order)], usage[order], n_groups)
+        assert {frozenset(group) for group in groups} == {
+            frozenset(order[group].tolist()) for group in permuted
+        }
+
+
+def test_groups_against_a_naive_search():
+    rng = np.random.default_rng(1)
+    distance = rng.random((7, 7))
+    distance = (distance + distance.T) * (1 - np.eye(7))
+    usage = rng.dirichlet(np.ones(7))
+
+    def cost(a, b):
+        weights = np.outer(usage[a], usage[b])
+        mean = (distance[np.ix_(a, b)] * weights).sum() / weights.sum()
+        return mean * usage[a].sum() * usage[b].sum() / usage[a + b].sum()
+
+    groups = [[expert] for expert in range(7)]
+    while len(groups) > 3:
+        _, one, other = min(
+            (cost(groups[i], groups[j]), i, j) for j in range(len(groups)) for i in range(j)
+        )
+        groups[one] = groups[one] + groups.pop(other)
+    assert group_experts(distance, usage, 3) == groups
+
+
+@pytest.mark.parametrize("reduce", ["keep", "merge"])
+@pytest.mark.parametrize("similarity", ["outputs", "cka"])
+@pytest.mark.parametrize("gate", ["softmax", "top_k", "noisy_top_k", "hard", "kmeans"])
+def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data):
+    X, y, X_test, _ = data
+    clf = make_twins(clone(MOE).set_params(gate=gate, max_iter=5).fit(X, y))
+    pruned = prune(clf, X, "similarity", 4, similarity=similarity, reduce=reduce)
+    groups = {frozenset(group) for group in pruned.report_.groups}
+    assert groups == {frozenset(group) for group in ((0, 3), (1, 4), (2,), (5,))}
+    np.testing.assert_allclose(
+        pruned.predict_proba(X_test), clf.predict_proba(X_test), rtol=0, atol=2e-6
+    )
+    before = clf.gate_proba(X_test)
+    for expert, group in enumerate(pruned.report_.groups):
+        np.testing.assert_allclose(
+            pruned.gate_proba(X_test)[:, expert], before[:, group].sum(axis=1), rtol=0, atol=1e-6
+        )
+    again = prune(pruned, X, "heavy_hitters", 2)
+    kept = [pruned.report_.groups[expert] for (expert,) in again.report_.groups]
+    with pytest.raises(ValueError, match="gates of merged experts have not"):
+        prune(pruned, X, "router_norm", 2)
+    assert again.gate_proba(X_test).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    if gate == "softmax":
+        of_kept = np.stack([before[:, group].sum(axis=1) for group in kept], axis=1)
+        of_kept /= of_kept.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(again.gate_proba(X_test), of_kept, rtol=0, atol=1e-5)
+
+
+def test_units_are_brought_into_one_order(generator):
+    networks = StackedMLP(3, (5, 8, 7, 4), generator)
+    x = torch.randn(300, 5, generator=generator)
+    orders = [torch.randperm(size, generator=generator) for size in (8, 7)]
+    first, second, third = networks.layers
+    with torch.no_grad():  # the third network is the first with its units in another order
+        first.weight[2], first.bias[2] = first.weight[0, orders[0]], first.bias[0, orders[0]]
+        second.weight[2] = second.weight[0][orders[1]][:, orders[0]]
+        second.bias[2] = second.bias[0, orders[1]]
+        third.weight[2], third.bias[2] = third.weight[0][:, orders[1]], third.bias[0]
+        outputs = networks.logits_and_hidden(x)[0]
+        torch.testing.assert_close(outputs[:, 0], outputs[:, 2])
+        naive = deepcopy(networks)
+        for layer in naive.layers:
+            layer.weight[0] = (layer.weight[0] + layer.weight[2]) / 2
+            layer.bias[0] = (layer.bias[0] + layer.bias[2]) / 2
+        error = (naive.logits_and_hidden(x)[0][:, 0] - outputs[:, 0]).abs().max()
+        networks.merge([[0, 2], [1]], [[0.3, 0.7], [1.0]], x)
+        merged = networks.logits_and_hidden(x)[0]
+    assert error > 0.1
+    torch.testing.assert_close(merged, outputs[:, :2], atol=1e-5, rtol=0)
+
+
+def test_matching_units_undoes_a_permutation(generator):
+    units = torch.randn(6, 50, generator=generator)
+    order = torch.randperm(6, generator=generator)
+    assert order[matching_units(units, 2 * units[order] + 1)].tolist() == list(range(6))
+
+
+def test_merged_top_k_gate_trains(data):
+    """Also where all members of a group are masked, whose logarithm is -inf."""
+    X, y, X_test, y_test = data
+    clf = clone(MOE).set_params(gate="top_k").fit(X, y)
+    pruned = prune(clf, X, "similarity", 4)
+    before = pruned.score(X_test, y_test)
+    for _ in range(5):
+        pruned.partial_fit(X, y)
+    assert all(torch.isfinite(p).all() for p in pruned.module_.parameters())
+    assert pruned.score(X_test, y_test) > before - 0.05
+    assert ((pruned.gate_proba(X_test) > 0).sum(axis=1) <= 2).all()
+
+
+# Router norm
+
+
+def test_change_of_the_norm():
+    gate = SoftmaxGate((8,)).build((5,), E, 3, torch.Generator().manual_seed(0))
+    last = gate.network.layers[-1]
+    assert torch.equal(gate.norm_change(), torch.zeros(E))
+    with torch.no_grad():
+        last.weight[0, 4] *= 2
+        last.bias += 100
+    assert gate.norm_change().argmax() == 4 and (gate.norm_change() != 0).sum() == 1
+    gate.keep([4, 2])
+    assert gate.norm_change()[0] > 0 and gate.norm_change()[1] == 0
+    gate.begin()
+    assert not gate.norm_change().any()
+
+
+def test_start_of_the_norm_is_that_of_the_last_fit(data):
+    X, y = data[:2]
+    clf = clone(MOE).set_params(max_iter=3, warm_start=True)
+    clf.partial_fit(X, y, classes=range(10))
+    first = clf.module_.gate.start_norms.clone()
+    clf.partial_fit(X, y)
+    assert torch.equal(clf.module_.gate.start_norms, first)
+    norms = clf.module_.gate.network.layers[-1].weight.detach()[0].norm(dim=1)
+    clf.fit(X, y)
+    assert torch.equal(clf.module_.gate.start_norms, norms)
+    changes = clf.module_.gate.norm_change().numpy()
+    report = prune_experts(clf, method="router_norm", n_experts=2).report_
+    assert report.scores == pytest.approx(changes)
+    assert report.groups == [[e] for e in sorted(np.argsort(-changes)[:2])]
+
+
+def test_ties_keep_the_first(fitted, data):
+    clf = deepcopy(fitted)
+    clf.module_.gate.begin()
+    report = prune_experts(clf, method="router_norm", n_experts=2).report_
+    assert report.groups == [[0], [1]] and not report.scores.any()
+
+
+def test_order_of_experts_does_not_matter(data, fitted):
+    X = data[0]
+    order = [3, 5, 0, 4, 1, 2]
+    permuted = deepcopy(fitted)
+    permuted.module_.experts.keep(order)
+    permuted.module_.gate.keep(order)
+    for method in ("similarity", "router_norm", "heavy_hitters"):
+        groups = prune(fitted, X, method, 3).report_.groups
+        found = prune(permuted, X, method, 3).report_.groups
+        assert {frozenset(group) for group in groups} == {
+            frozenset(order[expert] for expert in group) for group in found
+        }
+
+
+# Heavy hitters
+
+
+@pytest.mark.parametrize("gate, k", [("softmax", 1), ("top_k", 2), ("hard", 1)])
+def test_counts(gate, k, data):
+    X, y = data[:2]
+    clf = clone(MOE).set_params(gate=gate, max_iter=3).fit(X, y)
+    soft, hard = (
+        prune(clf, X, "heavy_hitters", 3, counting=counting).report_.scores
+        for counting in ("soft", "hard")
+    )
+    assert hard.sum() == len(X) * k and soft.sum() == pytest.approx(len(X))
+    if gate == "softmax":
+        assert soft == pytest.approx(clf.gate_proba(X).sum(axis=0), rel=1e-5)
+        assert hard.tolist() == np.bincount(clf.apply(X), minlength=E).tolist()
+    if gate == "top_k":
+        assert hard.tolist() == (clf.gate_proba(X) > 0).sum(axis=0).tolist()
+
+
+def test_expert_of_a_rare_class_is_kept():
+    """Experts 0 and 1 share a frequent class, expert 2 has a rare one for itself."""
+    clf = MoEClassifier(3, experts=MLPExperts(()), encoder=None, max_iter=1, random_state=0)
+    X = np.eye(3)[[0] * 45 + [1] * 45 + [2] * 10]
+    y = np.array([0] * 90 + [1] * 10)
+    clf.fit(X, y)
+    with torch.no_grad():
+        last = clf.module_.gate.network.layers[-1]
+        last.weight.copy_(20 * torch.eye(3))
+        last.bias.zero_()
+    assert prune(clf, X, "heavy_hitters", 2).report_.groups == [[0], [1]]
+    report = prune(clf, X, "heavy_hitters", 2, y=y, stratified=True).report_
+    assert report.groups == [[0], [2]] and report.scores == pytest.approx([0.5, 0.5, 1], abs=1e-3)
+
+
+def test_experts_that_are_never_chosen_are_not_missed(data, fitted):
+    X, _, X_test, _ = data
+    clf = make_twins(fitted, ())
+    with torch.no_grad():
+        clf.module_.gate.network.layers[-1].bias[0, [1, 4]] = -1000
+    for gate in (None, 2):
+        clf.module_.gate.top_k = gate
+        for counting in ("soft", "hard"):
+            pruned = prune(clf, X, "heavy_hitters", 4, counting=counting)
+            assert pruned.report_.groups == [[0], [2], [3], [5]]
+            np.testing.assert_allclose(
+                pruned.predict_proba(X_test), clf.predict_proba(X_test), rtol=0, atol=1e-6
+            )
+
+
+class TopKOfEpochs(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.seen = []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append(net.module_.gate.top_k)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "attentive"])
+def test_fine_tuning(gate, data):
+    X, y, X_test, y_test = data
+    callback = TopKOfEpochs()
+    clf = clone(MOE).set_params(gate=gate, net_params={"callbacks": [callback]}).fit(X, y)
+    before = prune(clf, X, "heavy_hitters", 4)
+    pruned = prune(clf, X, "heavy_hitters", 4, y=y, fine_tune=True, max_iter=12)
+    assert pruned.gate.top_k == 1 and pruned.regularization == "entropy"
+    assert not pruned.warm_start and pruned.n_iter_ == clf.n_iter_ + 12
+    seen = dict(pruned.net_.callbacks_)["TopKOfEpochs"].seen
+    assert seen == [4, 4, 3, 2, 2, 2] + [1] * 6
+    assert decomposition_entropy(pruned, X_test).sample_entropy == 0
+    assert "anneal_top_k" not in dict(pruned.net_.callbacks_)
+    assert pruned.score(X_test, y_test) > before.score(X_test, y_test)
+    assert pruned.score(X_test, y_test) > clf.score(X_test, y_test) - 0.06
+    assert pruned.report_.error_after == pytest.approx(1 - pruned.score(X, y))
+    again = prune(clf, X, "heavy_hitters", 4, y=y, fine_tune=True, max_iter=12)
+    assert np.array_equal(again.predict_proba(X), pruned.predict_proba(X))
+    assert pickle.loads(pickle.dumps(pruned)).module_.gate.top_k == 1
+
+
+def test_fine_tuning_of_all_experts_and_with_other_regularizations(data, fitted):
+    X, y = data[:2]
+    params = {"fine_tune": True, "y": y, "max_iter": 3, "top_k": 2}
+    pruned = prune(fitted, X, "similarity", E, regularization=None, **params)
+    assert ((pruned.gate_proba(X) > 0).sum(axis=1) == 2).all()
+    assert pruned.regularization is None and pruned.net_.regularizations == []
+    merged = prune(fitted, X, "similarity", 3, regularization=["entropy", "importance"], **params)
+    assert ((merged.gate_proba(X) > 0).sum(axis=1) == 2).all()
+    assert len(merged.net_.regularizations) == 2
+
+
+def test_interrupted_fine_tuning_is_honest(data, fitted):
+    class CtrlC(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if net.module_.gate.top_k is not None:
+                raise KeyboardInterrupt
+
+    X, y = data[:2]
+    clf = clone(MOE).set_params(net_params={"callbacks": [CtrlC()]}).fit(X, y)
+    pruned = prune(clf, X, "heavy_hitters", 4, y=y, fine_tune=True, max_iter=6)
+    assert pruned.n_iter_ < clf.n_iter_ + 6 and pruned.module_.gate.top_k == 1
+    assert decomposition_entropy(pruned, X).sample_entropy == 0
+
+
+# With distillation
+
+
+def test_pruning_teachers_and_students(data):
+    X, y, X_test, y_test = data
+    teacher = clone(MOE).set_params(gate="attentive").fit(X, y)
+    student = distill(teacher, X, y, max_iter=5)
+    pruned = prune_experts(student, method="router_norm", n_experts=4)
+    assert pruned.score(X_test, y_test) > 0.5
+    smaller = prune(teacher, X, "similarity", 4)
+    assert distill(smaller, X, y, max_iter=2).gate_proba(X).shape == (len(X), 4)
