@@ -94,15 +94,21 @@ class TrackDecomposition(BatchCallback):
 
 
 class RefitGate(Callback):
-    """Let a gate that learns without gradients learn from each epoch.
+    """Let a gate that learns without gradients learn before each epoch but the first.
 
     A gate module that has ``refit(x, losses, sample_weight, seed)`` gets what it sees of the
-    training samples, of at most ``max_samples``, and the losses of all experts on them.
+    training samples, of at most ``max_samples``, and the losses of all experts on them. If there
+    is no second epoch, it learns at the end.
     """
 
-    def on_epoch_end(self, net, dataset_train=None, **kwargs):
-        if hasattr(net.module_.gate, "refit"):
+    def on_epoch_begin(self, net, dataset_train=None, **kwargs):
+        if len(net.history) > 1 and hasattr(net.module_.gate, "refit"):
             net.refit_gate(dataset_train)
+
+    def on_train_end(self, net, X=None, **kwargs):
+        gate = net.module_.gate
+        if hasattr(gate, "refit") and not gate.is_fitted:
+            net.refit_gate(X)
 
 
 class AnnealTopK(Callback):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sklearn_moe import (
+    EXPERTS,
     GATES,
     AttentiveGate,
     ConvEncoder,
@@ -17,6 +18,7 @@ from sklearn_moe import (
     MoEClassifier,
     decomposition_entropy,
     distill,
+    prune_experts,
 )
 from sklearn_moe.engine import MoENet
 
@@ -127,6 +129,38 @@ def test_distillation_and_tracking(target, digits):
     experts = teacher.module_.experts.state_dict()
     for name, value in student.module_.experts.state_dict().items():
         assert torch.equal(value, experts[name])
+
+
+@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv"}))
+def test_experts_and_their_regularizations(experts, digits):
+    X, y = digits
+    regularization = {"orthogonal": "orthogonality", "mlp": None, "mpo": None}.get(
+        experts, experts
+    )
+    clf = MoEClassifier(
+        gate="noisy_top_k",
+        experts=experts,
+        regularization=regularization,
+        device="cuda",
+        max_iter=15,
+        random_state=0,
+    ).fit(X[:1200], y[:1200])
+    assert clf.score(X[1200:], y[1200:]) > 0.9
+    on_gpu = clf.predict_proba(X)
+    np.testing.assert_allclose(clf.to("cpu").predict_proba(X), on_gpu, atol=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "top_k", "attentive"])
+@pytest.mark.parametrize("method", ["similarity", "router_norm", "heavy_hitters"])
+def test_pruning(gate, method, digits):
+    X, y = digits
+    clf = MoEClassifier(6, gate=gate, device="cuda", max_iter=10, random_state=0).fit(X, y)
+    if (gate, method) == ("attentive", "router_norm"):
+        return
+    pruned = prune_experts(clf, method=method, n_experts=3, X=X, y=y)
+    assert pruned.device_ == "cuda" and pruned.gate_proba(X).shape == (len(X), 3)
+    tuned = prune_experts(clf, method=method, n_experts=3, X=X, y=y, fine_tune=True, max_iter=5)
+    assert tuned.score(X, y) > 0.9
 
 
 @pytest.mark.parametrize(

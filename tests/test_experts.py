@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from sklearn_moe import EXPERTS, ConvExperts, CustomExperts, MLPExperts
+from sklearn_moe.experts import ExpertsModule
 
 N, D, E, C = 7, 6, 3, 4
 
@@ -138,3 +139,11 @@ def test_dropout_rate(generator):
     out = module(torch.zeros(400, D), generator)[0].detach()
     torch.testing.assert_close(out.mean().item(), 1000.0, rtol=0.05, atol=0)
     torch.testing.assert_close(out.std().item(), 9000**0.5, rtol=0.3, atol=0)
+
+
+def test_experts_say_their_costs():
+    class Experts(ExpertsModule):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Experts needs a property costs"):
+        Experts().costs  # noqa: B018

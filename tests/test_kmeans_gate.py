@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, log_loss
+from torch import nn
 
 from sklearn_moe import KMeansGate, MoEClassifier, decomposition_entropy
 from sklearn_moe.gates.kmeans import least_squares, match
@@ -111,6 +112,51 @@ def test_it_finds_families(assignment):
     np.testing.assert_allclose(
         clf.predict_proba(X_test), clf.expert_proba(X_test, chosen_only=True), atol=1e-6
     )
+
+
+class CountingExpert(nn.Linear):
+    def __init__(self, input_shape, n_outputs):
+        super().__init__(*input_shape, n_outputs)
+        self.n_rows = 0
+
+    def forward(self, x):
+        self.n_rows += len(x)
+        return super().forward(x)
+
+
+def test_exactly_one_expert_runs_for_a_sample():
+    X, y, _ = families(320, 0)
+    clf = MoEClassifier(4, experts=CountingExpert, gate="kmeans", max_iter=3, random_state=0)
+    experts = clf.fit(X, y).module_.experts.experts
+    for expert in experts:
+        expert.n_rows = 0
+    clf.predict_proba(X)
+    assert [expert.n_rows for expert in experts] == np.bincount(clf.apply(X), minlength=4).tolist()
+
+
+def test_early_stopping_restores_the_gate_of_its_best_epoch():
+    X, y, _ = families(400, 0)
+    clf = MoEClassifier(
+        4,
+        gate="kmeans",
+        early_stopping=True,
+        n_iter_no_change=3,
+        learning_rate=0.1,
+        learning_rate_schedule="constant",
+        random_state=0,
+    )
+    X_val, y_val, _ = families(200, 1)
+    clf.fit(X, y, X_val=X_val, y_val=y_val)
+    assert clf.n_iter_ < clf.max_iter
+    assert log_loss(y_val, clf.predict_proba(X_val)) == pytest.approx(
+        min(clf.validation_loss_curve_), rel=1e-4
+    )
+
+
+def test_one_epoch_is_enough_for_a_gate():
+    X, y, family = families(400, 0)
+    clf = MoEClassifier(4, gate="kmeans", max_iter=1, random_state=0).fit(X, y)
+    assert adjusted_rand_score(family, clf.apply(X)) > 0.99
 
 
 def test_partial_fit_and_many_features(digits):

@@ -29,7 +29,10 @@ class ExpertsModule(nn.Module):
 
     @property
     def costs(self) -> Sequence[int]:
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a property costs: the multiply-adds that each of its "
+            "experts takes for a sample."
+        )
 
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None

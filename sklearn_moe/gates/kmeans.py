@@ -24,7 +24,7 @@ MAX_DIMENSIONS = 32
 class KMeansGate(Gate):
     r"""A hard gate without gradients: each expert owns a cluster of the samples.
 
-    After each epoch k-means divides the samples into as many clusters as there are experts. Each
+    Before each epoch k-means divides the samples into as many clusters as there are experts. Each
     cluster gets an expert of its own, those with the least sum of median losses, and a linear gate
     learns by least squares to send samples to the expert :math:`\pi(n)` of their cluster:
 
