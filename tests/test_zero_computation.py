@@ -160,3 +160,10 @@ def test_smaller_tau_skips_more(digits):
         return asked[:, clf.module_.experts.is_ordinary.numpy()].sum(axis=1).mean()
 
     assert n_ordinary(0.1) < n_ordinary(1.0)
+
+
+def test_no_cluster_for_experts_that_say_the_same_of_all_samples(iris):
+    clf = MoEClassifier(4, gate="kmeans", experts="zero_computation")
+    with pytest.raises(ValueError, match="cannot answer for a cluster of their own"):
+        clf.fit(*iris)
+    clf.set_params(experts=ZeroComputationExperts((8,), n_copy=2), max_iter=3).fit(*iris)

@@ -219,6 +219,14 @@ class ZeroComputationExpertsModule(ExpertsModule):
         self.kinds = [kind for kind in kept for _ in kept[kind]]
         self.is_ordinary = self.is_ordinary[list(experts)]
 
+    def check_gate(self, gate: nn.Module) -> None:
+        if hasattr(gate, "refit") and {"zero", "constant"} & set(self.kinds):
+            raise ValueError(
+                "Zero and constant experts cannot answer for a cluster of their own, so a k-means "
+                "gate makes no sense for them. Take another gate, or "
+                "ZeroComputationExperts(n_copy=...) alone."
+            )
+
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
