@@ -378,8 +378,8 @@ def _norm_changes(model):
     change = model.module_.gate.norm_change()
     if change is None:
         raise ValueError(
-            "method='router_norm' needs a gate with trained weights for each expert, which "
-            f"{model.net_.gate!r} and gates of merged experts have not. Distil an attentive gate "
+            "method='router_norm' needs a gate with trained weights for each expert. "
+            f"{model.net_.gate!r} has none, or had its experts merged. Distil an attentive gate "
             "first, or take another method."
         )
     return change.cpu().numpy().astype(np.float64)
