@@ -200,6 +200,7 @@ def _with_new_gate(net, gate, seed):
     module.gate = gate.build(shape, net.n_experts, module.experts.hidden_size, generator).to(
         net.device
     )
+    module.experts.check_gate(module.gate)
     module.gate.encoder.load_state_dict(attentive.encoder.state_dict())
     for layer, trained in zip(module.gate.network.layers, attentive.trunk.layers, strict=False):
         layer.load_state_dict(trained.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
@@ -59,7 +60,7 @@ def prune_experts(
     counting: str = "soft",
     stratified: bool = False,
     fine_tune: bool = False,
-    regularization="entropy",
+    regularization: str | Callable | Sequence | None = "entropy",
     top_k: int = 1,
     max_iter: int | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -214,7 +215,7 @@ def prune_experts(
         pruned.n_experts = pruned.net_.n_experts = n_experts
         pruned.net_.initialize_optimizer()
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
-        pruned.expert_usage_ = usage / usage.sum()
+        pruned.expert_usage_ = usage / (usage.sum() or 1.0)
     if fine_tune:
         _fine_tune(pruned, samples, y, sample_weight, regularization, top_k, max_iter)
     pruned.report_ = _report(model, pruned, samples, y, method, groups, scores)
@@ -421,9 +422,11 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
         max_iter=pruned.max_iter if max_iter is None else max_iter,
         warm_start=True,
     )
-    net.gate = pruned.gate
-    annealing = ("anneal_top_k", AnnealTopK(net.module_.gate.top_k or net.n_experts, top_k))
+    net.gate, gate = pruned.gate, net.module_.gate
+    annealing = ("anneal_top_k", AnnealTopK(gate.top_k or net.n_experts, top_k))
     net.callbacks_.append(annealing)
+    gate.top_k = top_k
+    net.module_.experts.check_gate(gate)
     pruned.fit(X, y, sample_weight)
     net.callbacks_.remove(annealing)
     pruned.warm_start = warm_start

@@ -208,6 +208,18 @@ def test_errors_of_the_mixture(data):
         prune(cheap, X, "heavy_hitters", 3)
 
 
+def test_experts_that_cannot_answer_alone(data):
+    X, y = data[:2]
+    params = {"experts": "orthogonal", "gate": "attentive", "max_iter": 2}
+    clf = clone(MOE).set_params(**params).fit(X, y)
+    with pytest.raises(ValueError, match="top_k=1 makes no sense"):
+        prune(clf, X, "heavy_hitters", 3, y=y, fine_tune=True)
+    with pytest.raises(ValueError, match="top_k=1 makes no sense"):
+        distill(clf, X, y)
+    tuned = prune(clf, X, "heavy_hitters", 3, y=y, fine_tune=True, top_k=2, max_iter=2)
+    assert ((tuned.gate_proba(X) > 0).sum(axis=1) == 2).all()
+
+
 # Similarity
 
 
