@@ -464,6 +464,17 @@ def test_experts_that_are_never_chosen_are_not_missed(data, fitted):
             )
 
 
+def test_one_expert_is_the_whole_of_a_sure_gate(data, fitted):
+    X = data[2]
+    sure = deepcopy(fitted)
+    with torch.no_grad():
+        for parameter in sure.module_.gate.parameters():
+            parameter *= 1e6
+    soft = sure.predict_proba(X)
+    sure.module_.gate.top_k = 1
+    np.testing.assert_allclose(sure.predict_proba(X), soft, rtol=0, atol=1e-6)
+
+
 class TopKOfEpochs(Callback):
     def on_train_begin(self, net, **kwargs):
         self.seen = []
