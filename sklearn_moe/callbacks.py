@@ -94,30 +94,27 @@ class TrackDecomposition(BatchCallback):
 
 
 class RefitGate(Callback):
-    """Let a gate that learns without gradients learn before each epoch but the first.
+    """Let a gate that learns without gradients learn before each epoch.
 
     A gate module that has ``refit(x, losses, sample_weight, seed)`` gets what it sees of the
-    training samples, of at most ``max_samples``, and the losses of all experts on them. If there
-    is no second epoch, it learns at the end.
+    training samples, of at most ``max_samples``, and the losses of all experts on them.
     """
 
     def on_epoch_begin(self, net, dataset_train=None, **kwargs):
-        if len(net.history) > 1 and hasattr(net.module_.gate, "refit"):
+        if hasattr(net.module_.gate, "refit"):
             net.refit_gate(dataset_train)
-
-    def on_train_end(self, net, X=None, **kwargs):
-        gate = net.module_.gate
-        if hasattr(gate, "refit") and not gate.is_fitted:
-            net.refit_gate(X)
 
 
 class AnnealTopK(Callback):
     """Let fewer and fewer experts answer for a sample, over the first half of a training.
 
+    A gate that takes one trains on all of them. So it takes two from the middle on, and one after
+    the training.
+
     Parameters
     ----------
     first, last : int
-        How many experts the gate takes for a sample in the first epoch, and from the middle on.
+        How many experts the gate takes for a sample in the first epoch, and in the end.
     """
 
     def __init__(self, first: int, last: int):
@@ -126,14 +123,15 @@ class AnnealTopK(Callback):
 
     def on_epoch_begin(self, net, **kwargs):
         progress = min(1.0, 2 * self.epoch / net.max_epochs)
-        net.module_.gate.top_k = round(self.first + progress * (self.last - self.first))
+        last = min(max(self.last, 2), net.n_experts)
+        net.module_.gate.take(round(self.first + progress * (last - self.first)))
         self.epoch += 1
 
     def on_train_begin(self, net, **kwargs):
         self.epoch = 0
 
     def on_train_end(self, net, **kwargs):
-        net.module_.gate.top_k = self.last
+        net.module_.gate.take(self.last)
 
 
 class StopOnNaN(Callback):

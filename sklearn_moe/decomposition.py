@@ -166,8 +166,8 @@ class Decomposition:
         Mean gate probability of each expert over the samples for which it was chosen, nan for an
         expert that was never chosen.
     cost : float or None
-        Mean multiply-adds of the experts that run for a sample; None where what they take is not
-        known.
+        Mean multiply-adds of the experts that run for a sample; None where what they take was not
+        given.
     relative_cost : float or None
         The same as part of what all experts take, 0 to 1.
     skipping_share : float or None
@@ -360,12 +360,7 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     }
     if y is None:
         return Decomposition.from_predictions(gate_proba, predicted, **known)
-    y = check_labels(y)
-    if not np.isin(y, model.classes_).any():
-        raise ValueError(
-            f"y has none of the classes {model.classes_.tolist()} of the estimator; its first "
-            f"label is {y.tolist()[0]!r}."
-        )
+    y = check_labels(y, model.classes_)
     return Decomposition.from_predictions(
         gate_proba, y, chosen_expert_prediction=predicted, **known
     )
@@ -392,9 +387,15 @@ def _share(value, most):
     return float(min(value / most, 1.0)) if most > 0 else 0.0
 
 
-def check_labels(y):
-    """Return labels as an array, and raise where some are missing."""
-    return column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"))
+def check_labels(y, classes=None):
+    """Return labels as an array, and raise where some are missing, or none of them is known."""
+    y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"))
+    if classes is not None and not np.isin(y, classes).any():
+        raise ValueError(
+            f"y has none of the classes {classes.tolist()} of the estimator; its first label is "
+            f"{y.tolist()[0]!r}."
+        )
+    return y
 
 
 def cut(names, length):

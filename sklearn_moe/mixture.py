@@ -160,19 +160,27 @@ class MixtureOfExperts(nn.Module):
                 gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
             else:
                 gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
-            return gate_log_proba, self._run_chosen(x, chosen)
+            # A merged gate may leave fewer than k.
+            answers = None if self.gate.top_k == 1 else gate_log_proba > -torch.inf
+            return gate_log_proba, self._run_chosen(x, chosen, answers)
         expert_logits, hidden = self.experts(x)
         return self.gate(x, hidden).log_proba, expert_logits
 
-    def _run_chosen(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample."""
+    def _run_chosen(self, x: Tensor, chosen: Tensor, answers: Tensor | None = None) -> Tensor:
+        """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample.
+
+        Those that do not answer do not run, and have zeros.
+        """
         # Pairs of a sample and an expert, one expert's after the other's.
         pairs = chosen.flatten().argsort()
-        counts = chosen.flatten().bincount().tolist()
+        if answers is not None:
+            pairs = pairs[answers.flatten()[pairs]]
+        counts = chosen.flatten()[pairs].bincount().tolist()
         used = [expert for expert, count in enumerate(counts) if count > 0]
         own = x[pairs // chosen.shape[1]].split([counts[expert] for expert in used])
         logits = torch.cat(self.experts.run_some(own, used))
-        return torch.empty_like(logits).index_copy_(0, pairs, logits).unflatten(0, chosen.shape)
+        out = logits.new_zeros(chosen.numel(), logits.shape[1])
+        return out.index_copy_(0, pairs, logits).unflatten(0, chosen.shape)
 
     def _is_worth_choosing(self, x):
         """Whether running a few experts in turn is faster than running all of them at once."""

@@ -20,7 +20,6 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from sklearn_moe.callbacks import AnnealTopK
 from sklearn_moe.decomposition import (
     check_labels,
-    decomposition_entropy,
     final_model,
     with_last,
 )
@@ -41,11 +40,11 @@ SAMPLES_TO_MATCH_UNITS = 2048
         "counting": [StrOptions({"soft", "hard"})],
         "stratified": ["boolean"],
         "fine_tune": ["boolean"],
-        "top_k": [Interval(Integral, 1, None, closed="left")],
+        "top_k": [Interval(Integral, 1, None, closed="left"), None],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
     },
-    prefer_skip_nested_validation=True,
+    prefer_skip_nested_validation=False,
 )
 def prune_experts(
     estimator: BaseEstimator,
@@ -61,7 +60,7 @@ def prune_experts(
     stratified: bool = False,
     fine_tune: bool = False,
     regularization: str | Callable | Sequence | None = "entropy",
-    top_k: int = 1,
+    top_k: int | None = None,
     max_iter: int | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> BaseEstimator:
@@ -71,7 +70,8 @@ def prune_experts(
     smaller and, where all experts run, faster. Which ones go, or go together, says the method:
 
     - *similarity* groups experts that say the same about the samples ``X``, of which no labels are
-      needed, and replaces each group by one, to which all its samples go. How different two
+      needed, and replaces each group by one, to which all its samples go, unless the gate is
+      attentive: that scores by hidden vectors. How different two
       experts are is the mean divergence of their probabilities :math:`o` over the samples that the
       gate gives them, or, with ``similarity="cka"``, what the linear centred kernel alignment of
       their logits :math:`F` (samples by classes) leaves to 1:
@@ -121,14 +121,17 @@ def prune_experts(
         Whether a heavy hitter is counted within each class and only its best class counts, so
         that the experts of rare classes are kept.
     fine_tune : bool, default=False
-        Whether to train the pruned mixture, with ``regularization``. The number of experts that
-        answer for a sample falls over the first half of the training to ``top_k``.
+        Whether to train the pruned mixture, with ``regularization``, on samples of all classes.
+        The number of experts that answer for a sample falls over the first half of the training
+        to ``top_k``, but not below two; one is left at the end, as a gate that takes one would
+        train on all.
     regularization : str, object, list of these or None, default="entropy"
         The penalties of the fine-tuning, as in ``MoEClassifier``.
-    top_k : int, default=1
-        How many experts answer for a sample after the fine-tuning.
+    top_k : int, default=None
+        How many experts answer for a sample after the fine-tuning; None means 1.
     max_iter : int, default=None
-        Number of epochs of the fine-tuning; None takes those of the estimator.
+        Number of epochs of the fine-tuning; None takes those of the estimator. ``net_params`` win
+        over it, as in ``fit``.
     random_state : int, RandomState instance or None, default=None
         Seed of the method "random".
 
@@ -136,28 +139,30 @@ def prune_experts(
     -------
     MoEClassifier or Pipeline
         A new fitted ``MoEClassifier`` with fewer experts, or the pipeline with it as last step.
-        Its ``report_`` is the :class:`PruningReport`. After a fine-tuning its parameters are those
-        of that training: ``gate`` with the new ``top_k``, ``regularization``, ``max_iter``, and no
-        early stopping.
+        Its ``report_`` is the :class:`PruningReport`, and ``expert_usage_`` that of ``X``, or
+        without ``X`` the former one of the experts that are left, in proportion. After a
+        fine-tuning its parameters are those of that training: ``gate`` with the new ``top_k``,
+        ``regularization``, ``max_iter``, and no early stopping.
 
     Raises
     ------
     ValueError
         If ``n_experts`` is larger than the number of experts or smaller than the gate's ``top_k``,
         data that the method needs are missing or not valid, the method makes no sense for this
-        gate or these experts, or a parameter is not valid.
+        gate or these experts, a parameter of the fine-tuning is given without it, or a parameter
+        is not valid.
 
     Notes
     -----
     Of the first reference this is the idea, from its abstract and what others say of it: similar
     experts are found by what they say and replaced, with the gate, by one. "outputs", the joining
     of groups and the weights of the mean are this package's. A group has the sum of its members'
-    gate probabilities, so the gate keeps its size; an attentive gate, which scores by hidden
-    vectors, has nothing to sum. In the second reference pruned experts still take their share of
-    the softmax; here the probabilities of the others sum to 1.
+    gate probabilities, so the gate keeps its size, and a k-means gate is not refitted any more;
+    an attentive gate has nothing to sum. In the second reference pruned experts still take their
+    share of the softmax; here the probabilities of the others sum to 1.
 
     A pruned mixture that is fitted again, or cloned and fitted, is an ordinary mixture with
-    ``n_experts`` experts.
+    ``n_experts`` experts, if the experts' own parameters allow so many.
 
     References
     ----------
@@ -187,19 +192,24 @@ def prune_experts(
     model, samples = final_model(estimator, X)
     check_is_fitted(model)
     if y is not None:
-        y = check_labels(y)
         if X is None:
             raise ValueError("y was passed without X. Pass both.")
+        y = check_labels(y, model.classes_)
         check_consistent_length(samples, y)
-    _check(model, method, n_experts, X, y, stratified=stratified, fine_tune=fine_tune, top_k=top_k)
+    _check(model, method, n_experts, X, y, stratified=stratified)
+    if fine_tune:
+        _check_fine_tuning(model, n_experts, y, top_k)
+    elif not all(each is None for each in (top_k, max_iter, sample_weight)):
+        raise ValueError("top_k, max_iter and sample_weight belong to fine_tune=True.")
 
+    encoded = None if X is None else _encode(model, samples)
     if method == "similarity":
-        groups, scores = _similar(model, samples, n_experts, similarity)
+        groups, scores = _similar(model, encoded, n_experts, similarity)
     else:
         if method == "router_norm":
             scores = _norm_changes(model)
         elif method == "heavy_hitters":
-            scores = _counts(model, samples, y if stratified else None, counting)
+            scores = _counts(model, encoded, y if stratified else None, counting)
         else:
             scores = check_random_state(random_state).random(model.net_.n_experts)
         groups = [[int(e)] for e in np.sort(np.argsort(-scores, kind="stable")[:n_experts])]
@@ -207,7 +217,7 @@ def prune_experts(
     pruned = deepcopy(model)
     if n_experts < model.net_.n_experts:
         if method == "similarity":
-            _reduce(pruned, groups, scores, samples, reduce)
+            _reduce(pruned, groups, scores, encoded, reduce)
         else:
             kept = [expert for (expert,) in groups]
             pruned.module_.experts.keep(kept)
@@ -215,14 +225,17 @@ def prune_experts(
         pruned.n_experts = pruned.net_.n_experts = n_experts
         pruned.net_.initialize_optimizer()
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
-        pruned.expert_usage_ = usage / (usage.sum() or 1.0)
+        if X is not None:
+            gate_proba = pruned.net_.evaluate(encoded, MixtureOfExperts.gate_proba)
+            usage = gate_proba.mean(axis=0, dtype=np.float64)
+        pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
     if fine_tune:
-        _fine_tune(pruned, samples, y, sample_weight, regularization, top_k, max_iter)
-    pruned.report_ = _report(model, pruned, samples, y, method, groups, scores)
+        _fine_tune(pruned, samples, y, sample_weight, regularization, top_k or 1, max_iter)
+    pruned.report_ = _report(model, pruned, encoded, y, method, groups, scores)
     return with_last(estimator, pruned)
 
 
-def _check(model, method, n_experts, X, y, *, stratified, fine_tune, top_k):
+def _check(model, method, n_experts, X, y, *, stratified):
     """Check what the parameters have to do with one another."""
     gate, present = model.module_.gate, model.net_.n_experts
     if n_experts > present:
@@ -239,21 +252,28 @@ def _check(model, method, n_experts, X, y, *, stratified, fine_tune, top_k):
         raise ValueError(f"method={method!r} needs samples. Pass X.")
     if method == "heavy_hitters" and stratified and y is None:
         raise ValueError("stratified=True needs labels. Pass y.")
-    if not fine_tune:
-        return
+
+
+def _check_fine_tuning(model, n_experts, y, top_k):
     if y is None:
         raise ValueError("fine_tune=True needs samples and labels. Pass X and y.")
-    if top_k > n_experts:
+    if top_k is not None and top_k > n_experts:
         raise ValueError(f"top_k={top_k} must not be larger than n_experts={n_experts}.")
     if "top_k" not in model.net_.gate.get_params():
         raise ValueError(
-            f"fine_tune=True needs a gate that learns by gradients, got gate={model.net_.gate!r}."
+            "fine_tune=True needs a gate with a parameter top_k that learns by gradients, got "
+            f"gate={model.net_.gate!r}."
+        )
+    if not np.array_equal(np.unique(y), model.classes_):
+        raise ValueError(
+            f"fine_tune=True needs samples of all classes {model.classes_.tolist()} and of no "
+            f"others, got {np.unique(y).tolist()}."
         )
 
 
 def _similar(model, X, n_experts, similarity):
     """Return groups of similar experts, the most used of each first, and the usage of all."""
-    X = _evenly(_encode(model, X), SAMPLES_TO_COMPARE)
+    X = _evenly(X, SAMPLES_TO_COMPARE)
     gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba).astype(np.float64)
     logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
     usage = gate_proba.mean(axis=0)
@@ -341,7 +361,7 @@ def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list
     -------
     list of list of int
     """
-    weight = usage + np.finfo(float).tiny  # unused experts join what is most like them
+    weight = usage + np.finfo(float).eps  # unused experts join what is most like them
     total = distance * np.outer(weight, weight)
     groups = [[expert] for expert in range(len(usage))]
     while len(groups) > n_groups:
@@ -369,7 +389,7 @@ def _reduce(pruned, groups, usage, X, reduce):
             (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
             for own in shares
         ]
-        X = _evenly(_encode(pruned, X), SAMPLES_TO_MATCH_UNITS)
+        X = _evenly(X, SAMPLES_TO_MATCH_UNITS)
         x = torch.as_tensor(pruned.net_.evaluate(X, MixtureOfExperts.encode))
         module.experts.merge(groups, shares, x.to(pruned.net_.device))
     module.gate = module.gate.merge(groups)
@@ -380,23 +400,22 @@ def _norm_changes(model):
     if change is None:
         raise ValueError(
             "method='router_norm' needs a gate with trained weights for each expert. "
-            f"{model.net_.gate!r} has none, or had its experts merged. Distil an attentive gate "
-            "first, or take another method."
+            f"{model.net_.gate!r} has none (no norm_change), or had its experts merged. Distil an "
+            "attentive gate first, or take another method."
         )
     return change.cpu().numpy().astype(np.float64)
 
 
 def _counts(model, X, y, counting):
     """Return how many samples each expert gets, or which part of its best class."""
-    X = _encode(model, X)
-    k = model.module_.gate.top_k or 1
-    logits = model.net_.evaluate(X, lambda module, x: module.route(x).logits)
     if counting == "soft":
-        got = torch.as_tensor(logits).double().softmax(dim=1).numpy()
+        logits = model.net_.evaluate(X, lambda module, x: module.route(x).logits)
+        got = softmax(logits.astype(np.float64), axis=1)
     else:
-        top = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-        got = np.zeros(logits.shape)
-        np.put_along_axis(got, top, 1.0, axis=1)
+        gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba)
+        got = gate_proba > 0
+        if model.module_.gate.top_k is None:
+            got = np.eye(gate_proba.shape[1])[gate_proba.argmax(axis=1)]
     if y is None:
         return got.sum(axis=0)
     return np.max([got[y == label].mean(axis=0) for label in np.unique(y)], axis=0)
@@ -425,7 +444,7 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
     net.gate, gate = pruned.gate, net.module_.gate
     annealing = ("anneal_top_k", AnnealTopK(gate.top_k or net.n_experts, top_k))
     net.callbacks_.append(annealing)
-    gate.top_k = top_k
+    gate.take(top_k)
     net.module_.experts.check_gate(gate)
     pruned.fit(X, y, sample_weight)
     net.callbacks_.remove(annealing)
@@ -493,9 +512,12 @@ def _report(before, after, X, y, method, groups, scores):
     models = before, after
     errors, costs, agreement = (None, None), (None, None), None
     if X is not None:
-        predicted = [model.predict(X) for model in models]
+        predicted = [
+            model.classes_[model.net_.evaluate(X, MixtureOfExperts.predict_proba).argmax(axis=1)]
+            for model in models
+        ]
         agreement = float(np.mean(predicted[0] == predicted[1]))
-        costs = [decomposition_entropy(model, X).cost for model in models]
+        costs = [_cost(model, X) for model in models]
         if y is not None:
             errors = [float(np.mean(classes != y)) for classes in predicted]
     return PruningReport(
@@ -507,3 +529,11 @@ def _report(before, after, X, y, method, groups, scores):
         *(model.n_parameters_ for model in models),
         *costs,
     )
+
+
+def _cost(model, X):
+    """Return the mean multiply-adds of the experts that run for a sample."""
+    if not model.module_.is_conditional:
+        return float(model.expert_costs_.sum())
+    gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba)
+    return float(((gate_proba > 0) @ model.expert_costs_).mean())

@@ -172,6 +172,9 @@ def test_report(data, fitted):
         ({"method": "heavy_hitters", "X": None}, "method='heavy_hitters' needs samples"),
         ({"stratified": True}, "stratified=True needs labels. Pass y."),
         ({"fine_tune": True}, "fine_tune=True needs samples and labels"),
+        ({"top_k": 1}, "top_k, max_iter and sample_weight belong to fine_tune=True"),
+        ({"y": np.full(600, 77)}, "y has none of the classes"),
+        ({"fine_tune": True, "y": np.zeros(600)}, "fine_tune=True needs samples of all classes"),
         ({"fine_tune": True, "y": "y", "top_k": 4}, "top_k=4 must not be larger than n_experts=3"),
         ({"X": None, "y": "y"}, "y was passed without X"),
         ({"y": [1, 2]}, "inconsistent numbers of samples"),
@@ -198,7 +201,7 @@ def test_errors_of_the_mixture(data):
     with pytest.raises(ValueError, match="n_experts=1 must be at least 2, the number of experts"):
         prune(top_2, X, "router_norm", 1)
     kmeans = clone(MOE).set_params(gate="kmeans", max_iter=2).fit(X, y)
-    with pytest.raises(ValueError, match="fine_tune=True needs a gate that learns by gradients"):
+    with pytest.raises(ValueError, match="needs a gate with a parameter top_k that learns"):
         prune(kmeans, X, "similarity", 3, y=y, fine_tune=True)
     cheap = ZeroComputationExperts((8,), n_constant=5)
     cheap = clone(MOE).set_params(experts=cheap, max_iter=2).fit(X, y)
@@ -310,7 +313,7 @@ def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data
         )
     again = prune(pruned, X, "heavy_hitters", 2)
     kept = [pruned.report_.groups[expert] for (expert,) in again.report_.groups]
-    with pytest.raises(ValueError, match="has none, or had its experts merged"):
+    with pytest.raises(ValueError, match="or had its experts merged"):
         prune(pruned, X, "router_norm", 2)
     assert again.gate_proba(X_test).sum(axis=1) == pytest.approx(1, abs=1e-5)
     if gate == "softmax":
@@ -493,7 +496,7 @@ def test_fine_tuning(gate, data):
     assert pruned.gate.top_k == 1 and pruned.regularization == "entropy"
     assert not pruned.warm_start and pruned.n_iter_ == clf.n_iter_ + 12
     seen = dict(pruned.net_.callbacks_)["TopKOfEpochs"].seen
-    assert seen == [4, 4, 3, 2, 2, 2] + [1] * 6
+    assert seen == [4, 4, 3, 3, 3, 2] + [2] * 6
     assert decomposition_entropy(pruned, X_test).sample_entropy == 0
     assert "anneal_top_k" not in dict(pruned.net_.callbacks_)
     assert pruned.score(X_test, y_test) > before.score(X_test, y_test)
@@ -513,6 +516,39 @@ def test_fine_tuning_of_all_experts_and_with_other_regularizations(data, fitted)
     merged = prune(fitted, X, "similarity", 3, regularization=["entropy", "importance"], **params)
     assert ((merged.gate_proba(X) > 0).sum(axis=1) == 2).all()
     assert len(merged.net_.regularizations) == 2
+
+
+@pytest.mark.parametrize("gate", ["softmax", "hard", "top_k", "noisy_top_k"])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_fine_tuning_of_merged_experts_keeps_its_top_k(gate, top_k, data):
+    X, y = data[:2]
+    clf = clone(MOE).set_params(gate=gate, max_iter=3).fit(X, y)
+    regularization = "load" if gate == "noisy_top_k" and top_k > 1 else "entropy"
+    params = {"y": y, "fine_tune": True, "max_iter": 3, "regularization": regularization}
+    pruned = prune(clf, X, "similarity", 4, top_k=top_k, **params)
+    for _ in range(2):
+        assert ((pruned.gate_proba(X) > 0).sum(axis=1) == top_k).all()
+        pruned = prune(pruned, X, "similarity", 3, top_k=top_k, **params)
+
+
+def test_cost_of_merged_experts_is_what_runs(data, monkeypatch):
+    X, y = data[:2]
+    clf = clone(MOE).set_params(gate="top_k", experts=MLPExperts((256,)), max_iter=3).fit(X, y)
+    pruned = prune(clf, X, "similarity", 3)
+    experts = pruned.module_.experts
+    monkeypatch.setattr("sklearn_moe.mixture.WORTH_AN_EXPERT", {"cpu": 0})
+    run_some, rows = experts.run_some, []
+
+    def spy(x, indices):
+        rows.append(sum(map(len, x)))
+        return run_some(x, indices)
+
+    before = pruned.predict_proba(X[:592])
+    monkeypatch.setattr(experts, "run_some", spy)
+    np.testing.assert_allclose(pruned.predict_proba(X[:592]), before, atol=1e-6)
+    cost = decomposition_entropy(pruned, X[:592]).cost
+    assert rows[0] * experts.multiply_adds / 592 == pytest.approx(cost)
+    assert cost < 2 * experts.multiply_adds
 
 
 def test_interrupted_fine_tuning_is_honest(data, fitted):

@@ -92,9 +92,13 @@ class GateModule(nn.Module):
         A gate that reads hidden vectors, of which only one of each group is left, cannot.
         """
         if not self.needs_hidden:
-            return MergedGateModule(self, groups)
+            return MergedGateModule(self, groups).train(self.training)
         self.keep([group[0] for group in groups])
         return self
+
+    def take(self, top_k: int | None) -> None:
+        """Let so many experts answer for a sample from now on."""
+        self.top_k = top_k
 
     def begin(self) -> None:
         """Take note of the weights that a fit starts from."""
@@ -144,8 +148,13 @@ class MergedGateModule(GateModule):
     ) -> GateOutput:
         logits, log_proba, routing = self.gate(x, None, generator)
         if routing is not None:
-            routing = routing._replace(noisy_logits=self._sum(routing.noisy_logits))
+            noisy_logits = self._sum(routing.noisy_logits)
+            routing = routing._replace(noisy_logits=noisy_logits, top_k=self.top_k)
         return GateOutput(self._sum(logits), self.route(self._sum(log_proba)).log_proba, routing)
+
+    def take(self, top_k: int | None) -> None:
+        super().take(top_k)
+        self.gate.take(None)
 
     def _sum(self, log_values):
         """Return the logarithm of the sum of each group."""

@@ -53,8 +53,8 @@ class KMeansGate(Gate):
     Notes
     -----
     In the reference, tasks with learned contexts are clustered, after each step. Here it is the
-    standardised samples, or their first 32 principal components. In the first epoch all experts
-    learn from all samples.
+    standardised samples, or their first 32 principal components. While there are fewer clusters
+    than experts, as of fewer distinct samples, all experts learn from all samples.
 
     References
     ----------
@@ -145,7 +145,7 @@ class KMeansGateModule(GateModule):
 
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
         routed = mask_all_but_top_k(logits, 1)
-        if self.training:  # all alike, until the losses can tell the experts apart
+        if self.training:  # all alike, until there are clusters
             routed = torch.where(self.is_fitted, routed, logits)
         return GateOutput(logits, routed.log_softmax(dim=1), None)
 
