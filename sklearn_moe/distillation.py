@@ -32,9 +32,9 @@ from sklearn_moe.validation import (
     check_shape,
     check_weight,
     class_weights,
-    drop_weightless,
     encode,
     normalize,
+    weighty,
 )
 
 
@@ -182,10 +182,11 @@ def distill(
         seed=int(train_seed),
         objective=objective,
     )
+    if interrupted:
+        raise KeyboardInterrupt("The distillation was interrupted; the teacher is as it was.")
     net.module_.encoder = encoder
     student._adopt(net, X, weight)
     student.report_ = distillation_report(teacher, student, samples, y)
-    student._warn(interrupted, about_collapse=False, stacklevel=4)
     return with_last(estimator, student)
 
 
@@ -243,7 +244,9 @@ def _training_data(teacher, X, y, target, sample_weight):
         y = np.zeros(len(X), dtype=np.int64)
     else:
         weight = weight * class_weights(teacher.class_weight, y, weight, teacher.classes_)[y]
-    X, y, weight = drop_weightless(X, y, weight)
+    rows = weighty(weight)
+    if len(rows) < len(X):
+        X, y, weight = X[rows], y[rows], weight[rows]
     return X, y, normalize(weight)
 
 

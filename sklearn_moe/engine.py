@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import pairwise
 from threading import Lock
 
@@ -109,7 +109,7 @@ class TensorBatches:
         self.X, self.y = data_from_dataset(dataset)
         self.in_windows = in_windows
         self.n_samples = len(dataset)
-        self.n_batches = math.ceil(self.n_samples / batch_size)
+        self.n_batches = -(-self.n_samples // batch_size)
         self.generator = generator
 
     def __len__(self) -> int:
@@ -248,6 +248,7 @@ class MoENet(NeuralNetClassifier):
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
+            ("stop_on_nan", StopOnNaN()),
             ("decomposition", TrackDecomposition()),
             ("refit_gate", RefitGate()),
             ("print_log", PrintLog()),
@@ -449,6 +450,7 @@ class MoENet(NeuralNetClassifier):
         callbacks: list[Callback],
         seed: int,
         objective: Callable = likelihood,
+        read: Callable | None = None,
     ) -> bool:
         """Train, with callbacks and an objective that live as long as this training.
 
@@ -470,6 +472,8 @@ class MoENet(NeuralNetClassifier):
             Seed of batches, dropout and gate noise.
         objective : callable, default=likelihood
             ``objective(net, x, sample_weight, y)``; see :func:`likelihood` for what it returns.
+        read : callable, default=None
+            Turns other samples into such ones; callbacks find it as ``net.read_``.
 
         Returns
         -------
@@ -479,8 +483,6 @@ class MoENet(NeuralNetClassifier):
         device = torch.device(self.device)
         dataset = self._dataset(X, y, sample_weight)
         own_callbacks, own_split = self.callbacks_, self.train_split
-        before = deepcopy((self.module_.state_dict(), self.optimizer_.state_dict()))
-        n_epochs_before = len(self.history)
         self.callbacks_ = own_callbacks + [
             (type(callback).__name__, callback.initialize()) for callback in callbacks
         ]
@@ -490,7 +492,7 @@ class MoENet(NeuralNetClassifier):
         if self.iterator_train is TensorBatches:
             self.iterator_train__in_windows = _is_memory_map(X)
         self.generator_ = torch.Generator(device).manual_seed(seed)
-        self.objective_ = objective
+        self.objective_, self.read_ = objective, read
         self.interrupted_ = False
         if epochs is None:
             self.module_.gate.begin()
@@ -504,17 +506,11 @@ class MoENet(NeuralNetClassifier):
                 seeded_globally(seed, device) if uses_global_state else nullcontext(),
             ):
                 self.partial_fit(dataset, epochs=epochs)
-        except BaseException:
-            # A model that was trained before has its weights back.
-            self.module_.load_state_dict(before[0])
-            self.optimizer_.load_state_dict(before[1])
-            del self.history[n_epochs_before:]
-            raise
         finally:
             self.callbacks_, self.train_split = own_callbacks, own_split
             self.iterator_train__generator = self.generator_ = self._graphed_steps = None
             self.optimizer_.zero_grad()  # gives the memory back
-            del self.objective_
+            del self.objective_, self.read_
             self._forget_batches()
         return self.interrupted_
 
@@ -543,6 +539,15 @@ class MoENet(NeuralNetClassifier):
         """Return a net that predicts as this one does now and shares the rest with it."""
         net = object.__new__(type(self))
         net.__dict__.update(self.__dict__, module_=deepcopy(self.module_))
+        return net
+
+    def copy_to_train(self) -> MoENet:
+        """Return a net whose training goes on from here, and leaves this one as it is."""
+        net = object.__new__(type(self))
+        module, optimizer = deepcopy((self.module_, self.optimizer_))
+        net.__dict__.update(
+            self.__dict__, module_=module, optimizer_=optimizer, history_=copy(self.history)
+        )
         return net
 
     def evaluate(
