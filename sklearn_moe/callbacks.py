@@ -97,8 +97,13 @@ class RefitGate(Callback):
     """Let a gate that learns without gradients learn before each epoch.
 
     A gate module that has ``refit(x, losses, sample_weight, seed)`` gets what it sees of the
-    training samples, of at most ``max_samples``, and the losses of all experts on them.
+    training samples, of at most ``max_samples``, and the losses of all experts on them. If it has
+    ``remember()``, too, that is called first in each training.
     """
+
+    def on_train_begin(self, net, **kwargs):
+        if hasattr(net.module_.gate, "remember"):
+            net.module_.gate.remember()
 
     def on_epoch_begin(self, net, dataset_train=None, **kwargs):
         if hasattr(net.module_.gate, "refit"):

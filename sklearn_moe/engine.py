@@ -518,21 +518,20 @@ class MoENet(NeuralNetClassifier):
         """Let a gate that learns without gradients learn from training samples."""
         gate = self.module_.gate
         inputs, y = data_from_dataset(dataset)
-        step = math.ceil(len(y) / gate.max_samples)
+        rows, weight = _spaced(inputs["sample_weight"], gate.max_samples)
         seed = torch.randint(
             2**31, (), generator=self.generator_, device=self.generator_.device
         ).item()
         self._set_training(False)
         seen, losses = [], []
         with torch.no_grad():
-            parts = (values[::step].split(CHUNK_SIZE) for values in (inputs["x"], y))
+            parts = (values[rows].split(CHUNK_SIZE) for values in (inputs["x"], y))
             for x, labels in zip(*parts, strict=True):
                 x = self.module_.encode(x.to(self.device))
                 logits = self.module_.experts(x)[0].permute(0, 2, 1)
                 targets = labels.to(self.device)[:, None].expand(-1, logits.shape[2])
                 losses.append(F.cross_entropy(logits, targets, reduction="none"))
                 seen.append(x)
-            weight = inputs["sample_weight"][::step]
             gate.refit(torch.cat(seen), torch.cat(losses), weight, seed)
 
     def snapshot(self) -> MoENet:
@@ -641,6 +640,15 @@ def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
     if not array.flags.writeable:  # torch would warn, but nothing here writes to it
         array = np.asarray(_Writeable(array))
     return torch.from_numpy(array).to(device)
+
+
+def _spaced(weight, n_samples):
+    """Return at most so many rows, evenly spaced if each has its weight's length, and weights."""
+    if len(weight) <= n_samples:
+        return slice(None), weight
+    reached = weight.double().cumsum(0)
+    places = (torch.arange(n_samples, device=weight.device) + 0.5) / n_samples * reached[-1]
+    return torch.searchsorted(reached, places, right=True).unique(return_counts=True)
 
 
 def _convolutions(module):

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import Tensor, nn
 
-from sklearn_moe.encoders import ENCODERS
+from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.layers import check_layer_sizes
 
 
@@ -209,5 +209,11 @@ class Gate(BaseEstimator):
                 f"The gate's top_k={self.top_k} must not be larger than n_experts={n_experts}. "
                 f"Lower top_k, for example gate={type(self).__name__}(top_k={n_experts}), or "
                 "raise n_experts."
+            )
+        if hasattr(as_encoder(self.encoder), "make_transformer"):
+            raise ValueError(
+                f"The gate's encoder={self.encoder!r} is for tables, which are encoded once, for "
+                "gate and experts. Set MoEClassifier(encoder='table') and leave the gate's "
+                "encoder=None."
             )
         return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
