@@ -10,7 +10,6 @@ from copy import deepcopy
 
 import torch
 from skorch.callbacks import Callback
-from tqdm.auto import tqdm
 
 from sklearn_moe.decomposition import mutual_information, usage_entropy
 
@@ -47,6 +46,9 @@ class Progress(Callback):
         self.epochs = epochs
 
     def on_train_begin(self, net, **kwargs):
+        # A notebook without ipywidgets is warned of that, so only one that draws a bar imports it.
+        from tqdm.auto import tqdm
+
         self.bar = tqdm(total=self.epochs, unit="epoch", desc="MoEClassifier")
 
     def on_epoch_end(self, net, **kwargs):

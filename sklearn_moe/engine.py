@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import copy, deepcopy
 from itertools import pairwise
-from threading import Lock
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from skorch.callbacks import Callback, PassthroughScoring, PrintLog
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from skorch.utils import data_from_dataset
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,6 +42,7 @@ from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
 from sklearn_moe.layers import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS, Competence
+from sklearn_moe.threads import intra_op_threads, threads_given
 
 # Predictions are made in chunks of at most this many rows, whatever the batch size of the training
 # was, and of fewer where the outputs of a layer of all experts would outgrow so many numbers: what
@@ -55,8 +54,9 @@ CHUNK_OF_CONVOLUTION = {"cpu": 2**20, "cuda": 2**28}
 # Predictions are made for a multiple of this many rows, a multiple of what a processor vectorises.
 ROWS_AT_ONCE = 16
 
-# Multiply-adds of a batch from which a second thread pays. The choice depends on the work alone,
-# never on the machine, because sums in another order give other bits.
+# Multiply-adds of a batch from which a second thread pays, where there may be one. Sums in another
+# order give other bits, so the choice depends on the work and on what the process was given, never
+# on how busy the machine is.
 WORK_FOR_TWO_THREADS = 2e8
 
 
@@ -576,6 +576,7 @@ class MoENet(NeuralNetClassifier):
             n_chunks > 3
             and self.n_threads == "auto"
             and torch.get_num_threads() == 1
+            and threads_given() > 1
             and torch.device(self.device).type == "cpu"
             and type(self.module_.experts) is MLPExpertsModule
         )
@@ -612,15 +613,15 @@ class MoENet(NeuralNetClassifier):
 
     def threads(self, n_rows: int, *, predicting: bool = False):
         """Return a context in which torch uses the right number of threads for such batches."""
-        n_threads = self.n_threads
-        if n_threads == "auto":
-            gate, experts = self.module_.gate, self.module_.experts
-            work = _multiply_adds(experts)
-            if predicting and self.module_.is_conditional:
-                work *= gate.top_k / self.n_experts
-            work += _multiply_adds(gate) + _multiply_adds(self.module_.encoder)
-            n_threads = 2 if n_rows * work >= WORK_FOR_TWO_THREADS else 1
-        return intra_op_threads(n_threads)
+        if self.n_threads != "auto":
+            return intra_op_threads(self.n_threads)
+        gate, experts = self.module_.gate, self.module_.experts
+        work = _multiply_adds(experts)
+        if predicting and self.module_.is_conditional:
+            work *= gate.top_k / self.n_experts
+        work += _multiply_adds(gate) + _multiply_adds(self.module_.encoder)
+        n_threads = 2 if n_rows * work >= WORK_FOR_TWO_THREADS else 1
+        return intra_op_threads(n_threads, within_limits=True)
 
     def _dataset(self, X, y, sample_weight):
         device = self.device if self._fits(X) else "cpu"
@@ -675,34 +676,3 @@ def _is_memory_map(array):
     while array is not None and not isinstance(array, np.memmap):
         array = getattr(array, "base", None)
     return array is not None
-
-
-_threads_lock = Lock()
-_threads_users = 0
-_threads_before = 0
-
-
-@contextmanager
-def intra_op_threads(n_threads: int):
-    """Set torch's intra-op threads for a while.
-
-    A part of torch's count belongs to the calling thread (OpenMP), another to the process (MKL).
-    Of several threads that use this at once, the last one out restores the process's part.
-    """
-    global _threads_users, _threads_before
-    with _threads_lock:
-        if _threads_users == 0:
-            _threads_before = torch.get_num_threads()
-        _threads_users += 1
-    try:
-        torch.set_num_threads(n_threads)
-        yield
-    finally:
-        with _threads_lock:
-            _threads_users -= 1
-            if _threads_users == 0:
-                torch.set_num_threads(_threads_before)
-            else:
-                for library in ThreadpoolController().lib_controllers:
-                    if library.user_api == "openmp" and "torch" in library.filepath:
-                        library.set_num_threads(_threads_before)

@@ -140,8 +140,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         A torch device such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is one.
     n_threads : int or "auto", default="auto"
         Torch's threads within an operation, in fit and predict. "auto" takes two where the work of
-        a batch is worth it and one otherwise, whatever the machine, so that results do not depend
-        on it.
+        a batch is worth it and one otherwise, and never more than the process was given
+        (``OMP_NUM_THREADS``, ``torch.set_num_threads``, ``threadpool_limits``, joblib, its
+        processors). One and two threads round differently, by about 1e-7. An int is taken as it
+        is. A forked child has one thread.
     net_params : dict, default=None
         Arguments of the skorch net, for all that has no parameter here. They win over ours; its
         list of ``callbacks`` is added. For example ``{"optimizer": torch.optim.SGD}``, which then

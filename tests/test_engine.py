@@ -1,5 +1,3 @@
-from threading import Event, Thread, get_ident
-
 import numpy as np
 import pytest
 import torch
@@ -7,13 +5,12 @@ from sklearn.base import clone
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 
-from sklearn_moe import MLPExperts, MoEClassifier
+from sklearn_moe import MoEClassifier
 from sklearn_moe.engine import (
     BLOCKS_OF_WINDOW,
     ROWS_OF_BLOCK,
     MoENet,
     TensorBatches,
-    intra_op_threads,
 )
 
 
@@ -46,94 +43,6 @@ def test_batches_are_shuffled_anew_in_each_epoch():
     batches.generator = torch.Generator().manual_seed(0)
     first, second = (torch.cat([y for _, y in batches]).tolist() for _ in range(2))
     assert first != second != list(range(100))
-
-
-def test_threads_are_restored():
-    """In a new thread, because torch keeps a part of the count for each thread."""
-    seen = []
-
-    def use():
-        before = torch.get_num_threads()
-        with intra_op_threads(3):
-            seen.append(torch.get_num_threads())
-            with intra_op_threads(1):
-                seen.append(torch.get_num_threads())
-        seen.append(torch.get_num_threads() == before)
-
-    thread = Thread(target=use)
-    thread.start()
-    thread.join()
-    assert seen == [3, 1, True]
-
-
-def test_threads_are_restored_where_threads_overlap():
-    before = torch.get_num_threads()
-    entered, leave, seen = Event(), Event(), []
-
-    def use():
-        with intra_op_threads(before + 1):
-            entered.set()
-            leave.wait(timeout=60)
-            seen.append(torch.get_num_threads())
-        seen.append(torch.get_num_threads())
-
-    thread = Thread(target=use)
-    with intra_op_threads(before + 1):
-        thread.start()
-        assert entered.wait(timeout=60)
-    assert torch.get_num_threads() == before
-    leave.set()
-    thread.join()
-    assert seen == [before + 1, before]
-    assert torch.get_num_threads() == before
-    new = Thread(target=lambda: seen.append(torch.get_num_threads()))
-    new.start()
-    new.join()
-    assert seen[-1] == before
-
-
-def test_threads_are_restored_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), intra_op_threads(before + 1):
-        raise RuntimeError
-    assert torch.get_num_threads() == before
-
-
-def test_threads_are_set_for_training_and_prediction(iris):
-    X, y = iris
-    seen = []
-
-    class Spy(torch.nn.Linear):
-        def __init__(self, input_shape, n_outputs):
-            super().__init__(input_shape[0], n_outputs)
-
-        def forward(self, x):
-            seen.append(torch.get_num_threads())
-            return super().forward(x)
-
-    clf = MoEClassifier(n_experts=2, experts=Spy, max_iter=2, n_threads=3).fit(X, y)
-    assert set(seen[2:]) == {3}  # after the two probes of the build
-    seen.clear()
-    clf.set_params(n_threads="auto").set_params(warm_start=True).fit(X, y).predict(X)
-    assert set(seen) == {1}
-
-
-def test_large_work_takes_two_threads():
-    X, y = np.random.RandomState(0).normal(size=(64, 64)), np.arange(64) % 2
-    net = MoEClassifier(n_experts=2, max_iter=1, experts=MLPExperts((512, 512))).fit(X, y).net_
-    with net.threads(1024):
-        assert torch.get_num_threads() == 2
-    with net.threads(1):
-        assert torch.get_num_threads() == 1
-
-
-def test_experts_that_do_not_run_are_no_work():
-    X, y = np.random.RandomState(0).normal(size=(64, 64)), np.arange(64) % 2
-    clf = MoEClassifier(n_experts=16, gate="hard", max_iter=1, experts=MLPExperts((512,)))
-    net = clf.fit(X, y).net_
-    for predicting, expected in ((False, 2), (True, 1)):
-        with net.threads(1024, predicting=predicting):
-            assert torch.get_num_threads() == expected
 
 
 def test_the_net_is_a_skorch_net(iris):
@@ -188,26 +97,6 @@ def test_read_only_arrays_are_not_copied_and_do_not_warn(digits, recwarn):
     clf.predict(X)
     assert np.array_equal(X, before)
     assert not [warning for warning in recwarn if "writ" in str(warning.message)]
-
-
-def test_predictions_do_not_depend_on_chunks_and_threads(digits, monkeypatch):
-    X, y = digits
-    clf = MoEClassifier(max_iter=2, random_state=0).fit(X, y)
-    at_once = clf.predict_proba(X), clf.gate_proba(X), clf.apply(X)
-    threads = []
-    monkeypatch.setattr(
-        MoENet,
-        "_run",
-        lambda net, function, x: threads.append(get_ident()) or function(net.module_, x),
-    )
-    monkeypatch.setattr("sklearn_moe.engine.CHUNK_SIZE", 100)
-    for whole, method in zip(at_once, (clf.predict_proba, clf.gate_proba, clf.apply), strict=True):
-        np.testing.assert_allclose(method(X), whole, atol=1e-6)
-    assert get_ident() not in threads
-    threads.clear()
-    clf.net_.n_threads = 1
-    np.testing.assert_allclose(clf.predict_proba(X), at_once[0], atol=1e-6)
-    assert set(threads) == {get_ident()}
 
 
 def test_history_has_batches_only_for_those_who_listen(digits):

@@ -25,7 +25,6 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
-from tqdm.auto import tqdm
 
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.trials import STEPS, Evaluation, MedianPruner, TrialFailed
@@ -352,8 +351,11 @@ class MoESearchCV(BaseSearchCV):
                 delayed(one)(X, y) for _ in range(n_missing)
             )
             try:
-                done = tqdm(trials, total=n_missing, unit="trial", disable=self.verbose == 0)
-                for _ in done:
+                if self.verbose:
+                    from tqdm.auto import tqdm  # which warns in notebooks without ipywidgets
+
+                    trials = tqdm(trials, total=n_missing, unit="trial")
+                for _ in trials:
                     pass
             finally:
                 if in_memory and n_jobs > 1:
