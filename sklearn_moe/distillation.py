@@ -198,6 +198,7 @@ def _with_new_gate(net, gate, seed):
     generator = torch.Generator().manual_seed(seed)
     module, attentive = net.module_, net.module_.gate
     shape = output_shape(module.encoder, net.input_shape)
+    net.steps_["gate"] = [("build", net.n_experts)]
     module.gate = gate.build(shape, net.n_experts, module.experts.hidden_size, generator).to(
         net.device
     )

@@ -112,6 +112,17 @@ def test_too_few_clusters_leave_the_gate_as_it_is(generator):
         assert torch.equal(gate.weight, before) and gate.centroids is None
 
 
+def test_the_state_has_the_centroids(generator):
+    x, cluster = clusters(CORNERS)
+    gate, x = refitted(x, 1 - np.eye(3)[cluster], generator)
+    new = KMeansGate().build((2,), 3, 1, generator)
+    for one, other in ((gate, new), (KMeansGate().build((2,), 3, 1, generator), gate)):
+        state = one.state_dict()
+        other.load_state_dict(state)
+        assert np.array_equal(other.centroids, one.centroids)
+    assert gate.centroids is None and new.centroids.shape == (3, 2)
+
+
 def test_before_the_first_refit_all_experts_learn(generator):
     gate = KMeansGate().build((2,), 4, 1, generator)
     x = torch.randn(5, 2, generator=generator)
