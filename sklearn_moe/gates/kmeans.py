@@ -163,14 +163,6 @@ class KMeansGateModule(GateModule):
         )
         return mean + scale * (sums[:, :-1] / sums[:, -1:] @ projection)
 
-    def get_extra_state(self) -> Tensor | None:
-        """Return the centroids, for ``state_dict``."""
-        return None if self.centroids is None else torch.from_numpy(self.centroids)
-
-    def set_extra_state(self, state: Tensor | None) -> None:
-        """Take over centroids from a ``state_dict``."""
-        self.centroids = None if state is None else state.cpu().numpy()
-
     def keep(self, experts: list[int]) -> None:
         self.weight, self.bias = self.weight[experts], self.bias[experts]
         self.sums = torch.zeros_like(self.sums[experts])
