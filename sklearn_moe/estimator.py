@@ -30,7 +30,7 @@ from sklearn_moe.gates import GATES, AttentiveGate
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.recipes import RECIPES
+from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.validation import (
     check_device,
@@ -115,7 +115,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         constant.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.7 for those with more, and 0 elsewhere.
+        tables with two classes, 0.7 for those with more, and 0 elsewhere; a 40th of it in
+        ``partial_fit``. It acts in each step, so in a ``fit`` of more than 640 steps (40 epochs of
+        4,000 samples) it is multiplied by 640 / steps, and with more than 4,000 samples also by
+        the root of 4,000 / samples. A number is taken as it is.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
@@ -128,10 +131,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     early_stopping : bool, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
+        Under "one_cycle", whose loss falls most at its end, the learning rate first comes down to
+        zero, in a third of the epochs so far or in those that are left.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
-        Early stopping waits for this many epochs.
+        Early stopping waits for this many epochs without a fall of the loss.
     tol : float, default=1e-4
         Early stopping counts a fall of the loss by more than this, in nats.
     warm_start : bool, default=False
@@ -555,7 +560,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             }
             callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
         if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
-            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
+            schedule = next((each for each in callbacks if isinstance(each, OneCycle)), None)
+            callbacks.append(StopEarly(self.n_iter_no_change, self.tol, schedule))
         with explained_memory(self.n_experts):
             interrupted = net.train(
                 X,
@@ -763,48 +769,50 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
         self._told = told | set(news)
 
-    def _recipe(self, X, n_classes, incremental):
-        """Return learning rate, weight decay and regularization for "auto"."""
+    def _recipe(self, X):
+        """Return what "auto" means in a training on such samples."""
         is_ours = self.encoder is None or self._has_table_encoder()
         is_ours = is_ours and (not callable(self.experts) or hasattr(self.experts, "build"))
-        kind = "other"
-        if X.ndim == 2 and is_ours:
-            gate = resolve("gate", self.gate, GATES)
-            kind = "attentive" if isinstance(gate, AttentiveGate) else "table"
-        recipe = RECIPES[kind]
-        return (
-            recipe["learning_rate"]["constant" if incremental else self.learning_rate_schedule],
-            recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"],
-            recipe["regularization"],
-        )
+        if not (X.ndim == 2 and is_ours):
+            return RECIPES["other"]
+        gate = resolve("gate", self.gate, GATES)
+        return RECIPES["attentive" if isinstance(gate, AttentiveGate) else "table"]
 
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            batch_size = min(max(len(X) // 10, 32), 256)
-        learning_rate, weight_decay, regularization = self._recipe(X, n_classes, incremental)
-        if self.learning_rate != "auto":
-            learning_rate = self.learning_rate
-        if self.weight_decay != "auto":
-            weight_decay = self.weight_decay
-        if not (isinstance(self.regularization, str) and self.regularization == "auto"):
-            regularization = self.regularization
+        recipe = self._recipe(X)
+        learning_rate, regularization = self.learning_rate, self.regularization
+        if learning_rate == "auto":
+            schedule = "constant" if incremental else self.learning_rate_schedule
+            learning_rate = recipe["learning_rate"][schedule]
+        if isinstance(regularization, str) and regularization == "auto":
+            regularization = recipe["regularization"]
         settings = {
             "regularizations": self._regularizations(regularization),
             "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),
             "lr": learning_rate,
-            "optimizer__weight_decay": weight_decay,
+            "optimizer__weight_decay": self.weight_decay,
             "max_epochs": self.max_iter,
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "verbose": int(self.verbose >= 2),
         }
         net_params = self.net_params or {}
         if "optimizer" in net_params:  # which has its own defaults
             del settings["optimizer__weight_decay"]
-        return {name: net_params.get(name, value) for name, value in settings.items()}
+        settings = {name: net_params.get(name, value) for name, value in settings.items()}
+        if settings["batch_size"] == "auto":
+            settings["batch_size"] = automatic_batch_size(len(X))
+        if settings.get("optimizer__weight_decay") == "auto":
+            settings["optimizer__weight_decay"] = automatic_weight_decay(
+                recipe,
+                n_classes=n_classes,
+                n_samples=len(X),
+                batch_size=settings["batch_size"],
+                epochs=None if incremental else settings["max_epochs"],
+            )
+        return settings
 
     def _architecture(self, is_table):
         """Return what a net keeps for good."""

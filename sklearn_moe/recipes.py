@@ -37,6 +37,7 @@ of 0.146 with 3e-2 and 0.104 with 1e-2, and a sample entropy of 0.23 and 0.13 bi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sklearn_moe.regularizers import Competence, Importance
@@ -59,3 +60,44 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Of tables, of tables under an attentive gate, and of all else: learning rate by its schedule,
 weight decay by the number of classes, and regularization."""
+
+# Of the recipes: 40 epochs of 4,000 samples in batches of 256.
+_SAMPLES, _EPOCHS, _STEPS = 4000, 40, 640
+
+
+def automatic_batch_size(n_samples: int) -> int:
+    """Return a tenth of the samples, but at least 32 and at most 256."""
+    return min(max(n_samples // 10, 32), 256)
+
+
+def automatic_weight_decay(
+    recipe: dict[str, Any],
+    *,
+    n_classes: int,
+    n_samples: int,
+    batch_size: int,
+    epochs: int | None,
+) -> float:
+    """Return the weight decay of a recipe for a training.
+
+    Parameters
+    ----------
+    recipe : dict
+        One of ``RECIPES``.
+    n_classes, n_samples : int
+        What there is to train on.
+    batch_size : int
+        Largest number of samples of a batch; -1 means all.
+    epochs : int or None
+        Number of epochs; None is a part of a stream.
+
+    Returns
+    -------
+    float
+        In the units of AdamW, which multiplies it by the learning rate.
+    """
+    decay = recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"]
+    if epochs is None:
+        return decay / _EPOCHS
+    n_steps = epochs * (1 if batch_size == -1 else math.ceil(n_samples / batch_size))
+    return decay * min(1.0, _STEPS / n_steps) * math.sqrt(min(1.0, _SAMPLES / n_samples))

@@ -304,11 +304,34 @@ def test_early_stopping_restores_the_best_weights(digits):
 def test_early_stopping_restores_the_lowest_loss_whatever_the_tolerance(iris):
     X, y = iris
     clf = make(early_stopping=True, tol=10.0, n_iter_no_change=8, max_iter=50)
+    # The first epoch counts as a fall, no other does.
+    for schedule, n_epochs in {"constant": 9, "one_cycle": 9 + 3}.items():
+        clf.set_params(learning_rate_schedule=schedule).fit(X, y, X_val=X, y_val=y)
+        assert clf.n_iter_ == n_epochs
+        assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
+            min(clf.validation_loss_curve_), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("patience, n_epochs", [(8, 12), (24, 30), (28, 30), (30, 30)])
+def test_learning_rate_comes_down_before_early_stopping_stops(patience, n_epochs, iris):
+    X, y = iris
+    rates = []
+
+    class Spy(Callback):
+        def on_batch_end(self, net, training, **kwargs):
+            if training:
+                rates.append(net.optimizer_.param_groups[0]["lr"])
+
+    net_params = {"callbacks": [Spy()], "lr": 1.0}
+    params = {"tol": 10.0, "n_iter_no_change": patience, "batch_size": 50, "max_iter": 30}
+    clf = make(early_stopping=True, net_params=net_params, **params)
     clf.fit(X, y, X_val=X, y_val=y)
-    assert clf.n_iter_ == 9  # the first epoch counts as a fall, no other does
-    assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
-        min(clf.validation_loss_curve_), rel=1e-4
-    )
+    assert clf.n_iter_ == n_epochs and len(rates) == 3 * n_epochs
+    full = [min(i / 91 / 0.3, 0.5 + 0.5 * np.cos(np.pi * (i / 91 - 0.3) / 0.7)) for i in range(91)]
+    before = min(3 * (patience + 1), 90)
+    np.testing.assert_allclose(rates[:before], full[1 : before + 1])
+    assert sorted(rates[before - 1 :])[::-1] == rates[before - 1 :] and 0 < rates[-1] < 0.1
 
 
 def test_callbacks_see_the_restored_weights_at_the_end(iris):
@@ -586,7 +609,24 @@ def test_automatic_recipe(iris, digits):
     assert trained_with(*iris, experts=lambda shape, n: nn.Linear(*shape, n)) == (3e-3, 0.0, [])
     images = digits[0].reshape(-1, 8, 8)[:100], digits[1][:100]
     assert trained_with(*images) == (3e-3, 0.0, [])
-    assert make().partial_fit(*iris, classes=[0, 1, 2]).net_.lr == 3e-3
+    chunk = make().partial_fit(*iris, classes=[0, 1, 2]).net_
+    assert (chunk.lr, chunk.optimizer__weight_decay) == (3e-3, 0.7 / 40)
+
+
+@pytest.mark.parametrize(
+    "params, n_steps",
+    [
+        ({"max_iter": 400}, 2000),
+        ({"batch_size": 2}, 3000),
+        ({"net_params": {"batch_size": 1}}, 6000),
+    ],
+)
+def test_more_steps_do_not_decay_the_weights_more(params, n_steps, iris):
+    net_params = {**params.pop("net_params", {}), "callbacks": [Stop()]}
+    clf = make(**{"max_iter": 40, **params}, net_params=net_params).fit(*iris)
+    assert clf.net_.optimizer__weight_decay * n_steps == pytest.approx(0.7 * 640)
+    clf.set_params(weight_decay=0.7).fit(*iris)
+    assert clf.net_.optimizer__weight_decay == 0.7
 
 
 def test_full_batch_of_sorted_samples_is_compared_over_all_classes(digits):
