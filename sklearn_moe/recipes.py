@@ -99,5 +99,5 @@ def automatic_weight_decay(
     decay = recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"]
     if epochs is None:
         return decay / _EPOCHS
-    n_steps = epochs * (1 if batch_size == -1 else math.ceil(n_samples / batch_size))
+    n_steps = epochs * (1 if batch_size == -1 else -(-n_samples // batch_size))
     return decay * min(1.0, _STEPS / n_steps) * math.sqrt(min(1.0, _SAMPLES / n_samples))
