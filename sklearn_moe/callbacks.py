@@ -178,14 +178,12 @@ class OneCycle(BatchCallback):
     """
 
     warm_up = 0.3  # part of the cycle in which the rate rises
-    descent = 1 / 3  # epochs of a descent before its time, for each epoch before it
 
     def __init__(self, epochs: int):
         self.epochs = epochs
 
     def on_train_begin(self, net, **kwargs):
         self.step = 0
-        self.start = None  # of a descent before its time: its step and the part of the peak
         self.peaks = [group["lr"] for group in net.optimizer_.param_groups]
 
     def on_epoch_begin(self, net, dataset_train, **kwargs):
@@ -195,44 +193,34 @@ class OneCycle(BatchCallback):
     def on_batch_begin(self, net, training, **kwargs):
         if training:
             self.step += 1
-            self._set(net, self.factor())
+            self._set(net, self.factor(self.progress))
 
     def on_train_end(self, net, **kwargs):
         self._set(net, 1.0)
 
-    def factor(self) -> float:
-        """Return the part of the peak in this step."""
-        if self.start is not None:
-            step, height = self.start
-            return height * _fall((self.step - step) / (self.n_steps + 1 - step))
-        progress = self.step / (self.n_steps + 1)
+    @property
+    def progress(self) -> float:
+        """How much of the cycle is done, between 0 and 1."""
+        return self.step / (self.n_steps + 1)
+
+    @property
+    def is_coming_down(self) -> bool:
+        """Whether the rate has fallen to less than half of its peak."""
+        return self.progress > self.warm_up and self.factor(self.progress) < 0.5
+
+    def factor(self, progress: float) -> float:
+        """Return the part of the peak at a progress between 0 and 1."""
         if progress < self.warm_up:
             return progress / self.warm_up
-        return _fall((progress - self.warm_up) / (1 - self.warm_up))
-
-    def come_down(self) -> int:
-        """Lower the rate from where it is to zero, and return in how many epochs it gets there."""
-        done = round(self.epochs * self.step / self.n_steps)
-        more = min(math.ceil(self.descent * done), self.epochs - done)
-        self.start = self.step, self.factor()
-        self.n_steps = self.step * (done + more) // done
-        self.epochs = done + more
-        return more
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
 
     def _set(self, net, factor):
         for group, peak in zip(net.optimizer_.param_groups, self.peaks, strict=True):
             group["lr"] = factor * peak
 
 
-def _fall(progress):
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
 class StopEarly(Callback):
     """End a training whose validation loss stops falling, and restore the best weights.
-
-    The loss falls most where the learning rate comes down. So a schedule that does comes down
-    first, and the training ends with it.
 
     Parameters
     ----------
@@ -241,7 +229,8 @@ class StopEarly(Callback):
     tol : float
         A fall by more than this counts.
     schedule : OneCycle, default=None
-        The schedule of the learning rate, if it has one.
+        The schedule of the learning rate, if it has one. While the rate is high the loss goes up
+        and down, and it falls when the rate does: no epoch before that counts as one without.
     """
 
     def __init__(self, patience: int, tol: float, schedule: OneCycle | None = None):
@@ -252,7 +241,6 @@ class StopEarly(Callback):
     def on_train_begin(self, net, **kwargs):
         self.lowest = self.to_beat = math.inf
         self.waited = 0
-        self.epochs_left = None
         self.best_weights = None
 
     def on_epoch_end(self, net, **kwargs):
@@ -260,15 +248,12 @@ class StopEarly(Callback):
         if loss < self.lowest:
             self.lowest = loss
             self.best_weights = deepcopy(net.module_.state_dict())
-        self.waited += 1
+        if self.schedule is None or self.schedule.is_coming_down:
+            self.waited += 1
         if loss < self.to_beat - self.tol:
             self.to_beat = loss
             self.waited = 0
-        if self.epochs_left is not None:
-            self.epochs_left -= 1
-        elif self.waited >= self.patience:
-            self.epochs_left = 0 if self.schedule is None else self.schedule.come_down()
-        if self.epochs_left == 0:
+        if self.waited >= self.patience:
             raise KeyboardInterrupt  # skorch's signal to stop
 
     def restore(self, net):

@@ -131,12 +131,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     early_stopping : bool, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
-        Under "one_cycle", whose loss falls most at its end, the learning rate first comes down to
-        zero, in a third of the epochs so far or in those that are left.
+        Under "one_cycle" the loss falls most when the learning rate does, so it ends in the last
+        third of ``max_iter`` at the earliest, and mostly chooses the best epoch; a "constant" rate
+        also saves the other epochs.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
-        Early stopping waits for this many epochs without a fall of the loss.
+        Early stopping waits for this many epochs without a fall of the loss; under "one_cycle" it
+        counts them from where the learning rate has fallen to half of its peak.
     tol : float, default=1e-4
         Early stopping counts a fall of the loss by more than this, in nats.
     warm_start : bool, default=False
