@@ -179,7 +179,6 @@ def test_net_of_a_table():
     through_skops(make(encoder="auto").fit(*data()).net_)
 
 
-@pytest.mark.xfail(reason="the encoder of tables holds a function of ours", strict=False)
 def test_default_mixture():
     X, y = data()
     clf = make(encoder="auto").fit(X, y)
