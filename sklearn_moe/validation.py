@@ -11,6 +11,8 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight
+from skorch.callbacks import Callback
+from torch.optim import Optimizer
 
 
 def resolve(parameter, value, room):
@@ -54,6 +56,29 @@ def check_device(device):
             "device='cpu' or 'auto'."
         )
     return device
+
+
+def check_net_params(net_params):
+    """Raise where skorch would with an error of its depths."""
+    callbacks = net_params.get("callbacks", [])
+    if not isinstance(callbacks, list):
+        raise ValueError(f"net_params['callbacks'] must be a list, got {callbacks!r}.")
+    for callback in callbacks:
+        named = callback[1] if isinstance(callback, tuple) and len(callback) == 2 else callback
+        if not (isinstance(named, Callback) or _is_kind(named, Callback)):
+            raise ValueError(
+                "net_params['callbacks'] must hold skorch callbacks, or pairs of a name and a "
+                f"callback, got {callback!r}."
+            )
+    optimizer = net_params.get("optimizer", Optimizer)
+    if not callable(optimizer):
+        raise ValueError(
+            f"net_params['optimizer'] must be a class such as torch.optim.Adam, got {optimizer!r}."
+        )
+
+
+def _is_kind(value, kind):
+    return isinstance(value, type) and issubclass(value, kind)
 
 
 def check_shape(name, X, input_shape):
