@@ -39,12 +39,13 @@ from sklearn_moe.callbacks import (
 from sklearn_moe.convolution import ConvStack
 from sklearn_moe.cuda_graphs import GraphedSteps
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.experts import EXPERTS, MLPExpertsModule
-from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
+from sklearn_moe.experts import EXPERTS, MLPExpertsModule, build_experts
+from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule, build_gate
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
+from sklearn_moe.images import augment
 from sklearn_moe.layers import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.regularizers import REGULARIZERS, Competence
+from sklearn_moe.regularizers import REGULARIZERS, Competence, check_penalty
 from sklearn_moe.threads import intra_op_threads, threads_given
 
 # Predictions are made in chunks of at most this many rows, whatever the batch size of the training
@@ -165,7 +166,8 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
     mixture = net.module_(x, net.generator_)
     loss = (net.criterion_(mixture.log_proba, y) * sample_weight).mean()
     for regularization in net.regularizations:
-        loss = loss + regularization(mixture, mixture.x, y, sample_weight)
+        penalty = regularization(mixture, mixture.x, y, sample_weight)
+        loss = loss + check_penalty(regularization, penalty)
     return loss, mixture.log_proba, mixture.gate_proba
 
 
@@ -280,14 +282,15 @@ class MoENet(NeuralNetClassifier):
         experts_of = self.experts
         if isinstance(experts_of, str):
             experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
-        experts = _make(
-            lambda n_experts: experts_of.build(shape, n_experts, self.n_classes, generator),
-            self.steps_["experts"],
-        )
-        gate = _make(
-            lambda n_experts: self.gate.build(shape, n_experts, experts.hidden_size, generator),
-            self.steps_["gate"],
-        )
+
+        def experts_for(n_experts):
+            return build_experts(experts_of, shape, n_experts, self.n_classes, generator)
+
+        def gate_for(n_experts):
+            return build_gate(self.gate, shape, n_experts, experts.hidden_size, generator)
+
+        experts = _make(experts_for, self.steps_["experts"])
+        gate = _make(gate_for, self.steps_["gate"])
         self.module_ = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
         return self
 
@@ -414,7 +417,7 @@ class MoENet(NeuralNetClassifier):
     def _loss_and_gradient(self, batch, with_prediction=False):
         inputs, y = batch
         if self.augmentation is not None:
-            inputs = {**inputs, "x": self.augmentation(inputs["x"], self.generator_)}
+            inputs = {**inputs, "x": augment(self.augmentation, inputs["x"], self.generator_)}
         if self._gradient_is_known:
             loss, gate_proba, expert_proba = likelihood_gradient(
                 self.module_,

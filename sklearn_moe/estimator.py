@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
@@ -26,7 +26,7 @@ from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
-from sklearn_moe.gates import GATES, AttentiveGate
+from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
@@ -34,6 +34,7 @@ from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.validation import (
     check_device,
+    check_net_params,
     check_shape,
     check_weight,
     check_y,
@@ -87,8 +88,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "competence", "z_loss", "orthogonality", "complexity", "zero_computation",
         objects such as ``SampleSimilarity(strength=0.1)``, or a function
-        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto" is what predicts best
-        on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing elsewhere.
+        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list, is
+        what predicts best on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing
+        elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
         What gate and experts have in common before them. "table" scales numbers, fills in what is
         missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
@@ -106,9 +108,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Whether the experts' probabilities or their logits are averaged. With logits, experts no
         longer stand on their own, and the decomposition says less.
     learning_rate : float or "auto", default="auto"
-        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under an
-        attentive gate, and 3e-3 for images and networks of your own; or with a constant schedule
-        3e-3 for tables and 1e-3 for all else.
+        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under a
+        gate that reads the experts (attentive), and 3e-3 for images and networks of your own; or
+        with a constant schedule 3e-3 for tables and 1e-3 for all else.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
         to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
@@ -358,10 +360,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         for key in params:
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))
-            if nested and name in _EXAMPLES and not hasattr(value, "set_params"):
+            if nested and name in _ROOMS and not hasattr(value, "set_params"):
                 raise ValueError(
                     f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass one "
-                    f"object in its place, for example {name}={_EXAMPLES[name]}."
+                    f"object in its place, for example {name}="
+                    f"{_example(_ROOMS[name], value, nested, params[key])!r}."
                 )
         return super().set_params(**params)
 
@@ -778,7 +781,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if not (X.ndim == 2 and is_ours):
             return RECIPES["other"]
         gate = resolve("gate", self.gate, GATES)
-        return RECIPES["attentive" if isinstance(gate, AttentiveGate) else "table"]
+        # As its module, a gate that does not say so reads the experts.
+        return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
 
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
@@ -833,22 +837,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "mixing": self.mixing,
         }
 
-    def _regularizations(self, given):
+    def _regularizations(self, auto):
+        """Return the penalties, where "auto" stands for those of the recipe."""
+        given = self.regularization
         if given is None:
             return []
         regularizations = []
         for each in given if isinstance(given, (list, tuple)) else [given]:
-            regularization = resolve("regularization", each, REGULARIZERS)
-            if not callable(regularization):
-                raise ValueError(
-                    f"regularization={regularization!r} must be a name, a regularization such as "
-                    "Importance(), or a function."
-                )
-            if isinstance(regularization, BaseEstimator):
-                regularization._validate_params()
-            if getattr(regularization, "strength", 1) != 0:
-                regularizations.append(regularization)
-        return regularizations
+            is_auto = isinstance(each, str) and each == "auto"
+            regularizations += map(_penalty, auto if is_auto else [each])
+        return [each for each in regularizations if getattr(each, "strength", 1) != 0]
 
     def _augmentation(self):
         augmentation = self.augmentation
@@ -870,10 +868,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             **({} if "optimizer" in net_params else _OPTIMIZER),
             **net_params,
         }
-        if not isinstance(arguments.get("callbacks", []), list):
-            raise ValueError(
-                f"net_params['callbacks'] must be a list, got {arguments['callbacks']!r}."
-            )
+        check_net_params(net_params)
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 
@@ -1112,10 +1107,33 @@ _ADVICE = {
     "contains infinity": "X must be finite: clip or drop such values first.",
 }
 
-_EXAMPLES = {
-    "experts": "MLPExperts(hidden_layer_sizes=(128,))",
-    "gate": "SoftmaxGate(top_k=2)",
-    "encoder": "ConvEncoder(channels=(8,))",
-    "augmentation": "FlipCrop(crop=2)",
-    "regularization": "Importance(strength=0.5)",
+_ROOMS = {
+    "experts": EXPERTS,
+    "gate": GATES,
+    "encoder": ENCODERS,
+    "augmentation": AUGMENTATIONS,
+    "regularization": REGULARIZERS,
 }
+
+
+def _example(room, name, nested, value):
+    """Return what a name stands for, or the first of the room that has the parameter, with it."""
+    named = room.get(name) if isinstance(name, str) else None
+    options = [named] if named is not None else list(room.values())
+    for option in options:
+        if nested in option.get_params():
+            return clone(option).set_params(**{nested: value})
+    return options[0]
+
+
+def _penalty(given):
+    """Return the penalty that a name stands for, or the one that a user passed."""
+    penalty = resolve("regularization", given, REGULARIZERS)
+    if not callable(penalty):
+        raise ValueError(
+            f"regularization={penalty!r} must be a name, a regularization such as Importance(), "
+            "or a function."
+        )
+    if isinstance(penalty, BaseEstimator):
+        penalty._validate_params()
+    return penalty

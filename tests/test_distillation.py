@@ -306,7 +306,8 @@ def test_teacher_with_early_stopping_and_a_gate_without_layers(data):
         ({}, {"top_k": 5}, ValueError, "top_k=5 must not be larger than n_experts=4"),
         ({}, {"y": [0, 1], "target": "teacher"}, ValueError, "inconsistent numbers of samples"),
         ({}, {"y": np.full(600, 99)}, ValueError, r"y contains \[99\], which are not among"),
-        ({"gate": "softmax"}, {}, ValueError, r"attentive gate, got gate=SoftmaxGate\(\)"),
+        ({"gate": "softmax"}, {}, ValueError, r"got gate=SoftmaxGate\(\), .* fit gate='hard'"),
+        ({"gate": "hard"}, {}, ValueError, "before they run. It runs one expert for a sample as"),
         ({"mixing": "logit"}, {}, ValueError, "mixing='probability', got 'logit'"),
     ],
 )
