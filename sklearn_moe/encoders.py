@@ -29,9 +29,8 @@ class TableEncoder(BaseEstimator):
     Columns of numbers are standardised, and outliers drawn in by :math:`x / \sqrt{1 + (x / 3)^2}`,
     which leaves nothing beyond 3 (Holzmueller, Grinsztajn, Steinwart 2024, arXiv 2407.04491). A
     missing value becomes the column's mean, with one more column that says so if the training set
-    has any.Columns of categories become one column per
-    category, a missing value being a category if the training set has any. A category that was
-    not there in training is none of them.
+    has any. Columns of categories become one column per category, a missing value being a category
+    if the training set has any. A category that was not there in training is none of them.
 
     Columns of numbers with more than four values also come piecewise-linearly encoded (Gorishniy,
     Rubachev, Babenko 2022, arXiv 2203.05556): ``n_knots`` hat functions with their tops at
