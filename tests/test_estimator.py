@@ -81,7 +81,7 @@ def test_probabilities_reach_certainty_on_separable_data(gate):
     y = rng.randint(2, size=200)
     X = rng.normal(size=(200, 2)) + 20 * y[:, None]
     assert (
-        make(gate=gate, max_iter=100, batch_size=10).fit(X, y).predict_proba(X).max(axis=1).min()
+        make(gate=gate, max_iter=40, batch_size=20).fit(X, y).predict_proba(X).max(axis=1).min()
         > 0.99
     )
 
@@ -209,7 +209,7 @@ def test_zero_weight_equals_removal(regularization, gate, digits):
         pytest.skip("load needs a noisy gate")
     X, y = digits[0][:200], digits[1][:200]
     rows = np.arange(200) % 4 > 0
-    clf = make(gate=gate, regularization=regularization, max_iter=20)
+    clf = make(gate=gate, regularization=regularization, max_iter=6)
     weighted = clone(clf).fit(X, y, sample_weight=rows).predict_proba(X)
     removed = clone(clf).fit(X[rows], y[rows]).predict_proba(X)
     assert np.array_equal(weighted, removed)
@@ -930,7 +930,7 @@ def conv_expert(input_shape, n_outputs):
 def test_images_with_own_experts(gate, digits):
     X, y = digits[0].reshape(-1, 8, 8)[:600], digits[1][:600]
     clf = make(
-        experts=conv_expert, gate=gate, regularization="importance", max_iter=30, batch_size=64
+        experts=conv_expert, gate=gate, regularization="importance", max_iter=20, batch_size=64
     )
     pipeline = make_pipeline(FunctionTransformer(lambda X: X * 2), clf)
     scores = cross_validate(pipeline, X, y, cv=2, error_score="raise")
