@@ -31,8 +31,8 @@ def listens_to_batches(callback: Callback) -> bool:
     )
 
 
-class Progress(Callback):
-    """A progress bar over the epochs."""
+class Progress(BatchCallback):
+    """A progress bar over the epochs, which moves with the batches."""
 
     shown = {
         "train_loss": "train_loss",
@@ -49,14 +49,24 @@ class Progress(Callback):
         # A notebook without ipywidgets is warned of that, so only one that draws a bar imports it.
         from tqdm.auto import tqdm
 
-        self.bar = tqdm(total=self.epochs, unit="epoch", desc="MoEClassifier")
+        layout = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=self.epochs, desc="MoEClassifier", bar_format=layout)
+        self.epoch = 0
+
+    def on_epoch_begin(self, net, dataset_train, **kwargs):
+        self.n_batches = len(net.get_iterator(dataset_train, training=True))
+
+    def on_batch_end(self, net, training, **kwargs):
+        if training:
+            self.bar.update(1 / self.n_batches)
 
     def on_epoch_end(self, net, **kwargs):
+        self.epoch += 1
         row = net.history[-1]
         self.bar.set_postfix(
             {label: f"{row[key]:.4g}" for key, label in self.shown.items() if key in row}
         )
-        self.bar.update()
+        self.bar.update(self.epoch - self.bar.n)
 
     def on_train_end(self, net, **kwargs):
         self.bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -339,6 +340,30 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tags.input_tags.string = encodes
         return tags
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to return those of the objects among them, too, such as ``gate__top_k``; of
+            regularizations in a list by their place, ``regularization__0__strength``.
+
+        Returns
+        -------
+        dict
+            Values by name.
+        """
+        params = super().get_params(deep=deep)
+        if deep and isinstance(self.regularization, (list, tuple)):
+            for place, each in enumerate(self.regularization):
+                if hasattr(each, "get_params"):
+                    params |= {
+                        f"regularization__{place}__{name}": value
+                        for name, value in each.get_params().items()
+                    }
+        return params
+
     def set_params(self, **params) -> MoEClassifier:
         """Set parameters, also nested ones such as ``gate__top_k``.
 
@@ -357,6 +382,19 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             For an unknown parameter, and for a nested parameter of something that is given by
             name, as only objects have parameters.
         """
+        in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
+        if in_list:
+            self.set_params(**{key: each for key, each in params.items() if key not in in_list})
+            known = self.get_params()
+            for key in in_list:
+                if key not in known:
+                    raise ValueError(
+                        f"Cannot set {key}: regularization={self.regularization!r} has no such "
+                        "parameter. Pass a list of objects, for example [Importance()]."
+                    )
+                _, place, name = key.split("__", maxsplit=2)
+                self.regularization[int(place)].set_params(**{name: params[key]})
+            return self
         for key in params:
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))

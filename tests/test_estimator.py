@@ -31,6 +31,7 @@ from sklearn_moe import (
     TableEncoder,
     decomposition_entropy,
 )
+from sklearn_moe.callbacks import BatchCallback, Progress
 from sklearn_moe.mixture import MixtureOfExperts
 
 
@@ -868,11 +869,23 @@ def test_scikit_learn_callbacks_get_the_users_weights(iris):
 
 def test_progress_bar_and_lines(iris, capsys):
     make(verbose=1).fit(*iris)
-    assert "10/10" in capsys.readouterr().err
+    assert "10.0/10" in capsys.readouterr().err
     make(verbose=2).fit(*iris)
     assert "train_loss" in capsys.readouterr().out
     make().fit(*iris)
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_bar_moves_with_the_batches(iris):
+    class Read(BatchCallback):
+        def on_batch_end(self, net, training, **kwargs):
+            (bar,) = (each.bar for _, each in net.callbacks_ if isinstance(each, Progress))
+            places.append(bar.n)
+
+    places = []
+    clf = make(verbose=1, max_iter=2, batch_size=50, net_params={"callbacks": [Read()]})
+    clf.fit(*iris)  # three batches an epoch, each read before the bar hears of it
+    assert places == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3])
 
 
 def test_nothing_heavy_stays(digits):
