@@ -33,6 +33,7 @@ from sklearn_moe.gates import GATES, AttentiveGate, KMeansGate, SoftmaxGate
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
+from sklearn_moe.persistence import TRUSTED_TYPES
 from sklearn_moe.pruning import PruningReport, prune_experts
 from sklearn_moe.regularizers import (
     REGULARIZERS,
@@ -58,6 +59,7 @@ __all__ = [
     "GATES",
     "REGULARIZERS",
     "SCORERS",
+    "TRUSTED_TYPES",
     "AttentiveGate",
     "Competence",
     "ComplexityBalance",

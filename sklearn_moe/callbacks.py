@@ -99,8 +99,13 @@ class RefitGate(Callback):
     """Let a gate that learns without gradients learn before each epoch.
 
     A gate module that has ``refit(x, losses, sample_weight, seed)`` gets what it sees of the
-    training samples, of at most ``max_samples``, and the losses of all experts on them.
+    training samples, of at most ``max_samples``, and the losses of all experts on them. If it has
+    ``remember()``, too, that is called first in each training.
     """
+
+    def on_train_begin(self, net, **kwargs):
+        if hasattr(net.module_.gate, "remember"):
+            net.module_.gate.remember()
 
     def on_epoch_begin(self, net, dataset_train=None, **kwargs):
         if hasattr(net.module_.gate, "refit"):
@@ -188,10 +193,20 @@ class OneCycle(BatchCallback):
     def on_batch_begin(self, net, training, **kwargs):
         if training:
             self.step += 1
-            self._set(net, self.factor(self.step / (self.n_steps + 1)))
+            self._set(net, self.factor(self.progress))
 
     def on_train_end(self, net, **kwargs):
         self._set(net, 1.0)
+
+    @property
+    def progress(self) -> float:
+        """How much of the cycle is done, between 0 and 1."""
+        return self.step / (self.n_steps + 1)
+
+    @property
+    def is_coming_down(self) -> bool:
+        """Whether the rate has fallen to less than half of its peak."""
+        return self.progress > self.warm_up and self.factor(self.progress) < 0.5
 
     def factor(self, progress: float) -> float:
         """Return the part of the peak at a progress between 0 and 1."""
@@ -213,11 +228,15 @@ class StopEarly(Callback):
         The training ends after so many epochs without a fall of the loss.
     tol : float
         A fall by more than this counts.
+    schedule : OneCycle, default=None
+        The schedule of the learning rate, if it has one. While the rate is high the loss goes up
+        and down, and it falls when the rate does: no epoch before that counts as one without.
     """
 
-    def __init__(self, patience: int, tol: float):
+    def __init__(self, patience: int, tol: float, schedule: OneCycle | None = None):
         self.patience = patience
         self.tol = tol
+        self.schedule = schedule
 
     def on_train_begin(self, net, **kwargs):
         self.lowest = self.to_beat = math.inf
@@ -229,7 +248,8 @@ class StopEarly(Callback):
         if loss < self.lowest:
             self.lowest = loss
             self.best_weights = deepcopy(net.module_.state_dict())
-        self.waited += 1
+        if self.schedule is None or self.schedule.is_coming_down:
+            self.waited += 1
         if loss < self.to_beat - self.tol:
             self.to_beat = loss
             self.waited = 0

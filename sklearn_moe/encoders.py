@@ -9,38 +9,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from numbers import Integral
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
 from sklearn_moe.layers import seeded_globally
-from sklearn_moe.tables import TableTransformer, clip_smoothly
+from sklearn_moe.tables import TableTransformer
 from sklearn_moe.validation import resolve
 
 
 class TableEncoder(BaseEstimator):
     r"""Numbers and categories of a table, as numbers of one scale.
 
-    Columns of numbers are standardised, and outliers drawn in by :math:`x / \sqrt{1 + (x / 3)^2}`,
-    which leaves nothing beyond 3 (Holzmueller, Grinsztajn, Steinwart 2024, arXiv 2407.04491). A
-    missing value becomes the column's mean, with one more column that says so if the training set
-    has any.Columns of categories become one column per
-    category, a missing value being a category if the training set has any. A category that was
-    not there in training is none of them.
+    Columns of numbers are standardised, and outliers are squashed smoothly into (-3, 3) by
+    :math:`x / \sqrt{1 + (x / 3)^2}` (Holzmueller, Grinsztajn, Steinwart 2024, arXiv 2407.04491).
+    A missing value becomes the column's mean, and if the training set has any, one more column
+    says where. Columns of categories become one column per category; a missing value is a category
+    of its own if the training set has any. A category that was not there in training is none of
+    them.
 
-    Columns of numbers with more than four values also come piecewise-linearly encoded (Gorishniy,
-    Rubachev, Babenko 2022, arXiv 2203.05556): ``n_knots`` hat functions with their tops at
-    quantiles of the column, so that a first layer can bend at each of them.
+    Columns of numbers with more than four values are also encoded by hat functions, piecewise
+    linear functions with their tops at quantiles of the column, so that a first layer can bend at
+    each of them (Gorishniy, Rubachev, Babenko 2022, arXiv 2203.05556). A value that is so frequent
+    that several quantiles fall on it has one hat function, and the rest of the column the others.
 
     Parameters
     ----------
     n_knots : int, "auto" or None, default="auto"
-        Number of hat functions of a column, at least 2; None takes none. "auto" is 7 for tables of
+        Most hat functions of a column, at least 2; None takes none. "auto" is 7 for tables of
         at least 50 rows per such column, where it pays, if there are at most 100, and none
         otherwise.
     max_categories : int or None, default=100
@@ -64,25 +62,7 @@ class TableEncoder(BaseEstimator):
     def make_transformer(self) -> TableTransformer:
         """Return what turns the columns of a table into numbers, to be fitted."""
         self._validate_params()
-        return TableTransformer(
-            numbers=[
-                StandardScaler(),
-                FunctionTransformer(clip_smoothly),
-                SimpleImputer(
-                    strategy="constant",
-                    fill_value=0,
-                    add_indicator=True,
-                    keep_empty_features=True,
-                ),
-            ],
-            n_knots=self.n_knots,
-            categories=OneHotEncoder(
-                max_categories=self.max_categories,
-                handle_unknown="infrequent_if_exist",
-                sparse_output=False,
-                dtype=np.float32,
-            ),
-        )
+        return TableTransformer(n_knots=self.n_knots, max_categories=self.max_categories)
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Return the torch module of this encoder, which leaves those numbers as they are."""
@@ -118,6 +98,8 @@ class ConvEncoder(BaseEstimator):
     """
 
     _parameter_constraints: dict = CONVOLUTION_CONSTRAINTS
+
+    needs_images = True
 
     def __init__(
         self,

@@ -7,11 +7,13 @@ trained by the estimator, which knows what its batches have to hold.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, PassthroughScoring, PrintLog
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
+from skorch.history import History
 from skorch.utils import data_from_dataset
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,12 +39,13 @@ from sklearn_moe.callbacks import (
 from sklearn_moe.convolution import ConvStack
 from sklearn_moe.cuda_graphs import GraphedSteps
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.experts import EXPERTS, MLPExpertsModule
-from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
+from sklearn_moe.experts import EXPERTS, MLPExpertsModule, build_experts
+from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule, build_gate
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
+from sklearn_moe.images import augment
 from sklearn_moe.layers import MLP, StackedLinear, consists_of, seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.regularizers import REGULARIZERS, Competence
+from sklearn_moe.regularizers import REGULARIZERS, Competence, check_penalty
 from sklearn_moe.threads import intra_op_threads, threads_given
 
 # Predictions are made in chunks of at most this many rows, whatever the batch size of the training
@@ -120,7 +124,7 @@ class TensorBatches:
         self.X, self.y = data_from_dataset(dataset)
         self.in_windows = in_windows
         self.n_samples = len(dataset)
-        self.n_batches = math.ceil(self.n_samples / batch_size)
+        self.n_batches = -(-self.n_samples // batch_size)
         self.generator = generator
 
     def __len__(self) -> int:
@@ -173,12 +177,27 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
     mixture = net.module_(x, net.generator_)
     loss = (net.criterion_(mixture.log_proba, y) * sample_weight).mean()
     for regularization in net.regularizations:
-        loss = loss + regularization(mixture, mixture.x, y, sample_weight)
+        penalty = regularization(mixture, mixture.x, y, sample_weight)
+        loss = loss + check_penalty(regularization, penalty)
     return loss, mixture.log_proba, mixture.gate_proba
+
+
+# The classes that a net is made of. Its state leaves them out, as it holds nothing but data.
+_CLASSES = {
+    "module": MixtureOfExperts,
+    "criterion": torch.nn.NLLLoss,
+    "optimizer": torch.optim.AdamW,
+    "iterator_train": TensorBatches,
+    "iterator_valid": TensorBatches,
+    "dataset": Dataset,
+}
 
 
 class MoENet(NeuralNetClassifier):
     """The skorch net that trains a mixture of experts.
+
+    Its state, of which a pickle is made, holds parameters, arrays and plain values. From them the
+    net is built anew: what a module has learned must be in its ``state_dict``.
 
     Parameters
     ----------
@@ -236,11 +255,8 @@ class MoENet(NeuralNetClassifier):
         self.n_threads = n_threads
         self.track_decomposition = track_decomposition
         ours = {
-            "module": MixtureOfExperts,
-            "criterion": torch.nn.NLLLoss,
+            **_CLASSES,
             "criterion__reduction": "none",
-            "iterator_train": TensorBatches,
-            "iterator_valid": TensorBatches,
             "iterator_valid__batch_size": CHUNK_SIZE,
             "train_split": None,
             "predict_nonlinearity": None,
@@ -250,6 +266,7 @@ class MoENet(NeuralNetClassifier):
 
     objective_ = staticmethod(likelihood)  # unless a training brings its own
     _graphed_steps = None
+    steps_ = None
 
     # What skorch asks of a net
 
@@ -259,20 +276,32 @@ class MoENet(NeuralNetClassifier):
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
+            ("stop_on_nan", StopOnNaN()),
             ("decomposition", TrackDecomposition()),
             ("refit_gate", RefitGate()),
             ("print_log", PrintLog()),
         ]
 
     def initialize_module(self):
+        if self.steps_ is None:
+            # How experts and gate came about: with how many experts each was built, and what
+            # pruning did to it since.
+            self.steps_ = {part: [("build", self.n_experts)] for part in ("experts", "gate")}
         generator = torch.Generator().manual_seed(self.seed)
         encoder = build_encoder(self.encoder, self.input_shape, generator)
         shape = output_shape(encoder, self.input_shape)
-        experts = self.experts
-        if isinstance(experts, str):
-            experts = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
-        experts = experts.build(shape, self.n_experts, self.n_classes, generator)
-        gate = self.gate.build(shape, self.n_experts, experts.hidden_size, generator)
+        experts_of = self.experts
+        if isinstance(experts_of, str):
+            experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
+
+        def experts_for(n_experts):
+            return build_experts(experts_of, shape, n_experts, self.n_classes, generator)
+
+        def gate_for(n_experts):
+            return build_gate(self.gate, shape, n_experts, experts.hidden_size, generator)
+
+        experts = _make(experts_for, self.steps_["experts"])
+        gate = _make(gate_for, self.steps_["gate"])
         module = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
         self.module_ = module.eval()  # as it is at all times but those of a training step
         return self
@@ -408,7 +437,7 @@ class MoENet(NeuralNetClassifier):
     def _loss_and_gradient(self, batch, with_prediction=False):
         inputs, y = batch
         if self.augmentation is not None:
-            inputs = {**inputs, "x": self.augmentation(inputs["x"], self.generator_)}
+            inputs = {**inputs, "x": augment(self.augmentation, inputs["x"], self.generator_)}
         if self._gradient_is_known:
             loss, gate_proba, expert_proba = likelihood_gradient(
                 self.module_,
@@ -460,6 +489,89 @@ class MoENet(NeuralNetClassifier):
         finally:
             self._set_training(before)
 
+    # What is kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        params = {
+            name: value
+            for name, value in vars(self).items()
+            if not (name.startswith("_") or name.endswith("_"))
+            and not (name in _CLASSES and value is _CLASSES[name])
+        }
+        if not self.initialized_:
+            return {"params": params}
+        # Within a training there are others, which live as long as it and hold its data.
+        lasting = dict(self._uniquely_named_callbacks())
+        callbacks = {name: callback for name, callback in self.callbacks_ if name in lasting}
+        ours = {
+            name: callback
+            for name, callback in callbacks.items()
+            if name in dict(self._default_callbacks)
+            and not any(param.startswith(f"callbacks__{name}") for param in params)
+        }
+        return {
+            "params": params,
+            "steps": {part: list(steps) for part, steps in self.steps_.items()},
+            "module": _arrays(self.module_.state_dict()),
+            "frozen": [
+                name for name, value in self.module_.named_parameters() if not value.requires_grad
+            ],
+            "criterion": _arrays(self.criterion_.state_dict()),
+            "optimizer": _arrays(self.optimizer_.state_dict()),
+            "history": [
+                {name: _plain(value) for name, value in row.items()} for row in self.history
+            ],
+            "callbacks": [
+                (name, None if name in ours else callback) for name, callback in callbacks.items()
+            ],
+            "best_scores": {
+                name: _plain(callback.best_score_)
+                for name, callback in ours.items()
+                if hasattr(callback, "best_score_")
+            },
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        params = {**state["params"], "device": _device_here(state["params"]["device"])}
+        # Those of a user must not be initialized a second time.
+        self.__init__(**{**params, "callbacks": "disable"})
+        if "module" in state:
+            self.steps_ = state["steps"]
+            self.initialize()
+            self.module_.load_state_dict(_tensors(state["module"]))
+            for name, parameter in self.module_.named_parameters():
+                parameter.requires_grad_(name not in state["frozen"])
+            self.criterion_.load_state_dict(_tensors(state["criterion"]))
+            self.optimizer_.load_state_dict(_tensors(state["optimizer"]))
+            _lay_out_alike(self.optimizer_)
+            self.history_ = History(state["history"])
+            ours = {name: callback.initialize() for name, callback in self._default_callbacks}
+            for name, best_score in state["best_scores"].items():
+                ours[name].best_score_ = best_score
+            self.callbacks_ = [
+                (name, ours[name] if callback is None else callback)
+                for name, callback in state["callbacks"]
+            ]
+        self.callbacks = params["callbacks"]
+
+    def __deepcopy__(self, memo: dict) -> MoENet:
+        # The module is copied as it is. Some optimizers can only be built anew.
+        net = memo[id(self)] = object.__new__(type(self))
+        net.__dict__.update(
+            {
+                name: deepcopy(value, memo)
+                for name, value in vars(self).items()
+                if name != "optimizer_"
+            }
+        )
+        return net._take_over_optimizer(self) if self.initialized_ else net
+
+    def _take_over_optimizer(self, net):
+        """Go on with what the optimizer of another net has seen."""
+        self.initialize_optimizer()
+        self.optimizer_.load_state_dict(deepcopy(net.optimizer_.state_dict()))
+        return self
+
     # What the estimator asks of a net
 
     def train(
@@ -473,6 +585,7 @@ class MoENet(NeuralNetClassifier):
         callbacks: list[Callback],
         seed: int,
         objective: Callable = likelihood,
+        read: Callable | None = None,
     ) -> bool:
         """Train, with callbacks and an objective that live as long as this training.
 
@@ -494,6 +607,8 @@ class MoENet(NeuralNetClassifier):
             Seed of batches, dropout and gate noise.
         objective : callable, default=likelihood
             ``objective(net, x, sample_weight, y)``; see :func:`likelihood` for what it returns.
+        read : callable, default=None
+            Turns other samples into such ones; callbacks find it as ``net.read_``.
 
         Returns
         -------
@@ -503,8 +618,6 @@ class MoENet(NeuralNetClassifier):
         device = torch.device(self.device)
         dataset = self._dataset(X, y, sample_weight)
         own_callbacks, own_split = self.callbacks_, self.train_split
-        before = deepcopy((self.module_.state_dict(), self.optimizer_.state_dict()))
-        n_epochs_before = len(self.history)
         self.callbacks_ = own_callbacks + [
             (type(callback).__name__, callback.initialize()) for callback in callbacks
         ]
@@ -514,7 +627,7 @@ class MoENet(NeuralNetClassifier):
         if self.iterator_train is TensorBatches:
             self.iterator_train__in_windows = _is_memory_map(X)
         self.generator_ = torch.Generator(device).manual_seed(seed)
-        self.objective_ = objective
+        self.objective_, self.read_ = objective, read
         self.interrupted_ = False
         if epochs is None:
             self.module_.gate.begin()
@@ -528,17 +641,11 @@ class MoENet(NeuralNetClassifier):
                 seeded_globally(seed, device) if uses_global_state else nullcontext(),
             ):
                 self.partial_fit(dataset, epochs=epochs)
-        except BaseException:
-            # A model that was trained before has its weights back.
-            self.module_.load_state_dict(before[0])
-            self.optimizer_.load_state_dict(before[1])
-            del self.history[n_epochs_before:]
-            raise
         finally:
             self.callbacks_, self.train_split = own_callbacks, own_split
             self.iterator_train__generator = self.generator_ = self._graphed_steps = None
             self.optimizer_.zero_grad()  # gives the memory back
-            del self.objective_
+            del self.objective_, self.read_
             self._forget_batches()
         return self.interrupted_
 
@@ -546,21 +653,52 @@ class MoENet(NeuralNetClassifier):
         """Let a gate that learns without gradients learn from training samples."""
         gate = self.module_.gate
         inputs, y = data_from_dataset(dataset)
-        step = math.ceil(len(y) / gate.max_samples)
+        rows, weight = _spaced(inputs["sample_weight"], gate.max_samples)
         seed = torch.randint(
             2**31, (), generator=self.generator_, device=self.generator_.device
         ).item()
         seen, losses = [], []
         with torch.no_grad():
-            parts = (values[::step].split(CHUNK_SIZE) for values in (inputs["x"], y))
+            parts = (values[rows].split(CHUNK_SIZE) for values in (inputs["x"], y))
             for x, labels in zip(*parts, strict=True):
                 x = self.module_.encode(x.to(self.device))
                 logits = self.module_.experts(x)[0].permute(0, 2, 1)
                 targets = labels.to(self.device)[:, None].expand(-1, logits.shape[2])
                 losses.append(F.cross_entropy(logits, targets, reduction="none"))
                 seen.append(x)
-            weight = inputs["sample_weight"][::step]
             gate.refit(torch.cat(seen), torch.cat(losses), weight, seed)
+
+    def keep(self, experts: list[int]) -> None:
+        """Drop all experts but these, whose order becomes theirs."""
+        self.module_.experts.keep(experts)
+        self.module_.gate.keep(experts)
+        for steps in self.steps_.values():
+            steps.append(("keep", experts))
+
+    def merge(
+        self,
+        groups: list[list[int]],
+        shares: list[list[float]] | None = None,
+        x: Tensor | None = None,
+    ) -> None:
+        """Replace groups of experts by one each, to which all their samples go.
+
+        With ``shares`` and samples ``x`` it is their mean (see :class:`ExpertsModule`), otherwise
+        the first.
+        """
+        firsts = [group[0] for group in groups]
+        if shares is None:
+            self.module_.experts.keep(firsts)
+        else:
+            self.module_.experts.merge(groups, shares, x)
+        self.module_.gate = self.module_.gate.merge(groups)
+        self.steps_["experts"].append(("keep", firsts))
+        self.steps_["gate"].append(("merge", groups))
+
+    def take(self, top_k: int) -> None:
+        """Let so many experts answer for a sample from now on."""
+        self.module_.gate.take(top_k)
+        self.steps_["gate"].append(("take", top_k))
 
     def snapshot(self) -> MoENet:
         """Return a net that predicts as this one does now and shares the rest with it."""
@@ -571,6 +709,16 @@ class MoENet(NeuralNetClassifier):
     def _predicting(self):
         """Return this net, or a copy amid a training step, which must not notice."""
         return self.snapshot() if self.module_.training else self
+
+    def copy_to_train(self) -> MoENet:
+        """Return a net whose training goes on from here, and leaves this one as it is."""
+        net = self.snapshot()
+        parameters = self.module_.parameters(), net.module_.parameters()
+        for own, copied in zip(*parameters, strict=True):  # hooks are not copied, but a user's
+            copied._backward_hooks = own._backward_hooks
+            copied._post_accumulate_grad_hooks = own._post_accumulate_grad_hooks
+        net.history_ = copy(self.history)
+        return net._take_over_optimizer(self)
 
     def evaluate(
         self, X: np.ndarray | Tensor, function: Callable[[MixtureOfExperts, Tensor], Tensor]
@@ -655,6 +803,72 @@ class MoENet(NeuralNetClassifier):
         return device.type == "cpu" or 2 * X.nbytes < torch.cuda.mem_get_info(device)[0]
 
 
+def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]]):
+    """Build experts or a gate, and do what was done to them since."""
+    part = None
+    for step, value in steps:
+        if step == "build":
+            part = build(value)
+        elif step == "keep":
+            part.keep(value)
+        elif step == "merge":
+            part = part.merge(value)
+        elif step == "take":
+            part.take(value)
+    return part
+
+
+def _arrays(state):
+    """Return a state of torch with arrays in place of tensors."""
+    if isinstance(state, Tensor):
+        # numpy does not know bfloat16; loading makes it that again.
+        state = state.float() if state.dtype == torch.bfloat16 else state
+        return state.detach().cpu().numpy()
+    if isinstance(state, dict):
+        return {name: _arrays(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_arrays, state))
+    return state
+
+
+def _tensors(state):
+    """Return such a state with tensors of its own."""
+    if isinstance(state, np.ndarray):
+        return torch.tensor(state)
+    if isinstance(state, dict):
+        return {name: _tensors(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_tensors, state))
+    return state
+
+
+def _lay_out_alike(optimizer):
+    """Give an optimizer's tensors the memory layout of their parameters, as fused steps need."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                like = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                values[name] = like.copy_(value)
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _device_here(device: str) -> str:
+    """Return the device, or if it is not there another, with a warning."""
+    wanted = torch.device(device)
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type != "cuda" or (wanted.index or 0) < n_devices:
+        return device
+    found = "cuda" if n_devices else "cpu"
+    warnings.warn(
+        f"The mixture was on the device {device!r}, which is not there. It is on {found!r} now.",
+        stacklevel=3,
+    )
+    return found
+
+
 def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
     if isinstance(array, Tensor):
         return array.to(device)
@@ -662,6 +876,15 @@ def _tensor(array: np.ndarray | Tensor, device) -> Tensor:
     if not array.flags.writeable:  # torch would warn, but nothing here writes to it
         array = np.asarray(_Writeable(array))
     return torch.from_numpy(array).to(device)
+
+
+def _spaced(weight, n_samples):
+    """Return at most so many rows, evenly spaced if each has its weight's length, and weights."""
+    if len(weight) <= n_samples:
+        return slice(None), weight
+    reached = weight.double().cumsum(0)
+    places = (torch.arange(n_samples, device=weight.device) + 0.5) / n_samples * reached[-1]
+    return torch.searchsorted(reached, places, right=True).unique(return_counts=True)
 
 
 def _convolutions(module):

@@ -5,42 +5,48 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
+from scipy.special import logsumexp
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
+from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly, StopOnNaN
+from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly
+from sklearn_moe.data import as_dense, as_eager, as_frame, as_objects, has_single_precision
 from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
-from sklearn_moe.gates import GATES, AttentiveGate
+from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.recipes import RECIPES
+from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
 from sklearn_moe.regularizers import REGULARIZERS
-from sklearn_moe.tables import as_frame, categorical_columns
 from sklearn_moe.validation import (
     check_device,
+    check_net_params,
     check_shape,
     check_weight,
+    check_y,
     class_weights,
-    drop_weightless,
     encode,
+    explained_memory,
     normalize,
     resolve,
     same_parameters,
+    scaled,
     split,
+    weighty,
 )
 
 try:
@@ -82,17 +88,19 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "competence", "z_loss", "orthogonality", "complexity", "zero_computation",
         objects such as ``SampleSimilarity(strength=0.1)``, or a function
-        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto" is what predicts best
-        on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing elsewhere.
+        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list, is
+        what predicts best on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing
+        elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
         What gate and experts have in common before them. "table" scales numbers, fills in what is
         missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
         convolutions, for images, and a function ``(input_shape) -> torch.nn.Module`` may return
-        any backbone; these are trained with the rest. "auto" is "table" for a table and None,
-        nothing, for images.
+        any backbone; these are trained with the rest. A table is encoded before a backbone reads
+        it. "auto" is "table" for a table and nothing for images; None is nothing for both.
     categorical_features : "from_dtype", array-like or None, default="from_dtype"
-        Which columns of a table hold categories: a mask, positions or names, or those columns of a
-        data frame whose type is categorical or text. None: no column does.
+        Which columns of a table hold categories: a mask, positions or names. "from_dtype" takes
+        those columns of a data frame whose type is categorical or text, and columns of objects
+        that hold text. None: no column does.
     augmentation : {"flip_crop"}, callable or None, default=None
         How images are changed at random in training: flipped and shifted by "flip_crop" or a
         ``FlipCrop``, or by a function ``(x, generator) -> x`` of a batch.
@@ -100,16 +108,19 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Whether the experts' probabilities or their logits are averaged. With logits, experts no
         longer stand on their own, and the decomposition says less.
     learning_rate : float or "auto", default="auto"
-        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under an
-        attentive gate, and 3e-3 for images and networks of your own; or with a constant schedule
-        3e-3 for tables and 1e-3 for all else.
+        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under a
+        gate that reads the experts (attentive), and 3e-3 for images and networks of your own; or
+        with a constant schedule 3e-3 for tables and 1e-3 for all else.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
         to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
         constant.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.7 for those with more, and 0 elsewhere.
+        tables with two classes, 0.7 for those with more, and 0 elsewhere; a 40th of it in
+        ``partial_fit``. It acts in each step, so in a ``fit`` of more than 640 steps (40 epochs of
+        4,000 samples) it is multiplied by 640 / steps, and with more than 4,000 samples also by
+        the root of 4,000 / samples. A number is taken as it is.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
@@ -117,14 +128,19 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Number of epochs.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, which multiply ``sample_weight``; "balanced" makes all classes
-        count alike.
+        count alike. A dict may also have weights for classes that ``y`` lacks, as a fold may, if
+        it has one for each class of ``y``.
     early_stopping : bool, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
+        Under "one_cycle" the loss falls most when the learning rate does, so it ends in the last
+        third of ``max_iter`` at the earliest, and mostly chooses the best epoch; a "constant" rate
+        also saves the other epochs.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
-        Early stopping waits for this many epochs.
+        Early stopping waits for this many epochs without a fall of the loss; under "one_cycle" it
+        counts them from where the learning rate has fallen to half of its peak.
     tol : float, default=1e-4
         Early stopping counts a fall of the loss by more than this, in nats.
     warm_start : bool, default=False
@@ -317,7 +333,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        tags.input_tags.allow_nan = tags.input_tags.categorical = self._encodes_tables()
+        tags.input_tags.sparse = True
+        encodes = self._encodes_tables()
+        tags.input_tags.allow_nan = tags.input_tags.categorical = encodes
+        tags.input_tags.string = encodes
         return tags
 
     def set_params(self, **params) -> MoEClassifier:
@@ -341,10 +360,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         for key in params:
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))
-            if nested and name in _EXAMPLES and not hasattr(value, "set_params"):
+            if nested and name in _ROOMS and not hasattr(value, "set_params"):
                 raise ValueError(
                     f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass one "
-                    f"object in its place, for example {name}={_EXAMPLES[name]}."
+                    f"object in its place, for example {name}="
+                    f"{_example(_ROOMS[name], value, nested, params[key])!r}."
                 )
         return super().set_params(**params)
 
@@ -366,10 +386,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Training samples: a table, as an array or a data frame (pandas, polars) with missing
-            values, text and categories, or images of shape (height, width), (height, width,
-            n_channels) with at most 4 channels, or (n_channels, height, width). They become
-            float32. Images of bytes (uint8) are divided by 255, batch by batch.
+            Training samples: a table, as an array, a sparse matrix or a data frame (pandas,
+            polars, pyarrow, dask) with missing values, text and categories, or images of shape
+            (height, width), (height, width, n_channels) with at most 4 channels, or (n_channels,
+            height, width). They become float32; a sparse matrix becomes dense. Images of bytes
+            (uint8) are divided by 255, batch by batch, and later so are whole numbers of any type.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -389,13 +410,20 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the data or a parameter are not valid, or the loss becomes NaN.
+            If the data or a parameter are not valid, or the loss becomes NaN. A mixture that was
+            fitted before stays as it was.
+        KeyboardInterrupt
+            If a user interrupts the training. The mixture keeps the weights that it had by then,
+            or stays as it was before if no epoch was complete.
+        MemoryError
+            If the mixture, or a batch, does not fit into memory.
 
         Warns
         -----
         UserWarning
-            If the training was interrupted, or if nearly all samples go to one expert: the usage
-            entropy is below a tenth of ``log2(n_experts)``.
+            If nearly all samples go to one expert: the usage entropy is below a tenth of
+            ``log2(n_experts)``. If a warm start gets columns with values that the first training
+            did not see (see :meth:`partial_fit`).
         """
         return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val))
 
@@ -408,6 +436,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         sample_weight: ArrayLike | None = None,
     ) -> MoEClassifier:
         """Train for one epoch on these samples, going on from the present weights.
+
+        The first call fits the encoding of a table: the scales of its numbers, its categories and
+        which columns have missing values. Later calls keep it. So the first chunk should be large
+        enough to be typical. Later categories are read as unknown ones.
 
         Parameters
         ----------
@@ -429,6 +461,14 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ValueError
             If the data or a parameter are not valid, the first call has no ``classes``, a label is
             not among them, or ``early_stopping`` or ``class_weight="balanced"`` is set.
+        KeyboardInterrupt
+            If a user interrupts the training; the mixture stays as it was before.
+
+        Warns
+        -----
+        UserWarning
+            If a column has categories or missing values for the first time, or if its numbers are
+            more than five standard deviations from where they were. Each column is named once.
         """
         if self.early_stopping:
             raise ValueError(
@@ -444,28 +484,64 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             if not hasattr(self, "net_"):
                 raise ValueError("classes must be passed on the first call to partial_fit.")
             return self._fit(X, y, sample_weight, classes=self.classes_)
-        return self._fit(X, y, sample_weight, classes=np.unique(column_or_1d(classes)))
+        classes = np.unique(check_y(classes, "classes"))
+        return self._fit(X, y, sample_weight, classes=classes)
 
     def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
+        """Train a copy, and become it: a training that fails leaves all as it was."""
         incremental = classes is not None
         going_on = (incremental or self.warm_start) and hasattr(self, "net_")
+        new = self._snapshot()
+        interrupted = new._train(self, X, y, sample_weight, validation, classes, going_on)
+        n_new = new.n_iter_ - (self.n_iter_ if going_on else 0)
+        if interrupted and n_new == 0:
+            raise KeyboardInterrupt(
+                "The training was interrupted in its first epoch; the mixture is as it was before."
+            )
+        former = {name: value for name, value in vars(self).items() if name != "feature_names_in_"}
+        self.__dict__ = {**former, **vars(new)}  # in one go, as other threads may predict
+        if interrupted:
+            raise KeyboardInterrupt(
+                f"The training was interrupted after {n_new} complete epochs; the mixture keeps "
+                "the weights that it had by then."
+            )
+        if not incremental:  # one chunk of a stream may well belong to one expert
+            self._warn_of_collapse()
+        return self
+
+    def _snapshot(self):
+        """Return a shallow copy, which other threads cannot change."""
+        new = object.__new__(type(self))
+        new.__dict__.update(vars(self))
+        return new
+
+    def _train(self, estimator, X, y, sample_weight, validation, classes, going_on):
+        """Train in place of an estimator, and return whether a user interrupted it."""
+        incremental = classes is not None
+        self._check_parameters()
         is_table = self.encoder_ is not None if going_on else self._is_table(X)
-        X, y, weight, classes = self._check_data(X, y, sample_weight, classes, going_on, is_table)
+        X = as_eager(X)
+        given = X
+        y = check_y(y)
+        X = self._read(X, reset=not going_on, is_table=is_table)
+        check_consistent_length(X, y)
+        y, classes = self._check_classes(y, classes, going_on)
+        weight = check_weight(sample_weight, X, "sample_weight")
         validation = self._check_validation(*validation, X, classes, is_table)
         if going_on:
-            random_state = self._random_state
+            random_state = deepcopy(self._random_state)
         else:
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
             random_state = np.random.RandomState(seed)
 
-        X, y, weight, total, validation = self._weigh(
-            X, y, weight, validation, classes, random_state
-        )
-        metadata = None if sample_weight is None else {"sample_weight": weight}
-        task = {"X": X, "y": classes[y], "metadata": metadata}
-        if not going_on:
-            self.encoder_ = self._new_transformer(X, total) if is_table else None
+        rows, total, validation = self._weigh(X, y, weight, validation, classes, random_state)
+        if len(rows) < len(X):
+            X, y = X[rows], y[rows]
         if is_table:
+            if going_on:
+                self._warn_of_news(X)
+            else:
+                self.encoder_.fit(X, sample_weight=total)
             X = self.encoder_.transform(X)
             if validation is not None:
                 validation = self.encoder_.transform(validation[0]), *validation[1:]
@@ -474,65 +550,82 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if going_on:
             net = self._go_on(X, is_table, incremental)
         else:
-            net = self._new_net(X, len(classes), build_seed, is_table, incremental)
+            with explained_memory(self.n_experts):
+                net = self._new_net(X, len(classes), build_seed, is_table, incremental)
         epochs = 1 if incremental else net.max_epochs
         n_iter_before = self.n_iter_ if going_on else 0
-        callbacks = self._callbacks(epochs, incremental)
-        if hasattr(self, "_skl_callbacks"):
-            callbacks.append(ScikitLearnCallbacks(self, epochs, {"classes_": classes}, **task))
-        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
-            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
-        interrupted = net.train(
-            X,
-            y,
-            total,
-            validation=validation,
-            epochs=1 if incremental else None,
-            callbacks=callbacks,
-            seed=train_seed,
-        )
-
-        self._adopt(net, X, total, n_iter_before)
         self.classes_ = classes
         self._random_state = random_state
-        # One chunk of a stream may well belong to one expert.
-        self._warn(interrupted, about_collapse=not incremental)
-        return self
+        callbacks = self._callbacks(epochs, incremental)
+        if hasattr(self, "_skl_callbacks"):
+            task = {
+                "X": _safe_indexing(given, rows),
+                "y": classes[y],
+                "metadata": None if sample_weight is None else {"sample_weight": weight[rows]},
+            }
+            callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
+        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
+            schedule = next((each for each in callbacks if isinstance(each, OneCycle)), None)
+            callbacks.append(StopEarly(self.n_iter_no_change, self.tol, schedule))
+        with explained_memory(self.n_experts):
+            interrupted = net.train(
+                X,
+                y,
+                total,
+                validation=validation,
+                epochs=1 if incremental else None,
+                callbacks=callbacks,
+                seed=train_seed,
+                read=self._encode,
+            )
+        self._adopt(net, X, total, n_iter_before)
+        return interrupted
 
     def _weigh(self, X, y, weight, validation, classes, random_state):
         """Multiply in the class weights, drop samples without weight, set a validation set aside.
 
-        The own and the total weights come back; the total ones have a mean of 1.
+        Returns
+        -------
+        rows : ndarray of int
+            The samples to train on.
+        total : ndarray
+            Their weights, with a mean of 1.
+        validation : tuple of samples, labels and weights, or None
         """
+        weight = scaled(weight)
         class_weight = class_weights(self.class_weight, y, weight, classes)
-        X, y, weight, total = drop_weightless(X, y, weight, weight * class_weight[y])
+        total = weight * class_weight[y]
+        rows = weighty(total)
         if validation is not None:
             X_val, y_val, weight_val = validation
-            validation = drop_weightless(X_val, y_val, weight_val * class_weight[y_val])
+            weight_val = scaled(weight_val) * class_weight[y_val]
+            held_out = weighty(weight_val)
+            validation = X_val[held_out], y_val[held_out], normalize(weight_val[held_out])
         elif self.early_stopping:
-            X, X_val, y, y_val, weight, _, total, total_val = split(
-                X, y, weight, total, fraction=self.validation_fraction, random_state=random_state
+            rows, held_out = split(
+                rows, y[rows], fraction=self.validation_fraction, random_state=random_state
             )
-            validation = X_val, y_val, total_val
-        if validation is not None:
-            validation = *validation[:2], normalize(validation[2])
-        return X, y, weight, normalize(total), validation
+            validation = X[held_out], y[held_out], normalize(total[held_out])
+        return rows, normalize(total[rows]), validation
 
     def _callbacks(self, epochs, incremental=False):
         """Return the callbacks that any training has."""
-        callbacks = [StopOnNaN()]
+        callbacks = []
         if self.learning_rate_schedule == "one_cycle" and not incremental:
             callbacks.append(OneCycle(epochs))
         if self.verbose == 1:
             callbacks.append(Progress(epochs))
         return callbacks
 
-    def _check_data(self, X, y, sample_weight, classes, going_on, is_table):
-        """Return X, y as indices of classes, weights and the sorted classes."""
+    def _check_parameters(self):
+        """Check what scikit-learn's table of constraints cannot."""
         check_device(self.device)
-        X, y = self._validate(X, y, reset=not going_on, is_table=is_table)
-        if going_on and not is_table:
-            check_shape("X", X, self.net_.input_shape)
+        for name in ("n_experts", "batch_size", "max_iter", "n_iter_no_change", "n_threads"):
+            if isinstance(getattr(self, name), (bool, np.bool_)):  # which are integers, too
+                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}.")
+
+    def _check_classes(self, y, classes, going_on):
+        """Return labels as indices of the sorted classes, and these."""
         check_classification_targets(y)
         classes = np.unique(y) if classes is None else classes
         if len(classes) < 2:
@@ -544,13 +637,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 f"The classes {classes.tolist()} differ from {self.classes_.tolist()}, those of "
                 "the training that warm_start or partial_fit goes on with."
             )
-        return X, encode(y, classes, "y"), check_weight(sample_weight, X, "sample_weight"), classes
+        return encode(y, classes, "y"), classes
 
     def _encodes_tables(self):
-        return self.encoder == "auto" or hasattr(
-            ENCODERS.get(self.encoder) if isinstance(self.encoder, str) else self.encoder,
-            "make_transformer",
-        )
+        """Whether tables are encoded, before a backbone of the user's own if there is one."""
+        encoder = self._encoder()
+        return encoder is not None and not getattr(encoder, "needs_images", False)
 
     def _is_table(self, X):
         """Whether X is a table that the encoder turns into numbers."""
@@ -558,7 +650,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             n_axes = len(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
             if n_axes <= 2 and self.input_shape is None:
                 return True
-            if self.encoder != "auto":
+            if self._has_table_encoder() and self.encoder != "auto":
                 raise ValueError(
                     f"encoder={self.encoder!r} is for tables, got images. Leave encoder='auto', "
                     "or pass encoder='conv'."
@@ -570,57 +662,40 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
         return False
 
-    def _new_transformer(self, X, sample_weight):
-        """Return what turns such a table into numbers."""
-        encoder = resolve("encoder", "table" if self.encoder == "auto" else self.encoder, ENCODERS)
-        return encoder.make_transformer().fit(
-            X,
-            is_categorical=categorical_columns(X, self.categorical_features),
-            sample_weight=sample_weight,
-        )
+    def _has_table_encoder(self):
+        """Whether nothing but the encoding of tables comes before gate and experts."""
+        return hasattr(self._encoder(), "make_transformer")
 
-    def _validate(self, X, y="no_validation", *, reset, is_table):
-        """Return X, or X and y, checked by scikit-learn.
+    def _encoder(self):
+        """Return what ``encoder`` stands for; "auto" is the encoding of tables."""
+        if not isinstance(self.encoder, str):
+            return self.encoder
+        return ENCODERS.get("table" if self.encoder == "auto" else self.encoder)
 
-        A data frame that is a table stays one; images are float32 or uint8.
-        """
-        if is_table and as_frame(X) is not None:
+    def _read(self, X, *, reset, is_table):
+        """Return a table as ``Table``, and all else as an array of float32 or uint8."""
+        X = as_dense(as_objects(as_eager(X)))
+        if not is_table:
+            return self._read_array(X, reset=reset)
+        if as_frame(X) is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
             if 0 in X.shape:
                 raise ValueError(
                     f"Found a data frame of shape {X.shape}. MoEClassifier needs at least one row "
                     "and one column."
                 )
-            if isinstance(y, str):
-                return X
-            y = column_or_1d(y, warn=True)
-            assert_all_finite(y, input_name="y")
-            check_consistent_length(X, y)
-            return X, y
-        checks = _X_CHECKS
-        if is_table:
-            has_categories = not isinstance(self.categorical_features, (str, type(None)))
-            checks = {
-                "dtype": None if has_categories else "numeric",
-                "ensure_all_finite": "allow-nan",
-            }
-        try:
-            validated = validate_data(self, X, y, reset=reset, **checks)
-        except ValueError as error:
-            for complaint, advice in _ADVICE.items():
-                if complaint in str(error):
-                    what = str(error).splitlines()[0].rstrip(".")
-                    raise ValueError(f"{what}. {advice}") from error
-            raise
-        if is_table:
-            return validated
-        if isinstance(y, str):
-            return self._shaped(validated)
-        X, y = validated
-        return self._shaped(X), y
+        else:
+            X = self._checked(X, reset=reset, dtype=None, ensure_all_finite=False)
+        if not reset:
+            return self.encoder_.read(X)
+        encoder = self._encoder() if self._has_table_encoder() else ENCODERS["table"]
+        self.encoder_ = encoder.make_transformer()
+        return self.encoder_.read(X, self.categorical_features)
 
-    def _shaped(self, X):
-        """Return tables of pixels as images, and bytes of images alone as bytes."""
+    def _read_array(self, X, *, reset):
+        """Return images, or tables that are read as they are, on the scale of the training."""
+        is_whole = np.asarray(X).dtype.kind in "iu"
+        X = self._checked(X, reset=reset, **_X_CHECKS)
         if self.input_shape is not None and X.ndim == 2:
             shape = check_layer_sizes("input_shape", self.input_shape)
             if X.shape[1] != math.prod(shape):
@@ -629,7 +704,44 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                     f"{math.prod(shape)}."
                 )
             X = X.reshape(len(X), *shape)
-        return X.astype(np.float32) if X.dtype == np.uint8 and X.ndim == 2 else X
+        if 0 in X.shape:
+            raise ValueError(f"X has samples of shape {X.shape[1:]}, which hold no numbers.")
+        if X.ndim == 2:
+            X = X.astype(np.float32, copy=False)
+        if reset:
+            self.encoder_ = None
+            self._scale = "bytes" if X.dtype == np.uint8 else None
+            if self._scale is None and X.ndim > 2 and X.min() >= 0 and X.max() <= 1:
+                self._scale = "fractions"
+            return X
+        return self._on_scale(X, is_whole) if X.ndim > 2 else X
+
+    def _on_scale(self, X, is_whole):
+        """Return images on the scale of those of the training."""
+        if self._scale == "bytes":
+            if not is_whole and X.max() > 2:
+                raise ValueError(
+                    f"X holds floats up to {X.max():.4g}, but the mixture was fitted on bytes, "
+                    "which it divides by 255. Pass whole numbers, or floats from 0 to 1."
+                )
+            return X / np.float32(255) if is_whole and X.dtype != np.uint8 else X
+        if self._scale == "fractions" and is_whole and X.max() > 1:
+            raise ValueError(
+                f"X holds whole numbers up to {X.max():.4g}, but the mixture was fitted on "
+                "numbers from 0 to 1. Divide X by 255."
+            )
+        return X.astype(np.float32, copy=False)
+
+    def _checked(self, X, *, reset, **checks):
+        """Return an array that scikit-learn has checked, and say what to do if it complains."""
+        try:
+            return validate_data(self, X, reset=reset, **checks)
+        except ValueError as error:
+            for complaint, advice in _ADVICE.items():
+                if complaint in str(error):
+                    what = str(error).splitlines()[0].rstrip(".")
+                    raise ValueError(f"{what}. {advice}") from error
+            raise
 
     def _check_validation(self, X_val, y_val, weight_val, X, classes, is_table):
         if X_val is None and y_val is None and weight_val is None:
@@ -639,55 +751,74 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "X_val and y_val must be passed together, and sample_weight_val only with them."
             )
         try:
-            X_val, y_val = self._validate(X_val, y_val, reset=False, is_table=is_table)
+            y_val = check_y(y_val)
+            X_val = self._read(X_val, reset=False, is_table=is_table)
+            check_consistent_length(X_val, y_val)
             weight_val = check_weight(weight_val, X_val, "sample_weight_val")
         except ValueError as error:
             raise ValueError(f"The validation set X_val, y_val is not valid: {error}") from error
-        check_shape("X_val", X_val, X.shape[1:])
+        if not is_table:
+            check_shape("X_val", X_val, X.shape[1:])
         return X_val, encode(y_val, classes, "y_val"), weight_val
 
-    def _recipe(self, X, n_classes, incremental):
-        """Return learning rate, weight decay and regularization for "auto"."""
-        is_ours = self.encoder is None or self._encodes_tables()
+    def _warn_of_news(self, table):
+        """Warn of what the encoding of columns, which stays as it is, does not know."""
+        news = self.encoder_.news(table)
+        told = getattr(self, "_told", frozenset())
+        for column in sorted(set(news) - told):
+            name = getattr(self, "feature_names_in_", range(self.n_features_in_))[column]
+            warnings.warn(
+                f"Column {name!r} {news[column]}. partial_fit and warm starts keep the encoding "
+                "of the first training. Let that see more of the data, or fit anew.",
+                stacklevel=6,
+            )
+        self._told = told | set(news)
+
+    def _recipe(self, X):
+        """Return what "auto" means in a training on such samples."""
+        is_ours = self.encoder is None or self._has_table_encoder()
         is_ours = is_ours and (not callable(self.experts) or hasattr(self.experts, "build"))
-        kind = "other"
-        if X.ndim == 2 and is_ours:
-            gate = resolve("gate", self.gate, GATES)
-            kind = "attentive" if isinstance(gate, AttentiveGate) else "table"
-        recipe = RECIPES[kind]
-        return (
-            recipe["learning_rate"]["constant" if incremental else self.learning_rate_schedule],
-            recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"],
-            recipe["regularization"],
-        )
+        if not (X.ndim == 2 and is_ours):
+            return RECIPES["other"]
+        gate = resolve("gate", self.gate, GATES)
+        # As its module, a gate that does not say so reads the experts.
+        return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
 
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            batch_size = min(max(len(X) // 10, 32), 256)
-        learning_rate, weight_decay, regularization = self._recipe(X, n_classes, incremental)
-        if self.learning_rate != "auto":
-            learning_rate = self.learning_rate
-        if self.weight_decay != "auto":
-            weight_decay = self.weight_decay
-        if not (isinstance(self.regularization, str) and self.regularization == "auto"):
-            regularization = self.regularization
+        recipe = self._recipe(X)
+        learning_rate, regularization = self.learning_rate, self.regularization
+        if learning_rate == "auto":
+            schedule = "constant" if incremental else self.learning_rate_schedule
+            learning_rate = recipe["learning_rate"][schedule]
+        if isinstance(regularization, str) and regularization == "auto":
+            regularization = recipe["regularization"]
         settings = {
             "regularizations": self._regularizations(regularization),
             "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),
             "lr": learning_rate,
-            "optimizer__weight_decay": weight_decay,
+            "optimizer__weight_decay": self.weight_decay,
             "max_epochs": self.max_iter,
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "verbose": int(self.verbose >= 2),
         }
         net_params = self.net_params or {}
         if "optimizer" in net_params:  # which has its own defaults
             del settings["optimizer__weight_decay"]
-        return {name: net_params.get(name, value) for name, value in settings.items()}
+        settings = {name: net_params.get(name, value) for name, value in settings.items()}
+        if settings["batch_size"] == "auto":
+            settings["batch_size"] = automatic_batch_size(len(X))
+        if settings.get("optimizer__weight_decay") == "auto":
+            settings["optimizer__weight_decay"] = automatic_weight_decay(
+                recipe,
+                n_classes=n_classes,
+                n_samples=len(X),
+                batch_size=settings["batch_size"],
+                epochs=None if incremental else settings["max_epochs"],
+            )
+        return settings
 
     def _architecture(self, is_table):
         """Return what a net keeps for good."""
@@ -706,22 +837,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "mixing": self.mixing,
         }
 
-    def _regularizations(self, given):
+    def _regularizations(self, auto):
+        """Return the penalties, where "auto" stands for those of the recipe."""
+        given = self.regularization
         if given is None:
             return []
         regularizations = []
         for each in given if isinstance(given, (list, tuple)) else [given]:
-            regularization = resolve("regularization", each, REGULARIZERS)
-            if not callable(regularization):
-                raise ValueError(
-                    f"regularization={regularization!r} must be a name, a regularization such as "
-                    "Importance(), or a function."
-                )
-            if isinstance(regularization, BaseEstimator):
-                regularization._validate_params()
-            if getattr(regularization, "strength", 1) != 0:
-                regularizations.append(regularization)
-        return regularizations
+            is_auto = isinstance(each, str) and each == "auto"
+            regularizations += map(_penalty, auto if is_auto else [each])
+        return [each for each in regularizations if getattr(each, "strength", 1) != 0]
 
     def _augmentation(self):
         augmentation = self.augmentation
@@ -743,10 +868,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             **({} if "optimizer" in net_params else _OPTIMIZER),
             **net_params,
         }
-        if not isinstance(arguments.get("callbacks", []), list):
-            raise ValueError(
-                f"net_params['callbacks'] must be a list, got {arguments['callbacks']!r}."
-            )
+        check_net_params(net_params)
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 
@@ -759,7 +881,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                     f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
                     f"{value!r}. Fit with warm_start=False."
                 )
-        return self.net_.set_params(**self._settings(X, self.net_.n_classes, incremental))
+        net = self.net_.copy_to_train()
+        return net.set_params(**self._settings(X, net.n_classes, incremental))
 
     def _adopt(self, net, X, weight, n_iter_before=0):
         """Take over a net that was trained with these samples and weights."""
@@ -784,22 +907,15 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             best = min(new, key=lambda row: row["valid_loss"])
             self.best_validation_score_ = float(best["valid_accuracy"])
 
-    def _warn(self, interrupted, *, about_collapse, stacklevel=5):
+    def _warn_of_collapse(self):
         usage = self.expert_usage_
-        if interrupted:
-            message = (
-                f"The training was interrupted after {self.n_iter_} complete epochs; the mixture "
-                "keeps the weights that it had by then."
-            )
-        elif about_collapse and usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
-            message = (
+        if usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
+            warnings.warn(
                 f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
                 "of the training samples. Use a regularization that spreads the work, such as "
-                "regularization='importance' or 'sample_similarity', or fewer experts."
+                "regularization='importance' or 'sample_similarity', or fewer experts.",
+                stacklevel=5,  # at the user's call
             )
-        else:
-            return
-        warnings.warn(message, stacklevel=stacklevel)  # at the user's call
 
     # Prediction
 
@@ -816,10 +932,11 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         ndarray of shape (n_samples,)
             Class labels.
         """
-        proba = self.predict_proba(X)
-        return self.classes_[proba.argmax(axis=1)]
+        fitted = self._snapshot()  # another thread may fit
+        proba = fitted.predict_proba(X)
+        return fitted.classes_[proba.argmax(axis=1)]
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the probability of each class.
 
         Parameters
@@ -830,11 +947,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Probabilities in the order of ``classes_``; rows sum to 1.
+            Probabilities in the order of ``classes_``; rows sum to 1. They are float64, and
+            float32 if ``X`` is float32 or float16.
         """
-        return self._evaluate(X, MixtureOfExperts.predict_proba)
+        return self._evaluate_proba(X, MixtureOfExperts.predict_proba)
 
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the logarithm of the probability of each class.
 
         Parameters
@@ -845,11 +963,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Log-probabilities, exact also where the probability is 0 in float32.
+            Log-probabilities, exact also where the probability is 0.
         """
-        return self._evaluate(X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1))
+        log_proba = self._evaluate(
+            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1)
+        )
+        if log_proba.dtype == np.float64:
+            log_proba -= logsumexp(log_proba, axis=1, keepdims=True)
+        return log_proba
 
-    def gate_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+    def gate_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return how much each expert says about each sample.
 
         Parameters
@@ -863,9 +986,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
             one expert the whole sample here, although it trains on the full softmax.
         """
-        return self._evaluate(X, MixtureOfExperts.gate_proba)
+        return self._evaluate_proba(X, MixtureOfExperts.gate_proba)
 
-    def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.float32]:
+    def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.floating]:
         """Predict the probability of each class by each expert on its own.
 
         Parameters
@@ -882,10 +1005,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Each expert's probabilities, or those of the chosen expert.
         """
         if chosen_only:
-            return self._evaluate(
+            return self._evaluate_proba(
                 X, lambda module, x: module.chosen_expert_logits(x).softmax(dim=1)
             )
-        return self._evaluate(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
+        return self._evaluate_proba(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
 
     def apply(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the expert that the gate chooses for each sample.
@@ -902,17 +1025,28 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """
         return self._evaluate(X, lambda module, x: module.gate_proba(x).argmax(dim=1))
 
+    def _evaluate_proba(self, X, function):
+        """Return probabilities as :meth:`_evaluate` does, which sum to 1 in their precision."""
+        proba = self._evaluate(X, function)
+        if proba.dtype == np.float64:
+            proba /= proba.sum(axis=-1, keepdims=True)
+        return proba
+
     def _evaluate(self, X, function):
+        """Return a function of the mixture, in double precision unless X has less."""
         check_is_fitted(self)
-        X = self._encode(X)
-        check_shape("X", X, self.net_.input_shape)
-        return self.net_.evaluate(X, function)
+        fitted = self._snapshot()  # another thread may fit
+        X = as_eager(X)
+        is_single = has_single_precision(X)
+        X = fitted._encode(X)
+        check_shape("X", X, fitted.net_.input_shape)
+        values = fitted.net_.evaluate(X, function)
+        return values if is_single or values.dtype.kind != "f" else values.astype(np.float64)
 
     def _encode(self, X):
         """Return samples as the net reads them."""
-        is_table = self.encoder_ is not None
-        X = self._validate(X, reset=False, is_table=is_table)
-        return self.encoder_.transform(X) if is_table else X
+        X = self._read(X, reset=False, is_table=self.encoder_ is not None)
+        return X if self.encoder_ is None else self.encoder_.transform(X)
 
     # The machine
 
@@ -963,10 +1097,7 @@ _TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")
 # Images of bytes stay as they are until the net scales a batch of them.
 _X_CHECKS = {"dtype": [np.float32, np.uint8], "order": "C", "allow_nd": True}
 
-_TEXT = (
-    "X holds text: pass a data frame, or name such columns in categorical_features, and leave "
-    "encoder='auto'. Without an encoder X must be numeric."
-)
+_TEXT = "Leave encoder='auto', which encodes text and categories. Without it X must be numeric."
 
 _ADVICE = {
     "could not convert string": _TEXT,
@@ -976,10 +1107,33 @@ _ADVICE = {
     "contains infinity": "X must be finite: clip or drop such values first.",
 }
 
-_EXAMPLES = {
-    "experts": "MLPExperts(hidden_layer_sizes=(128,))",
-    "gate": "SoftmaxGate(top_k=2)",
-    "encoder": "ConvEncoder(channels=(8,))",
-    "augmentation": "FlipCrop(crop=2)",
-    "regularization": "Importance(strength=0.5)",
+_ROOMS = {
+    "experts": EXPERTS,
+    "gate": GATES,
+    "encoder": ENCODERS,
+    "augmentation": AUGMENTATIONS,
+    "regularization": REGULARIZERS,
 }
+
+
+def _example(room, name, nested, value):
+    """Return what a name stands for, or the first of the room that has the parameter, with it."""
+    named = room.get(name) if isinstance(name, str) else None
+    options = [named] if named is not None else list(room.values())
+    for option in options:
+        if nested in option.get_params():
+            return clone(option).set_params(**{nested: value})
+    return options[0]
+
+
+def _penalty(given):
+    """Return the penalty that a name stands for, or the one that a user passed."""
+    penalty = resolve("regularization", given, REGULARIZERS)
+    if not callable(penalty):
+        raise ValueError(
+            f"regularization={penalty!r} must be a name, a regularization such as Importance(), "
+            "or a function."
+        )
+    if isinstance(penalty, BaseEstimator):
+        penalty._validate_params()
+    return penalty

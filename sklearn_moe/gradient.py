@@ -16,7 +16,7 @@ from sklearn_moe.experts import MLPExpertsModule
 from sklearn_moe.gates import SoftmaxGateModule
 from sklearn_moe.layers import MLP, StackedLinear, consists_of
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
-from sklearn_moe.regularizers import Competence
+from sklearn_moe.regularizers import Competence, check_penalty
 
 _KNOWN = {
     MixtureOfExperts,
@@ -117,7 +117,7 @@ def likelihood_gradient(
             mixture = MixtureOutput(None, gate_logits, gate_proba, None, None, gate.routing)
             penalty = gate_logits.sum() * 0  # which has a gradient, if no penalty has one
             for each in regularizations:
-                penalty = penalty + each(mixture, x, y, sample_weight)
+                penalty = penalty + check_penalty(each, each(mixture, x, y, sample_weight))
             (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
 
     gate_log_proba = gate.log_proba.detach().mT

@@ -219,9 +219,7 @@ def prune_experts(
         if method == "similarity":
             _reduce(pruned, groups, scores, encoded, reduce)
         else:
-            kept = [expert for (expert,) in groups]
-            pruned.module_.experts.keep(kept)
-            pruned.module_.gate.keep(kept)
+            pruned.net_.keep([expert for (expert,) in groups])
         pruned.n_experts = pruned.net_.n_experts = n_experts
         pruned.net_.initialize_optimizer()
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
@@ -259,10 +257,11 @@ def _check_fine_tuning(model, n_experts, y, top_k):
         raise ValueError("fine_tune=True needs samples and labels. Pass X and y.")
     if top_k is not None and top_k > n_experts:
         raise ValueError(f"top_k={top_k} must not be larger than n_experts={n_experts}.")
-    if "top_k" not in model.net_.gate.get_params():
+    gate = model.net_.gate
+    if not (isinstance(gate, BaseEstimator) and "top_k" in gate.get_params()):
         raise ValueError(
             "fine_tune=True needs a gate with a parameter top_k that learns by gradients, got "
-            f"gate={model.net_.gate!r}."
+            f"gate={gate!r}."
         )
     if not np.array_equal(np.unique(y), model.classes_):
         raise ValueError(
@@ -380,19 +379,17 @@ def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list
 
 def _reduce(pruned, groups, usage, X, reduce):
     """Replace each group by one expert, to which all the samples of the group go."""
-    module = pruned.module_
-    if reduce == "keep" or (reduce == "auto" and not module.experts.can_merge):
-        module.experts.keep([group[0] for group in groups])
-    else:
-        shares = [usage[group] for group in groups]
-        shares = [
-            (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
-            for own in shares
-        ]
-        X = _evenly(X, SAMPLES_TO_MATCH_UNITS)
-        x = torch.as_tensor(pruned.net_.evaluate(X, MixtureOfExperts.encode))
-        module.experts.merge(groups, shares, x.to(pruned.net_.device))
-    module.gate = module.gate.merge(groups)
+    net = pruned.net_
+    if reduce == "keep" or (reduce == "auto" and not net.module_.experts.can_merge):
+        net.merge(groups)
+        return
+    shares = [usage[group] for group in groups]
+    shares = [
+        (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
+        for own in shares
+    ]
+    x = torch.as_tensor(net.evaluate(_evenly(X, SAMPLES_TO_MATCH_UNITS), MixtureOfExperts.encode))
+    net.merge(groups, shares, x.to(net.device))
 
 
 def _norm_changes(model):
@@ -442,12 +439,15 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
         warm_start=True,
     )
     net.gate, gate = pruned.gate, net.module_.gate
-    annealing = ("anneal_top_k", AnnealTopK(gate.top_k or net.n_experts, top_k))
+    # A gate that takes one has trained on all of them.
+    first = net.n_experts if gate.top_k in (None, 1) else gate.top_k
+    annealing = ("anneal_top_k", AnnealTopK(first, top_k))
     net.callbacks_.append(annealing)
-    gate.take(top_k)
+    net.take(top_k)
     net.module_.experts.check_gate(gate)
     pruned.fit(X, y, sample_weight)
-    net.callbacks_.remove(annealing)
+    callbacks = [each for each in pruned.net_.callbacks_ if each[0] != annealing[0]]
+    pruned.net_.callbacks_ = callbacks
     pruned.warm_start = warm_start
 
 

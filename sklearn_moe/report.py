@@ -15,11 +15,10 @@ from sklearn_moe.decomposition import (
     decomposition_entropy,
     final_model,
 )
-from sklearn_moe.gates import AttentiveGate
 from sklearn_moe.regularizers import Entropy, Importance, Load, SampleSimilarity
 
 # Of more experts than this the report shows the most used ones.
-MOST_EXPERTS = 18
+MOST_EXPERTS = 17
 
 # What the expert says about the class, below these parts of the most that is possible.
 SAYS = (
@@ -45,13 +44,16 @@ def decomposition_report(
     For each expert: its share of the samples (those for which the gate chooses it), its usage
     (mean gate probability over all samples), its accuracy on its own samples without the other
     experts, its certainty (mean gate probability over its own samples) and its main classes. Then
-    what the mixture costs, the three measures with a sentence each, and a verdict on the division
-    of the work, not on its quality:
+    what the mixture costs, the three measures with a sentence each, and a verdict on two things:
 
-    - *collapsed*: the usage is as if fewer than :math:`(E + 1) / 2` experts were used equally,
-      :math:`2^{H_u} < (E + 1) / 2`;
-    - *smeared*: as if more than 1.5 experts shared each sample equally, :math:`2^{H_s} > 1.5`;
-    - *fine* otherwise.
+    - how the experts are used: *unevenly*, as if fewer than :math:`(E + 1) / 2` of them were used
+      equally, :math:`2^{H_u} < (E + 1) / 2`, or *evenly*;
+    - how the gate chooses: *unsurely*, as if more than 1.5 experts shared each sample equally,
+      :math:`2^{H_s} > 1.5`, or *surely*.
+
+    It knows neither whether these are the right parts nor whether another ``random_state`` would
+    find them again. A soft gate that has found what is in the data may be unsure, and an even and
+    sure division may be a wrong one.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ def decomposition_report(
     Returns
     -------
     str or dict
-        The text, which a notebook shows as ``print`` would; of many experts it has the 18 that are
+        The text, which a notebook shows as ``print`` would; of many experts it has the 17 that are
         chosen most often. The dict has ``experts``, a list of one dict per expert ("expert",
         "share", "usage", "accuracy", "certainty", and "main_classes", the parts of its samples in
         the at most three classes that have a tenth of them; accuracy and certainty are nan for an
@@ -76,7 +78,8 @@ def decomposition_report(
         ``n_parameters``, ``cost``, ``relative_cost`` and ``skipping_share`` (see
         :class:`Decomposition`),
         ``sample_entropy``, ``usage_entropy`` and ``expert_class_information`` in bits, the same
-        ``normalized_*``, ``verdict`` (list of str) and ``advice`` (list of str).
+        ``normalized_*``, ``verdict`` (two str, "even" or "uneven" and "sure" or "unsure") and
+        ``advice`` (list of str, empty for "even" and "sure").
 
     See Also
     --------
@@ -151,9 +154,9 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
     """Return the verdict, and the hyperparameters to try beside those that were fitted."""
     n_experts = len(decomposition.usage)
     used = 2**decomposition.usage_entropy
-    verdict, advice = [], []
+    verdict, advice = ["even", "sure"], []
     if used < (n_experts + 1) / 2:
-        verdict.append("collapsed")
+        verdict[0] = "uneven"
         if any(
             isinstance(each, (Importance, Load, SampleSimilarity)) for each in net.regularizations
         ):
@@ -165,10 +168,10 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
         if math.ceil(used) < n_experts:
             advice.append(f"n_experts={math.ceil(used)}, if so many do")
     if 2**decomposition.sample_entropy > 1.5:
-        verdict.append("smeared")
+        verdict[1] = "unsure"
         if net.mixing == "logit":
             advice.append("mixing='probability', which lets experts stand on their own")
-        if not isinstance(net.gate, AttentiveGate):
+        if not net.module_.gate.needs_hidden:
             advice.append("gate='attentive', which is surer")
         if any(isinstance(each, Entropy) for each in net.regularizations):
             advice.append("a higher strength of the entropy regularization")
@@ -177,7 +180,7 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
         else:
             advice.append("regularization=Entropy(0.1), which makes the gate surer")
         advice.append("a gate with a temperature below 1")
-    return verdict or ["fine"], advice
+    return verdict, advice
 
 
 def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
@@ -231,12 +234,14 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
     lines.append("")
     if n_experts == 1:
         lines.append("One expert has nothing to divide.")
-    elif report["advice"]:
-        lines.append(f"The decomposition is {' and '.join(report['verdict'])}. To try:")
-        lines += [f"  - {each}" for each in report["advice"]]
     else:
-        who = "the experts" if len(experts) == n_experts else f"{len(experts)} experts"
-        lines.append(
-            f"The decomposition is fine: {who} share the work, and each sample has its own."
-        )
+        use, choice = report["verdict"]
+        lines += [
+            f"The experts are used {use}ly, and the gate is {choice}. Whether these are the right "
+            "parts, and",
+            "whether another random_state would find them again, this report does not know.",
+        ]
+        if report["advice"]:
+            lines.append("For a division that is even and sure, try:")
+            lines += [f"  - {each}" for each in report["advice"]]
     return "\n".join(lines)

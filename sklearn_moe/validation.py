@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from copy import copy
 from numbers import Real
 
@@ -9,8 +10,12 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils import assert_all_finite
+from sklearn.utils.validation import _check_sample_weight, column_or_1d
+from skorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from sklearn_moe.data import is_missing
 
 
 def resolve(parameter, value, room):
@@ -56,6 +61,43 @@ def check_device(device):
     return device
 
 
+@contextmanager
+def explained_memory(n_experts):
+    """Say what to do where torch has not enough memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not any(word in str(error) for word in ("memory", "overflow", "too large")):
+            raise
+        raise MemoryError(
+            f"There is not enough memory for this mixture with n_experts={n_experts}. Take fewer "
+            f"or smaller experts, or smaller batches (batch_size). {error}"
+        ) from error
+
+
+def check_net_params(net_params):
+    """Raise where skorch would with an error of its depths."""
+    callbacks = net_params.get("callbacks", [])
+    if not isinstance(callbacks, list):
+        raise ValueError(f"net_params['callbacks'] must be a list, got {callbacks!r}.")
+    for callback in callbacks:
+        named = callback[1] if isinstance(callback, tuple) and len(callback) == 2 else callback
+        if not (isinstance(named, Callback) or _is_kind(named, Callback)):
+            raise ValueError(
+                "net_params['callbacks'] must hold skorch callbacks, or pairs of a name and a "
+                f"callback, got {callback!r}."
+            )
+    optimizer = net_params.get("optimizer", Optimizer)
+    if not callable(optimizer):
+        raise ValueError(
+            f"net_params['optimizer'] must be a class such as torch.optim.Adam, got {optimizer!r}."
+        )
+
+
+def _is_kind(value, kind):
+    return isinstance(value, type) and issubclass(value, kind)
+
+
 def check_shape(name, X, input_shape):
     """Raise unless the samples have the shape that the mixture was made for."""
     if X.shape[1:] != input_shape:
@@ -76,9 +118,44 @@ def encode(y, classes, name):
     return np.searchsorted(classes, y)
 
 
+def check_y(y, name="y"):
+    """Return labels as an array of one axis without missing values."""
+    if y is None:
+        raise ValueError(
+            "This MoEClassifier estimator requires y to be passed, but the target y is None."
+        )
+    if isinstance(y, (str, bytes, dict, set, frozenset)):
+        raise ValueError(f"{name} must be array-like of shape (n_samples,), got {y!r}.")
+    try:
+        y = column_or_1d(y, warn=True)
+    except ValueError as error:
+        if "Complex data" not in str(error):
+            raise
+        raise ValueError(f"Complex data not supported: {name} must hold class labels.") from error
+    advice = "Every sample needs a class label: drop those without."
+    try:
+        assert_all_finite(y, input_name=name)
+    except ValueError as error:
+        what = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{what}. {advice}") from error
+    if y.dtype == object:
+        if any(map(is_missing, y.tolist())):
+            raise ValueError(f"{name} has missing labels. {advice}")
+        kinds = sorted({"text" if isinstance(each, str) else "other labels" for each in y})
+        if len(kinds) > 1:
+            raise ValueError(f"{name} mixes text and other labels. Make all of one type.")
+    return y
+
+
 def check_weight(sample_weight, X, name):
     """Return non-negative weights of the samples; ones for None."""
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    try:
+        weight = _check_sample_weight(sample_weight, np.empty((len(X), 1)), dtype=np.float64)
+    except ValueError as error:
+        message = str(error).replace("sample_weight", name)
+        if name not in message:
+            message = f"{name} is not valid: {message}"
+        raise ValueError(message) from error
     if weight.min() < 0:
         raise ValueError(f"{name} must be at least 0, got {weight.min().item()}.")
     return weight
@@ -91,29 +168,35 @@ def class_weights(class_weight, y, weight, classes):
     if class_weight == "balanced":
         totals = np.bincount(y, weights=weight, minlength=len(classes))
         return np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
+    known = classes.tolist()
     for label, value in class_weight.items():
-        if label not in classes:
+        # As in scikit-learn, a class that this part of the data lacks may have a weight, too.
+        if label not in known and not set(known) <= set(class_weight):
             raise ValueError(
-                f"class_weight has a weight for {label!r}, which is not among the classes "
-                f"{classes.tolist()}."
+                f"class_weight has a weight for {label!r}, which is not among the classes {known}."
             )
         if not (isinstance(value, Real) and np.isfinite(value) and value >= 0):
             raise ValueError(
                 f"class_weight must hold finite numbers of at least 0, got {value!r} for "
                 f"{label!r}."
             )
-    return np.array([class_weight.get(label, 1.0) for label in classes.tolist()])
+    return np.array([class_weight.get(label, 1.0) for label in known])
 
 
-def drop_weightless(*arrays):
-    """Drop the samples whose weight, the last array, is zero: they shall count as removed."""
-    rows = arrays[-1] > 0
-    if not rows.any():
+def scaled(weight):
+    """Return weights with a maximum of 1, whose sums neither overflow nor vanish."""
+    return weight / (weight.max() or 1.0)
+
+
+def weighty(weight):
+    """Return the positions of samples with weight: the others shall count as removed."""
+    rows = np.flatnonzero(weight > 0)
+    if len(rows) == 0:
         raise ValueError(
             "All weights are zero (sample_weight times class_weight). At least one training "
             "sample, and one validation sample, must have a positive weight."
         )
-    return arrays if rows.all() else tuple(_safe_indexing(array, rows) for array in arrays)
+    return rows
 
 
 def normalize(weight):
@@ -122,17 +205,21 @@ def normalize(weight):
     return (weight / weight.mean()).astype(np.float32)
 
 
-def split(X, y, *weights, fraction, random_state):
-    """Set a part of the data aside, stratified unless a class is too rare for that."""
+def split(rows, y, *, fraction, random_state):
+    """Set a part of the rows aside, stratified unless a class is too rare for that."""
     counts = np.bincount(y)
     rarest = counts[counts > 0].min()
-    smaller_part = min(fraction, 1 - fraction) * len(X)
+    smaller_part = min(fraction, 1 - fraction) * len(rows)
     can_stratify = rarest >= 2 and smaller_part >= np.count_nonzero(counts)
-    return train_test_split(
-        X,
-        y,
-        *weights,
-        test_size=fraction,
-        stratify=y if can_stratify else None,
-        random_state=random_state,
-    )
+    try:
+        return train_test_split(
+            rows,
+            test_size=fraction,
+            stratify=y if can_stratify else None,
+            random_state=random_state,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"early_stopping=True cannot set validation_fraction={fraction} of {len(rows)} "
+            "samples aside. Pass X_val and y_val, more samples, or early_stopping=False."
+        ) from error

@@ -1,10 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_moe import MixtureOutput
+from sklearn_moe import MixtureOutput, MoEClassifier
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,47 @@ def digits():
     X, y = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(len(X))
     return X[order] / 16, y[order]
+
+
+@pytest.fixture(scope="session")
+def table():
+    """Continuous columns with enough rows for hat functions, and a target of three classes."""
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(600, 6)) * [1, 1, 1, 10, 0.1, 1] + [0, 0, 0, 100, 0, -5]
+    score = np.sin(2 * X[:, 0]) + np.where(X[:, 1] > 0, X[:, 2], (X[:, 3] - 100) / 10)
+    y = np.digitize(score + 0.1 * rng.normal(size=600), [-0.6, 0.6])
+    return X, y
+
+
+@pytest.fixture(scope="session")
+def mixed_table():
+    """A frame of all kinds of columns with missing values, and a target that needs most."""
+    rng = np.random.RandomState(0)
+    n = 600
+    colour, town = rng.choice(["blue", "green", "red"], n), rng.choice(["Bonn", "Trier", "Ulm"], n)
+    size, age = rng.normal(1e3, 10, n), rng.exponential(5, n)
+    rooms, new = rng.randint(1, 8, n), rng.uniform(size=n) < 0.5
+    X = pd.DataFrame(
+        {
+            "size": size,
+            "age": age.astype(np.float32),
+            "rooms": rooms,
+            "new": new,
+            "town": town,
+            "colour": pd.Categorical(colour),
+        }
+    )
+    for column in ("size", "town", "colour"):
+        X.loc[rng.uniform(size=n) < 0.05, column] = None
+    y = np.where((size > 1e3) ^ (colour == "red"), "yes", "no").astype(object)
+    y[(town == "Ulm") & (rooms > 4) & new] = "perhaps"
+    return X, y
+
+
+@pytest.fixture(scope="session")
+def fitted_table(table):
+    """A small mixture of the table; tests must not change it."""
+    return MoEClassifier(max_iter=5, random_state=0).fit(*table)
 
 
 @pytest.fixture

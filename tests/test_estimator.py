@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
@@ -82,7 +81,7 @@ def test_probabilities_reach_certainty_on_separable_data(gate):
     y = rng.randint(2, size=200)
     X = rng.normal(size=(200, 2)) + 20 * y[:, None]
     assert (
-        make(gate=gate, max_iter=100, batch_size=10).fit(X, y).predict_proba(X).max(axis=1).min()
+        make(gate=gate, max_iter=40, batch_size=20).fit(X, y).predict_proba(X).max(axis=1).min()
         > 0.99
     )
 
@@ -210,7 +209,7 @@ def test_zero_weight_equals_removal(regularization, gate, digits):
         pytest.skip("load needs a noisy gate")
     X, y = digits[0][:200], digits[1][:200]
     rows = np.arange(200) % 4 > 0
-    clf = make(gate=gate, regularization=regularization, max_iter=20)
+    clf = make(gate=gate, regularization=regularization, max_iter=6)
     weighted = clone(clf).fit(X, y, sample_weight=rows).predict_proba(X)
     removed = clone(clf).fit(X[rows], y[rows]).predict_proba(X)
     assert np.array_equal(weighted, removed)
@@ -305,11 +304,31 @@ def test_early_stopping_restores_the_best_weights(digits):
 def test_early_stopping_restores_the_lowest_loss_whatever_the_tolerance(iris):
     X, y = iris
     clf = make(early_stopping=True, tol=10.0, n_iter_no_change=8, max_iter=50)
-    clf.fit(X, y, X_val=X, y_val=y)
-    assert clf.n_iter_ == 9  # the first epoch counts as a fall, no other does
-    assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
-        min(clf.validation_loss_curve_), rel=1e-4
-    )
+    # The first epoch counts as a fall, no other does, and the rate is low from the 33rd on.
+    for schedule, n_epochs in {"constant": 9, "one_cycle": 32 + 8}.items():
+        clf.set_params(learning_rate_schedule=schedule).fit(X, y, X_val=X, y_val=y)
+        assert clf.n_iter_ == n_epochs
+        assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
+            min(clf.validation_loss_curve_), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("patience", [1, 3, 20])
+def test_early_stopping_waits_for_a_low_learning_rate(patience, iris):
+    X, y = iris
+    rates = []
+
+    class Spy(Callback):
+        def on_batch_end(self, net, training, **kwargs):
+            if training:
+                rates.append(net.optimizer_.param_groups[0]["lr"])
+
+    net_params = {"callbacks": [Spy()], "lr": 1e-9}  # with which no loss falls
+    params = {"n_iter_no_change": patience, "batch_size": 150, "max_iter": 30}
+    clf = make(early_stopping=True, net_params=net_params, **params).fit(X, y, X_val=X, y_val=y)
+    is_low = np.arange(30) > np.argmax(rates)
+    is_low[: len(rates)] &= np.less(rates, 0.5e-9)
+    assert clf.n_iter_ == len(rates) == min(np.argmax(is_low) + patience, 30)
 
 
 def test_callbacks_see_the_restored_weights_at_the_end(iris):
@@ -523,7 +542,7 @@ def test_interruption_leaves_a_usable_model(experts, iris):
     clf = make(experts=experts, net_params={"callbacks": [CtrlC()]})
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
     try:
-        with pytest.warns(UserWarning, match="interrupted after 3 complete epochs"):
+        with pytest.raises(KeyboardInterrupt, match="interrupted after 3 complete epochs"):
             clf.fit(X, y)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -587,7 +606,24 @@ def test_automatic_recipe(iris, digits):
     assert trained_with(*iris, experts=lambda shape, n: nn.Linear(*shape, n)) == (3e-3, 0.0, [])
     images = digits[0].reshape(-1, 8, 8)[:100], digits[1][:100]
     assert trained_with(*images) == (3e-3, 0.0, [])
-    assert make().partial_fit(*iris, classes=[0, 1, 2]).net_.lr == 3e-3
+    chunk = make().partial_fit(*iris, classes=[0, 1, 2]).net_
+    assert (chunk.lr, chunk.optimizer__weight_decay) == (3e-3, 0.7 / 40)
+
+
+@pytest.mark.parametrize(
+    "params, n_steps",
+    [
+        ({"max_iter": 400}, 2000),
+        ({"batch_size": 2}, 3000),
+        ({"net_params": {"batch_size": 1}}, 6000),
+    ],
+)
+def test_more_steps_do_not_decay_the_weights_more(params, n_steps, iris):
+    net_params = {**params.pop("net_params", {}), "callbacks": [Stop()]}
+    clf = make(**{"max_iter": 40, **params}, net_params=net_params).fit(*iris)
+    assert clf.net_.optimizer__weight_decay * n_steps == pytest.approx(0.7 * 640)
+    clf.set_params(weight_decay=0.7).fit(*iris)
+    assert clf.net_.optimizer__weight_decay == 0.7
 
 
 def test_full_batch_of_sorted_samples_is_compared_over_all_classes(digits):
@@ -894,7 +930,7 @@ def conv_expert(input_shape, n_outputs):
 def test_images_with_own_experts(gate, digits):
     X, y = digits[0].reshape(-1, 8, 8)[:600], digits[1][:600]
     clf = make(
-        experts=conv_expert, gate=gate, regularization="importance", max_iter=30, batch_size=64
+        experts=conv_expert, gate=gate, regularization="importance", max_iter=20, batch_size=64
     )
     pipeline = make_pipeline(FunctionTransformer(lambda X: X * 2), clf)
     scores = cross_validate(pipeline, X, y, cv=2, error_score="raise")
@@ -986,10 +1022,9 @@ def _wrong_data():
     text = X.astype(object)
     text[:, 1] = "red"
     yield "no encoder", with_nan, y, {"encoder": None}, "Input X contains NaN.*encoder='auto'"
-    yield "infinity", with_inf, y, {}, "Input X contains infinity.*clip or drop"
+    yield "infinity", with_inf, y, {}, "Column 1 of X contains infinity.*Clip or drop"
     yield "too large", X * 1e300, y, {"encoder": None}, "infinity or a value too large"
-    yield "text", text, y, {}, r"'red'.*X holds text: pass a data frame.*categorical_features"
-    yield "sparse", csr_array(X), y, {}, "Sparse data was passed"
+    yield "text", text, y, {"encoder": None}, "'red'.*Leave encoder='auto'"
     yield "complex", X + 1j, y, {}, "Complex data not supported.*real and imaginary part"
     yield "no samples", X[:0], y[:0], {}, "0 sample"
     yield "no features", X[:, :0], y, {}, "0 feature"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sklearn_moe import GATES, AttentiveGate, SoftmaxGate
+from sklearn_moe import GATES, AttentiveGate, SoftmaxGate, TableEncoder
 from sklearn_moe.gates import mask_all_but_top_k
 
 N, D, E, H = 9, 6, 4, 5
@@ -128,6 +128,11 @@ def test_permuting_experts_permutes_the_attentive_gate(batch, generator):
     "gate, message",
     [
         (SoftmaxGate(top_k=5), r"top_k=5 must not be larger than n_experts=4"),
+        *[
+            (gate(encoder=encoder), r"Set MoEClassifier\(encoder='table'\)")
+            for gate in (SoftmaxGate, AttentiveGate)
+            for encoder in ("table", TableEncoder(n_knots=4))
+        ],
         (SoftmaxGate(top_k=0), r"The 'top_k' parameter of SoftmaxGate must be an int"),
         (SoftmaxGate(temperature=0), r"The 'temperature' parameter of SoftmaxGate"),
         (SoftmaxGate(noise=-1), r"The 'noise' parameter of SoftmaxGate"),

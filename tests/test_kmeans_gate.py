@@ -5,7 +5,8 @@ from sklearn.metrics import adjusted_rand_score, log_loss
 from torch import nn
 
 from sklearn_moe import KMeansGate, MoEClassifier, decomposition_entropy
-from sklearn_moe.gates.kmeans import least_squares, match
+from sklearn_moe.engine import _spaced
+from sklearn_moe.gates.kmeans import least_squares, match, weighted_median
 
 CORNERS = np.array([[0, 0], [10, 0], [0, 10]])
 
@@ -50,13 +51,46 @@ def test_a_cluster_between_two_others(assignment, share, generator):
 def test_least_squares_solve_the_normal_equations():
     rng = np.random.RandomState(0)
     x, y = rng.normal(size=(50, 4)), np.eye(3)[rng.randint(3, size=50)]
-    linear = least_squares(x, y, np.ones(50), 0.0)
     design = np.column_stack([x, np.ones(50)])
+    linear = least_squares(design.T @ design, y.T @ design, 0.0)
     assert np.abs(design.T @ (design @ linear.T - y)).max() < 1e-8
-    weight = rng.randint(1, 4, size=50)
-    rows = np.repeat(np.arange(50), weight)
-    repeated = least_squares(x[rows], y[rows], np.ones(len(rows)), 1)
-    np.testing.assert_allclose(least_squares(x, y, weight, 1), repeated)
+
+
+@pytest.mark.parametrize("assignment", ["least_squares", "nearest_centroid"])
+@pytest.mark.parametrize("n_features", [3, 50])  # as they are, and their components
+def test_a_weight_of_ten_equals_ten_copies(assignment, n_features, generator):
+    rng = np.random.RandomState(0)
+    x = torch.as_tensor(rng.normal(size=(90, n_features)), dtype=torch.float32)
+    losses = torch.as_tensor(rng.uniform(size=(90, 3)))
+    weight = torch.as_tensor(np.where(rng.uniform(size=90) < 0.2, 10, 1))
+    gates = []
+    for rows, weights in [
+        (torch.arange(90), weight / weight.double().mean()),
+        (torch.arange(90).repeat_interleave(weight), torch.ones(weight.sum())),
+    ]:
+        gate = KMeansGate(assignment=assignment, ridge=0.0).build((n_features,), 3, 1, generator)
+        gate.refit(x[rows], losses[rows], weights, 0)
+        gates.append(gate)
+    for name in ("weight", "bias", "mean", "scale"):
+        torch.testing.assert_close(getattr(gates[0], name), getattr(gates[1], name), msg=name)
+    np.testing.assert_allclose(gates[0].centroids, gates[1].centroids, atol=1e-8)
+
+
+def test_the_weighted_median_is_that_of_copies():
+    rng = np.random.RandomState(0)
+    values, weight = rng.normal(size=(7, 3)), np.array([1, 2, 3, 1, 10, 1, 1])
+    copies = np.repeat(values, weight, axis=0)  # 19
+    np.testing.assert_array_equal(weighted_median(values, weight / 7), np.median(copies, axis=0))
+
+
+def test_samples_are_taken_by_weight():
+    rows, counts = _spaced(torch.tensor([1.0, 0, 10, 1, 8]), 4)  # at 2.5, 7.5, 12.5, 17.5 of 20
+    assert rows.tolist() == [2, 4] and counts.tolist() == [2, 2]
+    rows, counts = _spaced(torch.ones(10), 4)
+    assert rows.tolist() == [1, 3, 6, 8] and counts.tolist() == [1] * 4
+    weight = torch.rand(5)
+    rows, kept = _spaced(weight, 5)
+    assert rows == slice(None) and kept is weight
 
 
 def test_matching():
@@ -76,6 +110,17 @@ def test_too_few_clusters_leave_the_gate_as_it_is(generator):
     for n_samples in (2, 9):  # fewer samples, and fewer distinct ones, than experts
         gate.refit(torch.ones(n_samples, 2), torch.ones(n_samples, 3), torch.ones(n_samples), 0)
         assert torch.equal(gate.weight, before) and gate.centroids is None
+
+
+def test_the_state_has_the_centroids(generator):
+    x, cluster = clusters(CORNERS)
+    gate, x = refitted(x, 1 - np.eye(3)[cluster], generator)
+    new = KMeansGate().build((2,), 3, 1, generator)
+    for one, other in ((gate, new), (KMeansGate().build((2,), 3, 1, generator), gate)):
+        state = one.state_dict()
+        other.load_state_dict(state)
+        assert np.array_equal(other.centroids, one.centroids)
+    assert gate.centroids is None and new.centroids.shape == (3, 2)
 
 
 def test_before_the_first_refit_all_experts_learn(generator):
@@ -157,6 +202,40 @@ def test_one_epoch_is_enough_for_a_gate():
     X, y, family = families(400, 0)
     clf = MoEClassifier(4, gate="kmeans", max_iter=1, random_state=0).fit(X, y)
     assert adjusted_rand_score(family, clf.apply(X)) > 0.99
+
+
+@pytest.mark.parametrize("assignment", ["least_squares", "nearest_centroid"])
+def test_chunks_go_on_from_what_was_seen(assignment):
+    X, y, family = families(900, 0)
+    clf = MoEClassifier(
+        4, gate=KMeansGate(assignment=assignment), max_iter=2, encoder=None, random_state=0
+    ).fit(X[:300], y[:300])
+    expert = clf.apply(X)
+    assert adjusted_rand_score(family, expert) > 0.99
+    for chunk in (X[300:][family[300:] == 2], X[300:310], X[300:]):
+        clf.partial_fit(chunk, np.arange(len(chunk)) % 2)
+        assert (clf.apply(X) == expert).all()  # also for families that the chunk lacks
+    seen = np.concatenate([X[:300], X[300:][family[300:] == 2], X[300:310], X[300:]])
+    which = clf.apply(seen)
+    means = [seen[which == e].mean(axis=0) for e in range(4)]
+    np.testing.assert_allclose(clf.module_.gate.centroids, means, rtol=1e-4)
+
+
+def test_a_whole_fit_forgets_what_was_seen():
+    X, y, _ = families(400, 0)
+    params = {"gate": "kmeans", "max_iter": 2, "encoder": None, "random_state": 0}
+    clf = MoEClassifier(4, warm_start=True, **params).fit(X, y).partial_fit(X + 9, y)
+    clf.fit(X[::-1], y[::-1])
+    assert clf.module_.gate.sums[:, -1].sum() == 400
+
+
+def test_at_most_so_many_are_remembered(generator):
+    x, cluster = clusters(CORNERS)
+    gate, x = refitted(x, 1 - np.eye(3)[cluster], generator, max_samples=30)
+    gate.remember()
+    for _ in range(2):  # epochs of one training
+        gate.refit(x, torch.zeros(len(x), 3), torch.ones(len(x)), 0)
+        assert gate.sums[:, -1].sum() == 30 + 120
 
 
 def test_partial_fit_and_many_features(digits):

@@ -51,10 +51,34 @@ def test_the_error_of_a_bond_is_what_it_discards(generator):
         (1, 3, (1, 1, 1)),
         (6, 2, (2, 3)),
         (1000, 3, (10, 10, 10)),
+        (784, 5, (2, 7, 7, 4, 2)),
+        (784, 4, (2, 7, 28, 2)),
+        (100_000, 6, (5, 5, 5, 40, 5, 4)),
+        (99_991, 6, (5, 5, 5, 40, 5, 4)),  # a prime
     ],
 )
 def test_balanced_factors(size, n_factors, factors):
     assert balanced_factors(size, n_factors) == factors
+
+
+@pytest.mark.parametrize("n_tensors", range(2, 8))
+def test_the_centre_has_most_of_a_layer(n_tensors, generator):
+    """Whatever the sizes, what each expert has for itself is less than a dense matrix."""
+    for n_in, n_out in [(64, 64), (784, 256), (256, 256), (14, 64), (7, 16), (61, 97)]:
+        layer = MPOLinear(8, n_in, n_out, generator, n_tensors=n_tensors, bond=None, noise=0.0)
+        assert len(layer.auxiliary) == n_tensors - 1
+        assert sum(tensor[0].numel() for tensor in layer.auxiliary) < 0.85 * n_in * n_out
+        assert sum(map(torch.numel, layer.parameters())) < 8 * (n_in + 1) * n_out
+        torch.testing.assert_close(
+            layer.weight().std().item(), (3 * n_in) ** -0.5, rtol=0.2, atol=0
+        )
+
+
+def test_the_largest_factors_meet_in_the_centre(generator):
+    layer = MPOLinear(8, 784, 256, generator, n_tensors=5, bond=None, noise=0.0)
+    assert layer.central.shape[1:3] == (4, 7)
+    part = sum(map(torch.numel, layer.parameters())) / (8 * 785 * 256)
+    assert part == pytest.approx(0.21, abs=0.01)
 
 
 def test_parameters(generator):

@@ -9,7 +9,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import sklearn
-import skops.io
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import (
@@ -166,13 +165,6 @@ def test_joblib(clf, iris, tmp_path):
     X, y = iris
     joblib.dump(clf.fit(X, y), tmp_path / "clf.joblib")
     twin = joblib.load(tmp_path / "clf.joblib")
-    assert np.array_equal(twin.predict_proba(X), clf.predict_proba(X))
-
-
-def test_skops(clf, iris):
-    X, y = iris
-    data = skops.io.dumps(clf.fit(X, y))
-    twin = skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
     assert np.array_equal(twin.predict_proba(X), clf.predict_proba(X))
 
 

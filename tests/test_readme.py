@@ -35,5 +35,5 @@ def test_quick_start(capsys, monkeypatch, tmp_path):
         float(found) for found in re.findall(r"accuracy of the .*mixture +(\S+)", printed)
     ]
     assert len(accuracies) == 4 and min(accuracies) > 0.9
-    assert "The decomposition is fine" in printed
+    assert "The experts are used evenly, and the gate is sure" in printed
     assert (tmp_path / "picture.png").stat().st_size > 10_000

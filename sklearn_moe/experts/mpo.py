@@ -43,7 +43,10 @@ class MPOExperts(BaseEstimator):
     hidden_layer_sizes : sequence of int, default=(256,)
         Sizes of each expert's hidden layers, at least one.
     n_tensors : int, default=3
-        Number of tensors of a layer, at least 2.
+        Number of tensors of a layer, at least 2. The central one, :math:`c = \lfloor n / 2
+        \rfloor + 1`, has the largest factors of the layer's sizes; with an even number, which
+        leaves one tensor fewer on its right, it has two of each size. With 2 there is one tensor
+        of each expert's own, before the centre.
     bond : int or None, default=None
         Largest rank between two neighbouring tensors; fewer ranks have fewer parameters. None
         keeps all, with which one matrix could be anything, and only the sharing saves.
@@ -142,6 +145,8 @@ class MPOExperts(BaseEstimator):
 class MPOExpertsModule(ExpertsModule):
     """The torch module of :class:`MPOExperts`."""
 
+    runs_at_once = True
+
     def __init__(
         self,
         layers: list[MPOLinear],
@@ -227,7 +232,8 @@ class MPOLinear(nn.Module):
         super().__init__()
         self.size = n_out, n_in
         self.centre = n_tensors // 2
-        rows, columns = balanced_factors(n_out, n_tensors), balanced_factors(n_in, n_tensors)
+        rows = balanced_factors(n_out, n_tensors)
+        columns = balanced_factors(n_in, n_tensors, mirrored=True)
         matrix = torch.zeros(math.prod(rows), math.prod(columns))
         fill_like_linear(matrix[:n_out, :n_in], n_in, generator)
         self.auxiliary = nn.ParameterList()
@@ -258,23 +264,35 @@ class MPOLinear(nn.Module):
         self.bias = nn.Parameter(self.bias.data[experts])
 
 
-def balanced_factors(size: int, n_factors: int) -> tuple[int, ...]:
-    """Return factors near one another, the largest in the middle, of the next size with such."""
-    limit = 2 * size ** (1 / n_factors)
-    while max(factors := _most_balanced(size, n_factors)) > limit:
+def balanced_factors(size: int, n_factors: int, *, mirrored: bool = False) -> tuple[int, ...]:
+    """Return factors of a size, or of the next that has some near one another.
+
+    The largest is in the middle, and the products on both sides of it are near one another, with
+    the larger one on the left, or mirrored on the right: a side's tensors grow with the square of
+    its product. Of an even number the centre stands for two of one more, as a side with one more
+    than the other would be as large as the whole.
+    """
+    n_odd = n_factors | 1
+    while (factors := _most_balanced(size, n_odd, math.ceil(2 * size ** (1 / n_odd)))) is None:
         size += 1
-    factors = sorted(factors, reverse=True)
-    centre = n_factors // 2
-    return (*factors[1 : centre + 1], factors[0], *factors[centre + 1 :])
+    centre, *others = factors
+    sides = others[::4] + others[3::4], others[1::4] + others[2::4]
+    right, left = sorted(map(sorted, sides), key=math.prod, reverse=mirrored)
+    if n_factors < n_odd:
+        centre *= right.pop()
+    return (*left, centre, *reversed(right))
 
 
-def _most_balanced(size, n_factors):
-    """Return the factors of a size whose largest is least."""
+def _most_balanced(size, n_factors, limit):
+    """Return the falling factors of a size whose largest is least, or None if it is above."""
     if n_factors == 1:
-        return [size]
-    divisors = [each for each in range(1, size + 1) if size % each == 0]
-    options = ([each, *_most_balanced(size // each, n_factors - 1)] for each in divisors)
-    return min(options, key=lambda factors: (max(factors), -min(factors)))
+        return [size] if size <= limit else None
+    for largest in range(1, limit + 1):
+        if largest**n_factors >= size and size % largest == 0:
+            others = _most_balanced(size // largest, n_factors - 1, largest)
+            if others is not None:
+                return [largest, *others]
+    return None
 
 
 def decompose(

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances_argmin
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from sklearn_moe.gates.base import Gate, GateModule, GateOutput, mask_all_but_top_k
@@ -56,6 +58,12 @@ class KMeansGate(Gate):
     standardised samples, or their first 32 principal components. While there are fewer clusters
     than experts, as of fewer distinct samples, all experts learn from all samples.
 
+    ``partial_fit`` goes on: the samples of a chunk go to the nearest centroids, these move to the
+    mean of all that they ever got, as in scikit-learn's ``MiniBatchKMeans``, and the experts keep
+    their clusters. Scaling and components stay those of the first chunk that had enough clusters,
+    and earlier samples count as at most ``max_samples``. So the first chunk should have samples of
+    all families.
+
     References
     ----------
     R. D. Nzoyem, G. Stevens, A. Sahota, D. A. W. Barton, T. Deakin, Towards Foundational Models
@@ -80,6 +88,7 @@ class KMeansGate(Gate):
         "max_samples": [Interval(Integral, 1, None, closed="left")],
     }
 
+    needs_hidden = False
     top_k = 1
 
     def __init__(
@@ -134,11 +143,41 @@ class KMeansGateModule(GateModule):
         self.register_buffer("weight", torch.zeros(n_experts, n_features))
         self.register_buffer("bias", torch.zeros(n_experts))
         self.register_buffer("is_fitted", torch.tensor(False))
-        self.centroids = None  # of the last refit, standardised
+        # What the clusters are found in, of x: standardised, with fewer dimensions.
+        n_dimensions = min(n_features, MAX_DIMENSIONS)
+        self.register_buffer("mean", torch.zeros(n_features).double())
+        self.register_buffer("scale", torch.ones(n_features).double())
+        self.register_buffer("projection", torch.eye(n_dimensions, n_features).double())
+        # Of the samples seen, with a one as last feature: products, and sums for each expert.
+        self.register_buffer("products", torch.zeros((n_dimensions + 1,) * 2).double())
+        self.register_buffer("sums", torch.zeros(n_experts, n_dimensions + 1).double())
+        self.is_whole_fit = False
+        self.before = None  # both, of earlier trainings
+
+    @property
+    def centroids(self) -> np.ndarray | None:
+        """The experts' centroids (E, n_features), or None if there are none yet."""
+        if not self.sums.any():
+            return None
+        mean, scale, projection, sums = (
+            each.cpu().numpy() for each in (self.mean, self.scale, self.projection, self.sums)
+        )
+        return mean + scale * (sums[:, :-1] / sums[:, -1:] @ projection)
 
     def keep(self, experts: list[int]) -> None:
         self.weight, self.bias = self.weight[experts], self.bias[experts]
-        self.centroids = None
+        self.sums = torch.zeros_like(self.sums[experts])
+
+    def begin(self) -> None:
+        self.is_whole_fit = True
+
+    def remember(self) -> None:
+        """Take note of what was seen before this training, unless it is a whole fit."""
+        if self.is_whole_fit or self.centroids is None:
+            self.before = None
+        else:
+            self.before = self.products.clone(), self.sums.clone()
+        self.is_whole_fit = False
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return x.flatten(1) @ self.weight.mT + self.bias
@@ -164,50 +203,92 @@ class KMeansGateModule(GateModule):
             Seed of the first centroids.
         """
         x, losses, weight = (
-            values.flatten(1).double().cpu().numpy() if values.dim() > 1 else values.cpu().numpy()
+            values.flatten(1).double().cpu().numpy()
+            if values.dim() > 1
+            else values.double().cpu().numpy()
             for values in (x, losses, sample_weight)
         )
-        n_experts = losses.shape[1]
-        mean, scale = x.mean(axis=0), x.std(axis=0)
-        scale[scale == 0] = 1
-        features = standardised = (x - mean) / scale
-        projection = np.eye(x.shape[1])
-        if x.shape[1] > MAX_DIMENSIONS and len(x) > MAX_DIMENSIONS:
-            projection = PCA(MAX_DIMENSIONS, svd_solver="full").fit(features).components_
-            features = features @ projection.T
-        cluster = self._clusters(features, projection, weight, n_experts, seed)
-        if cluster is None:
-            self.centroids = None
-            return
-        centroids = np.stack([features[cluster == j].mean(axis=0) for j in range(n_experts)])
-        self.centroids = np.stack(
-            [standardised[cluster == j].mean(axis=0) for j in range(n_experts)]
-        )
-        cost = np.stack([np.median(losses[cluster == j], axis=0) for j in range(n_experts)])
-        expert = match(cost, self.matching)
-        if self.assignment == "nearest_centroid":
-            linear = np.empty((n_experts, features.shape[1] + 1))
-            linear[expert] = np.column_stack([2 * centroids, -np.square(centroids).sum(axis=1)])
+        if self.before is None:
+            basis = self._basis(x, weight, seed)
+            expert = self._cluster(x, losses, weight, basis, seed)
+            if expert is None:
+                self.sums.zero_()
+                return
+            products = sums = 0
         else:
-            target = np.eye(n_experts)[expert[cluster]]
-            linear = least_squares(features, target, weight, self.ridge)
+            basis = [each.cpu().numpy() for each in (self.mean, self.scale, self.projection)]
+            products, sums = (each.cpu().numpy() for each in self.before)
+            centroids = sums[:, :-1] / sums[:, -1:]
+            expert = pairwise_distances_argmin(reduce(x, *basis), centroids)
+            # Not more than so many are remembered.
+            share = min(1.0, self.max_samples / sums[:, -1].sum())
+            products, sums = share * products, share * sums
+        mean, scale, projection = basis
+        design = np.column_stack([reduce(x, *basis), np.ones(len(x))])
+        products = products + design.T @ (design * weight[:, None])
+        sums = sums + (np.eye(losses.shape[1])[expert] * weight[:, None]).T @ design
+        if self.assignment == "nearest_centroid":
+            centroids = sums[:, :-1] / sums[:, -1:]
+            linear = np.column_stack([2 * centroids, -np.square(centroids).sum(axis=1)])
+        else:
+            linear = least_squares(products, sums, self.ridge)
         gate = linear[:, :-1] @ projection / scale
         self.weight.copy_(torch.as_tensor(gate))
         self.bias.copy_(torch.as_tensor(linear[:, -1] - gate @ mean))
+        self.mean.copy_(torch.as_tensor(mean))
+        self.scale.copy_(torch.as_tensor(scale))
+        self.projection.copy_(torch.as_tensor(projection))
+        self.products.copy_(torch.as_tensor(products))
+        self.sums.copy_(torch.as_tensor(sums))
         self.is_fitted.fill_(True)
 
-    def _clusters(self, features, projection, weight, n_experts, seed):
-        """Return the cluster of each sample, or None if there are not so many clusters."""
-        if len(features) < n_experts:
+    def _basis(self, x, weight, seed):
+        """Return the mean, scale and components of samples."""
+        scaler = StandardScaler().fit(x, sample_weight=weight)
+        projection = np.eye(*self.projection.shape)
+        if x.shape[1] > MAX_DIMENSIONS:
+            weighted = scaler.transform(x) * np.sqrt(weight)[:, None]
+            # Neither transposed nor with more iterations, which depend on the number of rows.
+            components = randomized_svd(
+                weighted, MAX_DIMENSIONS, n_iter=4, transpose=False, random_state=seed
+            )[2]
+            projection = np.zeros_like(projection)
+            projection[: len(components)] = components
+        return scaler.mean_, scaler.scale_, projection
+
+    def _cluster(self, x, losses, weight, basis, seed):
+        """Return the expert of each sample's cluster, or None if there are too few clusters."""
+        n_experts = losses.shape[1]
+        if len(x) < n_experts:
             return None
         start = {"init": "k-means++", "n_init": 10}
         if self.centroids is not None:
-            start = {"init": self.centroids @ projection.T, "n_init": 1}
+            start = {"init": reduce(self.centroids, *basis), "n_init": 1}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct samples
-            kmeans = KMeans(n_experts, **start, max_iter=self.max_iter, random_state=seed)
-            cluster = kmeans.fit_predict(features, sample_weight=weight)
-        return cluster if len(np.unique(cluster)) == n_experts else None
+            # A tolerance above 0 would be in units of a variance without weights.
+            kmeans = KMeans(n_experts, **start, max_iter=self.max_iter, tol=0, random_state=seed)
+            cluster = kmeans.fit_predict(reduce(x, *basis), sample_weight=weight)
+        if len(np.unique(cluster)) < n_experts:
+            return None
+        members = [cluster == j for j in range(n_experts)]
+        cost = np.stack([weighted_median(losses[rows], weight[rows]) for rows in members])
+        return match(cost, self.matching)[cluster]
+
+
+def reduce(
+    x: np.ndarray, mean: np.ndarray, scale: np.ndarray, projection: np.ndarray
+) -> np.ndarray:
+    """Return the coordinates of samples in which the clusters are found."""
+    return (x - mean) / scale @ projection.T
+
+
+def weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the lower median of each column."""
+    order = values.argsort(axis=0)
+    half = weight.sum() / 2 * (1 - 1e-9)  # whatever the order of the sum
+    middle = (weight[order].cumsum(axis=0) >= half).argmax(axis=0)[None]
+    return np.take_along_axis(values, np.take_along_axis(order, middle, axis=0), axis=0)[0]
 
 
 def match(cost: np.ndarray, matching: str) -> np.ndarray:
@@ -221,11 +302,17 @@ def match(cost: np.ndarray, matching: str) -> np.ndarray:
     return np.array(experts)
 
 
-def least_squares(
-    features: np.ndarray, target: np.ndarray, weight: np.ndarray, ridge: float
-) -> np.ndarray:
-    """Return the rows [slopes, intercept] of a weighted linear least-squares fit per target."""
-    design = np.column_stack([features, np.ones(len(features))])
-    weighted = design * weight[:, None]
-    gram = weighted.T @ design + ridge * np.eye(design.shape[1])
-    return np.linalg.lstsq(gram, weighted.T @ target, rcond=None)[0].T
+def least_squares(products: np.ndarray, sums: np.ndarray, ridge: float) -> np.ndarray:
+    """Return the rows [slopes, intercept] of a linear least-squares fit per expert.
+
+    Parameters
+    ----------
+    products : ndarray of shape (d + 1, d + 1)
+        Weighted sum of the products of the samples' features, the last of which is 1.
+    sums : ndarray of shape (n_experts, d + 1)
+        Weighted sum of the features of each expert's samples.
+    ridge : float
+        What is added to the diagonal.
+    """
+    products = products + ridge * np.eye(len(products))
+    return np.linalg.lstsq(products, sums.T, rcond=None)[0].T

@@ -206,14 +206,14 @@ class ReportEpochs(Callback):
         self.n_epochs = 0
         if self.left_out is None:
             return
-        (X, y), model = self.left_out, self.candidate
-        if isinstance(model, Pipeline):
-            X, model = model[:-1].transform(X) if len(model) > 1 else X, model[-1]
+        X, y = self.left_out
+        if isinstance(self.candidate, Pipeline) and len(self.candidate) > 1:
+            X = self.candidate[:-1].transform(X)
         known = np.isin(y, self.classes)
         if not known.any():
             self.left_out = None
             return
-        self.X = model._encode(X)[known]
+        self.X = net.read_(X)[known]
         self.y = np.searchsorted(self.classes, np.asarray(y)[known])
 
     def on_epoch_end(self, net, **kwargs):

@@ -1,0 +1,28 @@
+"""What a file of a fitted mixture holds."""
+
+from __future__ import annotations
+
+from sklearn_moe.decomposition import Decomposition
+from sklearn_moe.distillation import DistillationReport
+from sklearn_moe.encoders import ENCODERS, CustomEncoder
+from sklearn_moe.engine import MoENet
+from sklearn_moe.estimator import MoEClassifier
+from sklearn_moe.experts import EXPERTS, CustomExperts
+from sklearn_moe.gates import GATES
+from sklearn_moe.images import AUGMENTATIONS
+from sklearn_moe.pruning import PruningReport
+from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.tables import TableTransformer
+
+_ROOMS = (ENCODERS, EXPERTS, GATES, AUGMENTATIONS, REGULARIZERS)
+
+TRUSTED_TYPES: list[str] = sorted(
+    f"{cls.__module__}.{cls.__qualname__}"
+    for cls in {type(each) for room in _ROOMS for each in room.values()}
+    | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, TableTransformer}
+    | {Decomposition, DistillationReport, PruningReport}
+)
+"""The types of this package that a skops file of a mixture may hold, for ``trusted``.
+
+A mixture without parts of yours has no others that skops does not trust by itself.
+"""

@@ -1,0 +1,369 @@
+"""What users pass as X: any container, any type, and what cannot be read."""
+
+import datetime
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from scipy import sparse
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import BaggingClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from sklearn_moe import MoEClassifier
+from sklearn_moe.tables import choose_knots
+
+
+def make(**params):
+    return MoEClassifier(**{"n_experts": 3, "max_iter": 3, "random_state": 0, **params})
+
+
+NAMES = list("abcdef")
+
+
+@pytest.fixture(scope="module")
+def halves(table):
+    """Values that float16 holds exactly, many enough for hat functions."""
+    X, y = table
+    return np.round(X * 4) / 4, y
+
+
+@pytest.fixture(scope="module")
+def expected(halves):
+    clf = make().fit(*halves)
+    assert sum(map(len, clf.encoder_.knots_)) > 6 * 5  # the default path is on
+    return clf.predict_proba(halves[0])
+
+
+def strided(X):
+    wide = np.zeros((2 * len(X), 2 * X.shape[1]))
+    wide[::2, ::2] = X
+    return wide[::2, ::2]
+
+
+def read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+CONTAINERS = {
+    "list": np.ndarray.tolist,
+    "F": np.asfortranarray,
+    "strided": strided,
+    "read-only": read_only,
+    "float16": lambda X: X.astype(np.float16),
+    "float32": lambda X: X.astype(np.float32),
+    "float32, F": lambda X: np.asfortranarray(X, dtype=np.float32),
+    "longdouble": lambda X: X.astype(np.longdouble),
+    "big-endian": lambda X: X.astype(">f8"),
+    "object": lambda X: X.astype(object),
+    "CSR": sparse.csr_array,
+    "CSC, float32": lambda X: sparse.csc_matrix(X.astype(np.float32)),
+    "pandas": lambda X: pd.DataFrame(X, columns=NAMES),
+    "pandas, float32": lambda X: pd.DataFrame(X, columns=NAMES, dtype=np.float32),
+    "pandas, one float16": lambda X: pd.DataFrame(X, columns=NAMES).astype({"a": "float16"}),
+    "pandas, nullable": lambda X: pd.DataFrame(X, columns=NAMES).astype("Float64"),
+    "pandas, pyarrow": lambda X: pd.DataFrame(X, columns=NAMES).astype("double[pyarrow]"),
+    "pandas, object": lambda X: pd.DataFrame(X, columns=NAMES).astype(object),
+    "pandas, sparse": lambda X: pd.DataFrame.sparse.from_spmatrix(
+        sparse.csr_array(X), columns=NAMES
+    ),
+    "polars": lambda X: pl.DataFrame(X, schema=NAMES),
+    "polars, float32": lambda X: pl.DataFrame(X.astype(np.float32), schema=NAMES),
+    "polars, lazy": lambda X: pl.LazyFrame(X, schema=NAMES),
+    "pyarrow": lambda X: pa.table(dict(zip(NAMES, X.T, strict=True))),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_equal_values_give_equal_mixtures(container, halves, expected):
+    X, y = halves
+    held = CONTAINERS[container](X)
+    proba = make().fit(held, y).predict_proba(held)
+    np.testing.assert_allclose(proba, expected, atol=1e-6)
+    if proba.dtype == np.float64:
+        assert np.array_equal(proba, expected)
+
+
+def test_memory_maps_and_dask(halves, expected, tmp_path):
+    X, y = halves
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    assert np.array_equal(make().fit(mapped, y).predict_proba(mapped), expected)
+    dask = pytest.importorskip("dask.dataframe")
+    frame = dask.from_pandas(pd.DataFrame(X, columns=NAMES), npartitions=2)
+    clf = make().fit(frame, y)
+    assert np.array_equal(clf.predict_proba(frame), expected)
+    assert clf.feature_names_in_.tolist() == NAMES
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "uint8", "bool", "Int64", "boolean"])
+def test_whole_numbers(kind, table):
+    X, y = table
+    X = np.clip(np.round(X * 3), 0, 1 if "bool" in kind else 9)
+    expected = make().fit(X, y).predict_proba(X)
+    held = pd.DataFrame(X).astype(kind) if kind[0] in "Ib" and kind != "bool" else X.astype(kind)
+    if isinstance(held, pd.DataFrame):
+        held.columns = NAMES
+    proba = make().fit(held, y).predict_proba(held)
+    assert proba.dtype == np.float64 and np.array_equal(proba, expected)
+
+
+@pytest.mark.parametrize("encoder", ["auto", None])
+def test_precision_of_probabilities(encoder, table):
+    X, y = table
+    clf = make(encoder=encoder).fit(X, y)
+    single = X.astype(np.float32)
+    for given, kind in [(X, np.float64), (X.tolist(), np.float64), (single, np.float32)]:
+        proba, gate_proba = clf.predict_proba(given), clf.gate_proba(given)
+        assert proba.dtype == gate_proba.dtype == clf.predict_log_proba(given).dtype == kind
+        of_experts = clf.expert_proba(given)
+        assert of_experts.dtype == kind
+        np.testing.assert_allclose(
+            np.einsum("ne,nec->nc", gate_proba, of_experts), proba, atol=1e-6
+        )
+    proba = clf.predict_proba(X)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=0, atol=1e-15)
+    assert proba.max() <= 1
+    np.testing.assert_allclose(clf.predict_log_proba(X), np.log(proba), atol=1e-5)
+
+
+def test_a_sure_mistake_costs_what_it_should():
+    X = np.repeat([[-1.0], [1.0]], 200, axis=0)
+    y = np.repeat([0, 1], 200)
+    clf = make(max_iter=40, learning_rate=0.5, weight_decay=0, regularization=None).fit(X, y)
+    assert log_loss(1 - y, clf.predict_proba(X)) > 20
+
+
+# Categories
+
+
+@pytest.fixture(scope="module")
+def coloured():
+    rng = np.random.RandomState(0)
+    colour = rng.choice(["red", "green", "blue"], 200).astype(object)
+    size = rng.choice([1.0, 2.0, 7.0], 200)
+    y = (colour == "red") ^ (size > 1)
+    colour[::9] = None
+    number = rng.normal(size=200)
+    return pd.DataFrame({"colour": colour, "number": number, "size": size}), y
+
+
+COLOURED = {
+    "object": lambda X: X.astype(object),
+    "string": lambda X: X.astype({"colour": "string"}),
+    "pyarrow": lambda X: X.astype({"colour": "string[pyarrow]"}),
+    "category": lambda X: X.astype({"colour": "category"}),
+    "ordered": lambda X: X.assign(colour=pd.Categorical(X["colour"], ordered=True)),
+    "polars": pl.from_pandas,
+    "polars, categorical": lambda X: pl.from_pandas(X).with_columns(
+        pl.col("colour").cast(pl.Categorical)
+    ),
+    "array": lambda X: X.astype(object).to_numpy(),
+    "array with NA": lambda X: X.astype(object).fillna(pd.NA).to_numpy(),
+    "list": lambda X: X.astype(object).to_numpy().tolist(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.parametrize("container", COLOURED)
+def test_equal_categories_give_equal_mixtures(container, coloured):
+    X, y = coloured
+    clf = make().fit(X, y)
+    expected = clf.predict_proba(X)
+    held = COLOURED[container](X)
+    assert np.array_equal(make().fit(held, y).predict_proba(held), expected)
+    assert np.array_equal(clf.predict_proba(held), expected)  # asked for in another container
+
+
+@pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names")
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_numbers_as_categories_whatever_holds_them(missing):
+    rng = np.random.RandomState(0)
+    kind = rng.randint(0, 3, 120)
+    number = rng.normal(size=120)
+    objects = np.c_[kind, number].astype(object)
+    objects[::7, 0] = missing
+    floats = np.where(
+        np.arange(120)[:, None] % 7 * [1, 0] + [0, 1] > 0, np.c_[kind, number], np.nan
+    )
+    frame = pd.DataFrame({"k": pd.array(kind, dtype="Int64"), "x": number})
+    frame.loc[::7, "k"] = pd.NA
+    with_nulls = pl.DataFrame(
+        {"k": [None if i % 7 == 0 else k for i, k in enumerate(kind.tolist())], "x": number}
+    )
+    clf = make(categorical_features=[0])
+    expected = clf.fit(floats, kind == 1).predict_proba(floats)
+    for held in (objects, frame, frame.astype({"k": "category"}), with_nulls):
+        assert np.array_equal(clf.predict_proba(held), expected)
+        other = make(categorical_features=[0]).fit(held, kind == 1)
+        assert np.array_equal(other.predict_proba(floats), expected)
+
+
+def test_mixed_columns_are_categories(coloured):
+    X, y = coloured
+    mixed = X.assign(size=[int(size) if size < 5 else "many" for size in X["size"]])
+    clf = make(max_iter=40).fit(mixed, y)
+    assert clf.encoder_.is_categorical_.tolist() == [True, False, True]
+    assert clf.encoder_.categories_[1] == [1.0, 2.0, "many"]
+    assert clf.score(mixed, y) > 0.8
+    bins = X.assign(size=pd.cut(X["size"], [0, 1, 5, 9]))
+    assert len(make().fit(bins, y).encoder_.categories_[1]) == 3
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        (pd.period_range("2020", periods=60, freq="D"), r"'odd' .*Period"),
+        (pd.interval_range(0, 60), r"'odd' .*Interval"),
+        ([datetime.date(2020, 1, 1)] * 60, r"'odd' .*datetime.date"),
+        (pd.date_range("2020", periods=60), r"'odd' of X holds Datetime.*make numbers of times"),
+        (pd.to_timedelta(range(60)), r"'odd' of X holds Duration"),
+        ([[1, 2]] * 60, r"'odd' .*\[1, 2\]"),
+        ([1j] * 60, r"'odd' .*1j"),
+        ([*range(59), np.inf], "'odd' of X contains infinity"),
+        ([*range(59), object()], "'odd' .*<object object"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_named(column, message):
+    X = pd.DataFrame({"fine": np.arange(60.0), "odd": column})
+    with pytest.raises(ValueError, match=f"Column {message}"):
+        make().fit(X, np.arange(60) % 2)
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_text_in_a_column_of_numbers(table):
+    X = pd.DataFrame(table[0][:, :2], columns=["a", "b"])
+    clf = make(max_iter=1).fit(X, table[1])
+    with pytest.raises(ValueError, match="Column 'b' of X is a column of numbers and holds 'x'"):
+        clf.predict(pd.DataFrame({"a": [1.0], "b": ["x"]}))
+    with pytest.raises(ValueError, match="Column 1 of X is a column of numbers and holds 'x'"):
+        clf.predict([[1.0, "x"]])
+    assert np.array_equal(clf.predict_proba([["1", "2.5"]]), clf.predict_proba([[1.0, 2.5]]))
+    with pytest.raises(ValueError, match=r"Complex data not supported.*features of their own"):
+        clf.predict(np.array([[1.0, 1j]]))
+
+
+@pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names")
+def test_meta_estimators_that_make_arrays_of_frames(coloured):
+    X, y = coloured
+    bagging = BaggingClassifier(make(max_iter=20), n_estimators=2, random_state=0).fit(X, y)
+    assert bagging.score(X, y) > 0.8
+
+
+# Sparse matrices
+
+
+def test_sparse_parts_of_pipelines(coloured):
+    X, y = coloured
+    columns = make_column_transformer(
+        (OneHotEncoder(sparse_output=True), ["colour", "size"]), sparse_threshold=1.0
+    )
+    assert make_pipeline(columns, make(max_iter=20)).fit(X, y).score(X, y) > 0.8
+    words = X["colour"].fillna("grey") + X["size"].map({1: " small", 2: " middling", 7: " large"})
+    texts = words.tolist()
+    clf = make_pipeline(TfidfVectorizer(), make(max_iter=20)).fit(texts, y)
+    assert clf.score(texts, y) > 0.8
+    images_not = sparse.csr_array(np.eye(4))
+    assert make(encoder=None).fit(images_not, [0, 1, 0, 1]).predict(images_not).shape == (4,)
+
+
+# Extreme values
+
+
+def test_huge_values_stay_at_the_end(table):
+    X = table[0]
+    clf = make(max_iter=40).fit(X, X[:, 0] > 0)
+    far = np.zeros((4, 6))
+    far[:, 0] = 1e3, 1e20, 1e200, 1.7e308
+    proba = clf.predict_proba(far)[:, 1]
+    assert proba.min() > 0.9 and np.ptp(proba) < 0.01
+    assert clf.predict_proba(-far)[:, 1].max() < 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e155, 1e300])
+def test_columns_of_any_scale(scale, table):
+    X, y = table
+    expected = make(max_iter=10).fit(X, y).predict(X)
+    assert np.mean(make(max_iter=10).fit(X * scale, y).predict(X * scale) == expected) > 0.98
+    single = np.clip(scale, 1e-44, 1e30) * X
+    assert np.isfinite(make().fit(single.astype(np.float32), y).predict_proba(X)).all()
+
+
+def test_small_differences_of_large_numbers(table):
+    X, y = table
+    expected = make(max_iter=10).fit(X, y).predict_proba(X)
+    shifted = X + 1e9
+    np.testing.assert_allclose(
+        make(max_iter=10).fit(shifted, y).predict_proba(shifted), expected, atol=1e-3
+    )
+
+
+def test_columns_without_values_are_silent(table):
+    X, y = table[0].copy(), table[1]
+    X[:, 0], X[:, 1] = np.nan, 3.0
+    clf = make().fit(X, y)
+    assert np.isfinite(clf.predict_proba(X)).all()
+    assert clf.encoder_.has_missing_.tolist() == [True] + 5 * [False]
+
+
+@pytest.mark.parametrize("share_of_zeros", [0.3, 0.6, 0.9, 0.97])
+def test_hat_functions_are_continuous_at_ties(share_of_zeros):
+    rng = np.random.RandomState(0)
+    X = np.where(rng.uniform(size=(1000, 2)) < share_of_zeros, 0, rng.exponential(size=(1000, 2)))
+    clf = make().fit(X, X[:, 0] > 0.1)
+    knots = clf.encoder_.knots_[0]
+    assert len(knots) >= 4 and (np.diff(knots) > 0).all()
+    encoded = clf.encoder_.transform(np.c_[[0, 1e-12, -1e-12, 1, 1 + 1e-12], np.zeros(5)])
+    np.testing.assert_allclose(encoded[[0, 0, 3]], encoded[[1, 2, 4]], atol=1e-6)
+    grid = np.linspace(-1, 5, 2001)
+    hats = clf.encoder_.transform(np.c_[grid, np.zeros(2001)])[:, 2 : 2 + len(knots)]
+    np.testing.assert_allclose(hats.sum(axis=1), 1, atol=1e-6)
+    single = X.astype(np.float32)
+    np.testing.assert_allclose(
+        clf.encoder_.transform(single), clf.encoder_.transform(X), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("degrees_of_freedom", [1, 1.5])
+def test_heavy_tails_are_the_same_in_single_precision(degrees_of_freedom):
+    rng = np.random.RandomState(0)
+    X = rng.standard_t(degrees_of_freedom, (1000, 3))
+    y = X[:, 0] > 0
+    one, other = make().fit(X, y), make().fit(X.astype(np.float32), y)
+    np.testing.assert_allclose(one.predict_proba(X), other.predict_proba(X), atol=1e-4)
+
+
+def test_knots_by_hand():
+    values = np.arange(100.0)
+    assert choose_knots(values, np.ones(100), 5).tolist() == [0, 24, 49, 74, 99]
+    assert choose_knots(values, np.r_[1000, np.ones(99)], 5)[:2].tolist() == [0, 33]
+    assert choose_knots(values[:4], np.ones(4), 5).tolist() == [0, 1, 2, 3]
+    assert choose_knots(np.array([0, 1e-9, 1.0]), np.ones(3), 5).tolist() == [0, 1]
+
+
+# Images
+
+
+def test_images_have_the_scale_of_the_training(digits):
+    X = (digits[0].reshape(-1, 8, 8)[:200] * 16).astype(np.uint8)
+    y = digits[1][:200]
+    clf = make(max_iter=5).fit(X, y)
+    expected = clf.predict_proba(X)
+    for held in (X.tolist(), X.astype(np.int64), X / 255):
+        np.testing.assert_allclose(clf.predict_proba(held), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="floats up to 16, but the mixture was fitted on bytes"):
+        clf.predict(X.astype(float))
+    floats = make(max_iter=5).fit(X.astype(float), y)
+    np.testing.assert_allclose(
+        floats.predict_proba(X), floats.predict_proba(X.astype(float)), atol=1e-6
+    )
+    fractions = make(max_iter=1).fit(X / 16, y)
+    with pytest.raises(ValueError, match=r"whole numbers up to 16.*fitted on numbers from 0 to 1"):
+        fractions.predict(X)

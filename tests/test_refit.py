@@ -1,0 +1,294 @@
+"""Trainings that fail or are interrupted, and what is left of the mixture afterwards."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.ensemble import BaggingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
+from skorch.callbacks import Callback
+
+from sklearn_moe import MoEClassifier, SoftmaxGate
+
+
+def make(**params):
+    return MoEClassifier(**{"n_experts": 3, "max_iter": 5, "random_state": 0, **params})
+
+
+class Raises(Callback):
+    """Raises an error after so many epochs of one training."""
+
+    def __init__(self, error, epoch=2):
+        self.error, self.epoch = error, epoch
+
+    def on_train_begin(self, net, **kwargs):
+        self.left = self.epoch
+
+    def on_batch_end(self, net, training, **kwargs):
+        if training and self.left == 0:
+            raise self.error
+
+    def on_epoch_end(self, net, **kwargs):
+        self.left -= 1
+
+
+FAILURES = {
+    "gate": {"gate": SoftmaxGate(top_k=99)},
+    "NaN": {"learning_rate": 1e30, "learning_rate_schedule": "constant"},
+    "callback": {"net_params": {"callbacks": [Raises(RuntimeError("broken"))]}},
+    "memory": {"n_experts": 10**9},
+    "penalty": {"regularization": lambda mixture, x, y, sample_weight: 1 / 0},
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_fit_leaves_the_mixture_as_it_was(failure):
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    clf = make().fit(X, y)
+    before, state = clf.predict_proba(X), {**vars(clf)}
+    other = pd.DataFrame(X.to_numpy()[:, :2] * 100 + 50, columns=["a", "b"])
+    clf.set_params(**FAILURES[failure])
+    with pytest.raises((ValueError, RuntimeError, MemoryError, ZeroDivisionError)):
+        clf.fit(other, np.array(list("uvw"))[y])
+    assert np.array_equal(clf.predict_proba(X), before)
+    fitted = {name for name in vars(clf) if name.endswith("_")}
+    assert all(vars(clf)[name] is state[name] for name in fitted)
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_failed_training_can_go_on(incremental, iris):
+    X, y = iris
+    clf, same = (make(warm_start=not incremental) for _ in range(2))
+
+    def train(each, **kwargs):
+        return each.partial_fit(X, y, [0, 1, 2]) if incremental else each.fit(X, y)
+
+    train(clf)
+    clf.set_params(net_params={"augmentation": lambda x, generator: 1 / 0})
+    with pytest.raises(ZeroDivisionError):
+        train(clf)
+    clf.set_params(net_params=None)
+    train(clf)
+    train(train(same))
+    assert np.array_equal(clf.predict_proba(X), same.predict_proba(X))
+    assert clf.loss_curve_ == same.loss_curve_
+
+
+def test_predictions_during_a_refit_are_of_the_one_or_the_other(iris):
+    X, y = iris
+    clf = make(max_iter=60).fit(X, y)
+    before, seen = clf.predict_proba(X), []
+    with ThreadPoolExecutor(1) as pool:
+        refit = pool.submit(clf.set_params(warm_start=True).fit, X, y)
+        while not refit.done():
+            seen.append(clf.predict_proba(X))
+    after = clf.predict_proba(X)
+    assert len(seen) > 3 and not np.array_equal(before, after)
+    assert all(np.array_equal(each, before) or np.array_equal(each, after) for each in seen)
+
+
+class CtrlC(Callback):
+    """Interrupts a training as a user does, in its third epoch."""
+
+    def on_batch_end(self, net, training, **kwargs):
+        if training and len(net.history) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def interruptible():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_stops_what_is_around(iris):
+    X, y = iris
+    clf = make(net_params={"callbacks": [CtrlC()]})
+    with pytest.raises(KeyboardInterrupt):
+        cross_val_score(clf, X, y)
+    with pytest.raises(KeyboardInterrupt):
+        GridSearchCV(clf, {"n_experts": [2, 3]}).fit(X, y)
+    with pytest.raises(KeyboardInterrupt):
+        BaggingClassifier(clf).fit(X, y)
+    with pytest.raises(KeyboardInterrupt, match="after 2 complete epochs; the mixture keeps"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == 2 and clf.predict(X).shape == (150,)
+    clf.set_params(warm_start=True, net_params=None).fit(X, y)  # its net still has the callback
+    assert clf.n_iter_ == 7
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_in_the_first_epoch_changes_nothing(iris):
+    X, y = iris
+
+    class AtOnce(Callback):
+        def on_batch_end(self, net, training, **kwargs):
+            signal.raise_signal(signal.SIGINT)
+
+    clf = make(net_params={"callbacks": [AtOnce()]})
+    with pytest.raises(KeyboardInterrupt, match="in its first epoch"):
+        clf.partial_fit(X, y, [0, 1, 2])
+    with pytest.raises(NotFittedError):
+        clf.predict(X)
+    clf.set_params(net_params=None).fit(X, y)
+    before = clf.predict_proba(X)
+    clf.set_params(net_params={"callbacks": [AtOnce()]})
+    with pytest.raises(KeyboardInterrupt, match="as it was before"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == 5 and np.array_equal(clf.predict_proba(X), before)
+
+
+# What later chunks have that the first one had not
+
+
+def frame(**columns):
+    columns = {"number": np.arange(40.0), "kind": ["a", "b"] * 20, **columns}
+    return pd.DataFrame(columns), np.arange(40) % 2
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize(
+    "news, message",
+    [
+        ({"kind": ["a", "c"] * 20}, "Column 'kind' has the category 'c' for the first time"),
+        ({"kind": ["a", None] * 20}, "Column 'kind' has missing values for the first time"),
+        ({"number": [1.0, np.nan] * 20}, "Column 'number' has missing values for the first"),
+        ({"number": np.arange(40) + 1e4}, "Column 'number' has values about 866 standard dev"),
+    ],
+)
+def test_news_of_later_chunks_are_told_once(news, message, incremental):
+    X, y = frame()
+    later = frame(**news)[0]
+    clf = make(warm_start=not incremental)
+
+    def train(X):
+        return clf.partial_fit(X, y, [0, 1]) if incremental else clf.fit(X, y)
+
+    train(X)
+    with pytest.warns(UserWarning, match=message) as warned:
+        train(later)
+    assert warned[0].filename == __file__ and len(warned) == 1
+    train(later)
+
+
+def test_a_first_chunk_of_one_row():
+    clf = make().partial_fit([[1.0, 2.0]], [0], [0, 1])
+    with pytest.warns(UserWarning, match="Column 0 was constant so far"):
+        clf.partial_fit([[3.0, 2.0], [1.0, 2.0], [2.0, 2.0]], [0, 1, 0])
+
+
+# Classes and weights
+
+
+def test_class_weights_of_classes_that_a_fold_lacks():
+    y = np.r_[[0, 1] * 40, [0, 1, 2, 0] * 10]
+    X = np.random.RandomState(0).normal(size=(120, 3)) + y[:, None]
+    folds, weights = TimeSeriesSplit(3), {0: 1, 1: 2, 2: 5}
+    assert np.isfinite(cross_val_score(make(class_weight=weights), X, y, cv=folds)).all()
+    for clf in (make(class_weight={0: 1, 3: 2}), LogisticRegression(class_weight={0: 1, 3: 2})):
+        with pytest.raises(ValueError, match=r"class_weight|classes"):
+            clf.fit(X, y)
+
+
+@pytest.mark.parametrize("scale", [1e307, 1e-320])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 1.0, 1: 3.0, 2: 1.0}])
+def test_weights_of_any_scale(scale, class_weight, iris):
+    X, y = iris
+    weight = 1.0 + np.arange(150) % 3
+    clf = make(class_weight=class_weight)
+    expected = clf.fit(X, y, weight).predict_proba(X)
+    proba = clf.fit(X, y, weight * scale).predict_proba(X)
+    np.testing.assert_allclose(proba, expected, atol=1e-3)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"n_experts": True}, "n_experts must be an integer, got True"),
+        ({"max_iter": False}, "max_iter must be an integer, got False|'max_iter' parameter"),
+        ({"class_weight": {(0, 1): 2.0}}, r"class_weight has a weight for \(0, 1\)"),
+    ],
+)
+def test_wrong_parameters(params, message, iris):
+    with pytest.raises(ValueError, match=message):
+        make(**params).fit(*iris)
+
+
+def test_batches_larger_than_any_data(iris):
+    clf = make(batch_size=10**330).fit(*iris)
+    assert np.array_equal(
+        clf.predict_proba(iris[0]), make(batch_size=150).fit(*iris).predict_proba(iris[0])
+    )
+
+
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        ("abc", r"y must be array-like of shape \(n_samples,\), got 'abc'"),
+        ({0, 1}, r"y must be array-like of shape \(n_samples,\), got {0, 1}"),
+        (None, "requires y to be passed"),
+        ([0, 1, np.nan], "Input y contains NaN. Every sample needs a class label"),
+        ([0, 1, np.inf], "Input y contains infinity.*Every sample needs a class label"),
+        ([0, 1, 1j], "y must hold class labels"),
+        ([0, 1, None], "Input y contains NaN|Every sample needs a class label"),
+        ([0, 0, 0], "at least 2 classes, got one class"),
+        ([0, 1], "inconsistent numbers of samples"),
+    ],
+)
+def test_wrong_labels(y, message):
+    with pytest.raises(ValueError, match=message):
+        make().fit(np.eye(3), y)
+    if y is not None and y != [0, 0, 0]:
+        with pytest.raises(ValueError, match="The validation set X_val, y_val is not valid"):
+            make().fit(np.eye(3), [0, 1, 0], X_val=np.eye(3), y_val=y)
+
+
+@pytest.mark.parametrize(
+    "weight, message",
+    [
+        (["a", "b", "c"], "sample_weight is not valid.*'a'"),
+        ([1, np.nan, 1], "sample_weight contains NaN"),
+        ([1, -1, 1], "sample_weight must be at least 0, got -1.0"),
+        ([0, 0, 0], "All weights are zero|at least one non-zero"),
+        ([1, 1], "sample_weight"),
+    ],
+)
+def test_wrong_weights(weight, message):
+    with pytest.raises(ValueError, match=message):
+        make().fit(np.eye(3), [0, 1, 0], weight)
+    with pytest.raises(ValueError, match="sample_weight_val"):
+        make().fit(
+            np.eye(3), [0, 1, 0], X_val=np.eye(3), y_val=[0, 1, 0], sample_weight_val=weight
+        )
+
+
+def test_wrong_classes_of_a_stream():
+    with pytest.raises(ValueError, match=r"classes must be array-like.*got {0, 1}"):
+        make().partial_fit(np.eye(3), [0, 1, 0], {0, 1})
+
+
+def test_samples_without_numbers():
+    with pytest.raises(ValueError, match=r"samples of shape \(2, 0\), which hold no numbers"):
+        make().fit(np.zeros((4, 2, 0)), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("params", [{"verbose": 1}, {"track_decomposition": True}, {}])
+def test_a_diverged_training_says_so(params, iris):
+    clf = make(learning_rate=1e30, learning_rate_schedule="constant", **params)
+    with pytest.raises(ValueError, match=r"The training loss became .* Lower learning_rate"):
+        clf.fit(*iris)
+
+
+def test_too_much_memory(iris):
+    with pytest.raises(MemoryError, match=r"n_experts=1000000000.*fewer or smaller experts"):
+        make(n_experts=10**9).fit(*iris)
