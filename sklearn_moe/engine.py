@@ -43,7 +43,7 @@ from sklearn_moe.experts import EXPERTS, MLPExpertsModule, build_experts
 from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule, build_gate
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
 from sklearn_moe.images import augment
-from sklearn_moe.layers import seeded_globally
+from sklearn_moe.layers import MLP, StackedLinear, consists_of, seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS, Competence, check_penalty
 from sklearn_moe.threads import intra_op_threads, threads_given
@@ -68,7 +68,18 @@ WORK_FOR_TWO_THREADS = 2e8
 ROWS_OF_BLOCK = 1024
 BLOCKS_OF_WINDOW = 64
 
-# Regularizations that do not wait for the device.
+# Modules and regularizations that do not wait for the device.
+_GRAPHED = {
+    MixtureOfExperts,
+    MLPExpertsModule,
+    SoftmaxGateModule,
+    AttentiveGateModule,
+    MLP,
+    StackedLinear,
+    torch.nn.Linear,
+    torch.nn.ModuleList,
+    torch.nn.Identity,
+}
 _CAPTURABLE = {Competence} | {type(each) for each in REGULARIZERS.values() if each.gate_only}
 
 
@@ -291,7 +302,8 @@ class MoENet(NeuralNetClassifier):
 
         experts = _make(experts_for, self.steps_["experts"])
         gate = _make(gate_for, self.steps_["gate"])
-        self.module_ = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
+        module = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
+        self.module_ = module.eval()  # as it is at all times but those of a training step
         return self
 
     def check_data(self, X, y=None):
@@ -326,9 +338,15 @@ class MoENet(NeuralNetClassifier):
         all batches.
         """
         listeners = [callback for _, callback in self.callbacks_ if listens_to_batches(callback)]
-        if not training or not all(isinstance(each, BatchCallback) for each in listeners):
-            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
-            return
+        try:
+            if training and all(isinstance(each, BatchCallback) for each in listeners):
+                self._train_one_epoch(iterator, prefix, listeners)
+            else:
+                super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        finally:
+            self._set_training(False)
+
+    def _train_one_epoch(self, iterator, prefix, listeners):
         self._set_training(True)
         self._gradient_is_known = self._knows_gradient()
         batches, make_step = iterator, self._step
@@ -393,6 +411,7 @@ class MoENet(NeuralNetClassifier):
             and type(self.module_.gate.encoder) is torch.nn.Identity
             and all(type(each) in _CAPTURABLE for each in self.regularizations)
             and not any(callable(getattr(each, "metric", 0)) for each in self.regularizations)
+            and consists_of(self.module_, _GRAPHED)
             and all(
                 "capturable" in group and group.get("fused")
                 for group in self.optimizer_.param_groups
@@ -406,6 +425,7 @@ class MoENet(NeuralNetClassifier):
             and self.criterion_.weight is None
             and self.criterion_.reduction == "none"
             and self.criterion_.ignore_index == -100
+            and consists_of(self.criterion_, {torch.nn.NLLLoss})
         )
 
     def _knows_gradient(self):
@@ -444,7 +464,6 @@ class MoENet(NeuralNetClassifier):
         return self._loss_and_gradient(self._on_device(batch), with_prediction=True)
 
     def validation_step(self, batch, **fit_params):
-        self._set_training(False)
         inputs, y = self._on_device(batch)
         sample_weight = inputs["sample_weight"]
         with torch.no_grad():
@@ -458,12 +477,17 @@ class MoENet(NeuralNetClassifier):
         self.check_is_fitted()
         inputs, _ = batch
         x = inputs["x"] if isinstance(inputs, dict) else inputs
-        self._set_training(training)
-        with torch.set_grad_enabled(training):
-            x = torch.as_tensor(x, device=self.device)
-            if training:
+        x = torch.as_tensor(x, device=self.device)
+        if not training:
+            with torch.no_grad():
+                return self._predicting()._run(MixtureOfExperts.predict_proba, x)
+        before = self.module_.training
+        self._set_training(True)
+        try:
+            with torch.enable_grad():
                 return self.module_(x).log_proba.softmax(dim=1)
-            return self._run(MixtureOfExperts.predict_proba, x)
+        finally:
+            self._set_training(before)
 
     # What is kept
 
@@ -528,7 +552,6 @@ class MoENet(NeuralNetClassifier):
                 (name, ours[name] if callback is None else callback)
                 for name, callback in state["callbacks"]
             ]
-            self._set_training(False)
         self.callbacks = params["callbacks"]
 
     def __deepcopy__(self, memo: dict) -> MoENet:
@@ -634,7 +657,6 @@ class MoENet(NeuralNetClassifier):
         seed = torch.randint(
             2**31, (), generator=self.generator_, device=self.generator_.device
         ).item()
-        self._set_training(False)
         seen, losses = [], []
         with torch.no_grad():
             parts = (values[rows].split(CHUNK_SIZE) for values in (inputs["x"], y))
@@ -681,12 +703,20 @@ class MoENet(NeuralNetClassifier):
     def snapshot(self) -> MoENet:
         """Return a net that predicts as this one does now and shares the rest with it."""
         net = object.__new__(type(self))
-        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_))
+        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_).eval())
         return net
+
+    def _predicting(self):
+        """Return this net, or a copy amid a training step, which must not notice."""
+        return self.snapshot() if self.module_.training else self
 
     def copy_to_train(self) -> MoENet:
         """Return a net whose training goes on from here, and leaves this one as it is."""
         net = self.snapshot()
+        parameters = self.module_.parameters(), net.module_.parameters()
+        for own, copied in zip(*parameters, strict=True):  # hooks are not copied, but a user's
+            copied._backward_hooks = own._backward_hooks
+            copied._post_accumulate_grad_hooks = own._post_accumulate_grad_hooks
         net.history_ = copy(self.history)
         return net._take_over_optimizer(self)
 
@@ -694,14 +724,12 @@ class MoENet(NeuralNetClassifier):
         self, X: np.ndarray | Tensor, function: Callable[[MixtureOfExperts, Tensor], Tensor]
     ) -> np.ndarray:
         """Return what a function of the mixture and a batch says about each row of X."""
-        if self.module_.training:
-            self._set_training(False)
-        chunk_size = self._chunk_size()
+        net, chunk_size = self._predicting(), self._chunk_size()
 
         def part(start):
             with torch.inference_mode():
                 x = _tensor(X[start : start + chunk_size], self.device)
-                return self._run(function, x).cpu().numpy()
+                return net._run(function, x).cpu().numpy()
 
         starts = range(0, len(X), chunk_size)
         with self.threads(min(chunk_size, len(X)), predicting=True):
