@@ -12,6 +12,7 @@ import io
 import re
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -34,17 +35,25 @@ def run(path, seed):
     return out.getvalue().splitlines()
 
 
+def keyed(lines):
+    """Return each line by its words and how often they came before."""
+    keys, seen = {}, Counter()
+    for line in lines:
+        words = re.sub(r"\s+", " ", NUMBER.sub("#", line))
+        keys[words, seen[words]] = line
+        seen[words] += 1
+    return keys
+
+
 def summarize(runs):
     """Yield the lines that all runs have in common, with mean and deviation of their numbers."""
-    for lines in zip(*runs, strict=False):
-        numbers = [
-            [float(each.replace(",", "")) for each in NUMBER.findall(line)] for line in lines
-        ]
-        if len({re.sub(r" +", " ", NUMBER.sub("#", line)) for line in lines}) > 1:
-            yield "..."
+    runs = [keyed(lines) for lines in runs]
+    for key, first in runs[0].items():
+        if not all(key in run for run in runs):
             continue
+        numbers = [[float(each.replace(",", "")) for each in NUMBER.findall(r[key])] for r in runs]
         cells = iter(zip(np.mean(numbers, axis=0), np.std(numbers, axis=0, ddof=1), strict=True))
-        yield NUMBER.sub(lambda _, cells=cells: "{:.4g} ± {:.2g}".format(*next(cells)), lines[0])
+        yield NUMBER.sub(lambda _, cells=cells: "{:.4g} ± {:.2g}".format(*next(cells)), first)
 
 
 def main():

@@ -77,20 +77,19 @@ for expert, color in enumerate(plt.colormaps["viridis"](np.linspace(0, 0.9, 4)))
     axes[1].scatter(*X_test[chosen].T, s=3, color=color, label=f"{units[expert]} units")
 axes[1].set_title("expert, with a strength of 1")
 axes[1].legend(markerscale=4, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
-accuracy, easy, hard = np.transpose(rows)
+_, easy, hard = np.transpose(rows)
 axes[2].plot(range(4), easy, "o-", label="easy samples")
 axes[2].plot(range(4), hard, "s-", label="hard samples")
-for i, value in enumerate(accuracy):
-    place = i, max(easy[i], hard[i])
-    axes[2].annotate(f"accuracy\n{value:.3f}", place, ha="center", va="bottom")
 axes[2].set(
     xticks=range(4),
     xlim=(-0.5, 3.5),
-    xticklabels=strengths,
-    xlabel="strength",
+    xticklabels=[
+        f"{strength:g}\n{row[0]:.3f}" for strength, row in zip(strengths, rows, strict=True)
+    ],
+    xlabel="strength, and the accuracy with it",
     ylabel="multiply-adds of the expert",
-    ylim=(0, 1.3 * max(easy.max(), hard.max())),
+    ylim=(0, 1.1 * max(easy.max(), hard.max())),
     title="cost",
 )
-axes[2].legend()
+axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
 plt.show()
