@@ -5,8 +5,12 @@ Small experts for easy samples
 Left a line separates two classes, right they are wound into spirals. With
 ``experts="complexity"`` the experts have 4 to 64 hidden units, and
 ``regularization="complexity"`` makes the large ones dear (Zamfir et al. 2024, arXiv 2411.18466).
-Easy samples get cheaper experts than hard ones with every strength. With a strength of 0.1 a
-prediction costs a fifth, for one or two percent of accuracy; a strength of 1 is too much.
+
+Sizes alone do not bring easy samples to small experts: with a strength of 0 an easy sample costs
+985 ± 200 multiply-adds and a hard one 815 ± 64 (mean and standard deviation of five seeds). The
+regularization does, on average. With a strength of 0.1 they cost 195 ± 69 and 370 ± 120, which
+is a third, and the accuracy falls from .979 ± .013 to .954 ± .014; a strength of 1 is too much,
+.895 ± .010.
 """
 
 import matplotlib.pyplot as plt
