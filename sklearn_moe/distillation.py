@@ -24,6 +24,7 @@ from sklearn_moe.decomposition import (
     final_model,
     with_last,
 )
+from sklearn_moe.defaults import usual_defaults
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.engine import CHUNK_SIZE
 from sklearn_moe.gates import SoftmaxGate, build_gate
@@ -200,12 +201,13 @@ def _with_new_gate(net, gate, seed):
     net.initialize_callbacks().initialize_history()
     generator = torch.Generator().manual_seed(seed)
     module, teacher = net.module_, net.module_.gate
-    shape = output_shape(module.encoder, net.input_shape)
     net.steps_["gate"] = [("build", net.n_experts)]
     hidden_size = module.experts.hidden_size
-    student = build_gate(gate, shape, net.n_experts, hidden_size, generator).to(net.device)
+    with usual_defaults():
+        shape = output_shape(module.encoder, net.input_shape)
+        student = build_gate(gate, shape, net.n_experts, hidden_size, generator)
     module.experts.check_gate(student)
-    teacher.teach(student)
+    teacher.teach(student.to(net.device))
     module.gate = student
     return net.initialize_optimizer()
 
@@ -275,7 +277,7 @@ def _on_changed(objective, teacher, target):
             if target == "teacher":
                 goal = teacher.gate_proba(x)
             else:
-                goal = _expert_log_proba(teacher, x)[torch.arange(len(y)), :, y]
+                goal = _expert_log_proba(teacher, x)[torch.arange(len(y), device=y.device), :, y]
             x = teacher.encode(x)
         return objective(net, x, sample_weight, goal)
 

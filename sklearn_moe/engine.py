@@ -38,6 +38,7 @@ from sklearn_moe.callbacks import (
 )
 from sklearn_moe.convolution import ConvStack
 from sklearn_moe.cuda_graphs import GraphedSteps
+from sklearn_moe.defaults import usual_defaults
 from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.experts import EXPERTS, MLPExpertsModule, build_experts
 from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule, build_gate
@@ -143,15 +144,19 @@ class TensorBatches:
 
     def _shuffle(self):
         if not self.in_windows or self.n_samples <= ROWS_OF_BLOCK * BLOCKS_OF_WINDOW:
-            return torch.randperm(self.n_samples, generator=self.generator)
+            return self._permutation(self.n_samples)
         n_blocks = math.ceil(self.n_samples / ROWS_OF_BLOCK)
-        blocks = torch.randperm(n_blocks, generator=self.generator)
+        blocks = self._permutation(n_blocks)
+        places = torch.arange(ROWS_OF_BLOCK, device=blocks.device)
         windows = []
         for window in blocks.split(BLOCKS_OF_WINDOW):
-            rows = (window.unsqueeze(1) * ROWS_OF_BLOCK + torch.arange(ROWS_OF_BLOCK)).flatten()
+            rows = (window.unsqueeze(1) * ROWS_OF_BLOCK + places).flatten()
             rows = rows[rows < self.n_samples]
-            windows.append(rows[torch.randperm(len(rows), generator=self.generator)])
+            windows.append(rows[self._permutation(len(rows))])
         return torch.cat(windows)
+
+    def _permutation(self, n):
+        return torch.randperm(n, generator=self.generator, device=self.generator.device)
 
     def take(self, rows: slice | Tensor):
         """Return the batch of these rows."""
@@ -291,6 +296,12 @@ class MoENet(NeuralNetClassifier):
             # How experts and gate came about: with how many experts each was built, and what
             # pruning did to it since.
             self.steps_ = {part: [("build", self.n_experts)] for part in ("experts", "gate")}
+        with usual_defaults():
+            module = self._build()
+        self.module_ = module.eval()  # as it is at all times but those of a training step
+        return self
+
+    def _build(self):
         generator = torch.Generator().manual_seed(self.seed)
         encoder = build_encoder(self.encoder, self.input_shape, generator)
         shape = output_shape(encoder, self.input_shape)
@@ -306,9 +317,7 @@ class MoENet(NeuralNetClassifier):
 
         experts = _make(experts_for, self.steps_["experts"])
         gate = _make(gate_for, self.steps_["gate"])
-        module = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
-        self.module_ = module.eval()  # as it is at all times but those of a training step
-        return self
+        return self.module(experts, gate, mixing=self.mixing, encoder=encoder)
 
     def check_data(self, X, y=None):
         """Leave the checks to the estimator."""
@@ -641,6 +650,7 @@ class MoENet(NeuralNetClassifier):
         n_rows = len(X) if self.batch_size == -1 else min(self.batch_size, len(X))
         try:
             with (
+                usual_defaults(device),
                 self.threads(n_rows),
                 seeded_globally(seed, device) if uses_global_state else nullcontext(),
             ):
@@ -691,11 +701,12 @@ class MoENet(NeuralNetClassifier):
         the first.
         """
         firsts = [group[0] for group in groups]
-        if shares is None:
-            self.module_.experts.keep(firsts)
-        else:
-            self.module_.experts.merge(groups, shares, x)
-        self.module_.gate = self.module_.gate.merge(groups)
+        with usual_defaults(self.device):
+            if shares is None:
+                self.module_.experts.keep(firsts)
+            else:
+                self.module_.experts.merge(groups, shares, x)
+            self.module_.gate = self.module_.gate.merge(groups)
         self.steps_["experts"].append(("keep", firsts))
         self.steps_["gate"].append(("merge", groups))
 
@@ -773,10 +784,11 @@ class MoENet(NeuralNetClassifier):
         # prediction does not depend on its place in the batch, there are no last few rows.
         n_missing = -len(x) % ROWS_AT_ONCE
         is_dear = len(x) == 1 and _multiply_adds(self.module_) > WORK_TO_PAD_A_ROW
-        if n_missing == 0 or is_dear:
-            return function(self.module_, x)
-        padded = F.pad(x, (0, 0) * (x.dim() - 1) + (0, n_missing))
-        return function(self.module_, padded)[: len(x)]
+        with usual_defaults(self.device):
+            if n_missing == 0 or is_dear:
+                return function(self.module_, x)
+            padded = F.pad(x, (0, 0) * (x.dim() - 1) + (0, n_missing))
+            return function(self.module_, padded)[: len(x)]
 
     def to(self, device: str) -> None:
         """Move module and optimizer to a device."""
@@ -839,7 +851,7 @@ def _arrays(state):
 def _tensors(state):
     """Return such a state with tensors of its own."""
     if isinstance(state, np.ndarray):
-        return torch.tensor(state)
+        return torch.from_numpy(state.copy())
     if isinstance(state, dict):
         return {name: _tensors(value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):

@@ -106,7 +106,7 @@ class MixtureOfExperts(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return what gate and experts see of a batch; bytes are brought to between 0 and 1."""
-        return self.encoder(x / 255 if x.dtype == torch.uint8 else x)
+        return self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
 
     def route(self, x: Tensor) -> GateOutput:
         """Return what the gate says of a batch; experts run only for a gate that reads them."""

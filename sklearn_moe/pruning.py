@@ -388,8 +388,8 @@ def _reduce(pruned, groups, usage, X, reduce):
         (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
         for own in shares
     ]
-    x = torch.as_tensor(net.evaluate(_evenly(X, SAMPLES_TO_MATCH_UNITS), MixtureOfExperts.encode))
-    net.merge(groups, shares, x.to(net.device))
+    x = net.evaluate(_evenly(X, SAMPLES_TO_MATCH_UNITS), MixtureOfExperts.encode)
+    net.merge(groups, shares, torch.from_numpy(x).to(net.device))
 
 
 def _norm_changes(model):
