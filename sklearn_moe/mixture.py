@@ -118,8 +118,6 @@ class MixtureOfExperts(nn.Module):
     def _choose(self, x, hidden, generator=None):
         """Return what the gate says, with the probabilities of experts that take part."""
         gate = self.gate(x, hidden, generator)
-        if self.gate.top_k == 1:  # the one expert of a sample cannot but answer
-            return gate
         return gate._replace(log_proba=self.experts.limit(gate.log_proba))
 
     def gate_proba(self, x: Tensor) -> Tensor:

@@ -82,10 +82,7 @@ class ExpertsModule(nn.Module):
         """Raise a ValueError if these experts make no sense under such a gate."""
 
     def limit(self, gate_log_proba: Tensor) -> Tensor:
-        """Return the gate's log-probabilities of a batch, without experts that take no part.
-
-        It is not asked where one expert answers for a sample, which would be left with none.
-        """
+        """Return the gate's log-probabilities of a batch, without experts that take no part."""
         return gate_log_proba
 
 

@@ -27,9 +27,10 @@ class ZeroComputationExperts(BaseEstimator):
 
     .. math:: z_\mathrm{zero} = 0, \qquad z_\mathrm{copy} = A x, \qquad z_\mathrm{constant} = b
 
-    What the gate gives to a zero expert goes to the others that answer for the sample, in
-    proportion. Where a zero expert is the only one, as under a gate with ``top_k=1``, all classes
-    are equally probable. A soft gate asks all experts, so a zero expert is of no use to it.
+    In prediction, what the gate gives to a zero expert goes to the others that it takes for the
+    sample, in proportion; where it takes no other, all classes are equally probable. In training
+    zero experts always say so, from which the gate learns where they will not do. A soft gate asks
+    all experts, so a zero expert is of no use to it.
 
     Take a gate that keeps the top k experts, two of them in the reference, so that a prediction
     really skips the ordinary experts, and ``regularization="zero_computation"``, which says how
@@ -65,9 +66,9 @@ class ZeroComputationExperts(BaseEstimator):
               C_Z = \frac{\gamma k T}{\tau N_F + N_Z}.
 
     In the reference the experts are layers inside a network; these are its experts as whole
-    classifiers. As in its code, not its equations, the gates of the experts that are left sum to
-    1. An attentive gate, which must run all experts anyway, reads a learned vector in
-    place of a cheap expert's hidden one.
+    classifiers. As in its code, not its equations, the gates of the others sum to 1; there it is
+    so in training, too, where the gate would get no gradient here. An attentive gate, which must
+    run all experts anyway, reads a learned vector in place of a cheap expert's hidden one.
 
     References
     ----------
@@ -260,24 +261,18 @@ class ZeroComputationExpertsModule(ExpertsModule):
         return x.new_zeros(len(x), self.constant.weight.shape[1])
 
     def limit(self, gate_log_proba: Tensor) -> Tensor:
-        has_capacity = self.training and self.capacity is not None
-        if not (has_capacity or "zero" in self.kinds):
-            return gate_log_proba
         answers = gate_log_proba > -torch.inf
-        if has_capacity:
+        if not self.training and "zero" in self.kinds:
+            kept = answers & ~torch.tensor(self._are("zero"), device=answers.device)
+        elif self.training and self.capacity is not None:
             share = torch.tensor(self.is_ordinary, device=answers.device)
             share = torch.where(share, self.tau, 1.0)
             capacity = self.capacity * answers.sum() * share / share.sum()
-            answers = _unless_none(answers & (answers.cumsum(dim=0) <= capacity), answers)
-        if "zero" in self.kinds:
-            is_zero = torch.tensor(self._are("zero"), device=answers.device)
-            answers = _unless_none(answers & ~is_zero, answers)
-        return gate_log_proba.masked_fill(~answers, -torch.inf).log_softmax(dim=1)
-
-
-def _unless_none(kept, answers):
-    """Return which experts are kept for a sample, or all of them if none would be."""
-    return torch.where(kept.any(dim=1, keepdim=True), kept, answers)
+            kept = answers & (answers.cumsum(dim=0) <= capacity)
+        else:
+            return gate_log_proba
+        kept = torch.where(kept.any(dim=1, keepdim=True), kept, answers)
+        return gate_log_proba.masked_fill(~kept, -torch.inf).log_softmax(dim=1)
 
 
 class _Parameter(nn.Module):
