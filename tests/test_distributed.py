@@ -59,13 +59,13 @@ def postgres():
 
 
 def test_two_processes_fill_a_study_on_a_server(postgres):
-    processes = [worker(postgres, n_trials=8) for _ in range(2)]
+    processes = [worker({postgres: 99}, n_trials=4) for _ in range(2)]
     go(*processes)
     printed = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
+    assert not any(err for _, err in printed), printed
     assert all("done" in out for out, _ in printed)
     storage = optuna.storages.RDBStorage(postgres)
-    check_shared(optuna.load_study(study_name="shared", storage=storage), 8)
+    check_shared(optuna.load_study(study_name="shared", storage=storage), 4, n_extra=1)
     storage.remove_session()
     storage.engine.dispose()
 
