@@ -58,9 +58,9 @@ def paper_data(tmp_path, digits):
         np.savez(tmp_path / f"{name}.npz", **parts, y_test=y[400:500])
     colored = colored_images(digits)
     for name, rows in {
-        "train_0": slice(30),
-        "train_1": slice(30, 60),
-        "test": slice(60, 90),
+        "train_0": slice(18),
+        "train_1": slice(18, 36),
+        "test": slice(36, 46),
     }.items():
         red, green, blue = np.moveaxis(colored[rows], 3, 0)
         planes = np.stack([green, red - green, blue - green])  # of bytes, modulo 256
@@ -71,7 +71,7 @@ def paper_data(tmp_path, digits):
 
 
 def colored_images(digits):
-    images = np.kron(digits[0][:90].reshape(-1, 8, 8), np.ones((4, 4))) * 255
+    images = np.kron(digits[0][:46].reshape(-1, 8, 8), np.ones((4, 4))) * 255
     return np.stack([images, images[:, ::-1], 255 - images], axis=3).astype(np.uint8)
 
 
@@ -81,7 +81,7 @@ def test_colored_images_are_read_back(paper_data, digits, monkeypatch):
 
     X_train, y_train, X_test, y_test = load("cifar100", paper_data)
     np.testing.assert_array_equal(np.concatenate([X_train, X_test]), colored_images(digits))
-    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), digits[1][:90])
+    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), digits[1][:46])
 
 
 @pytest.mark.filterwarnings("ignore:The gate has collapsed")
