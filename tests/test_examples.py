@@ -86,10 +86,17 @@ def test_colored_images_are_read_back(paper_data, digits, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The gate has collapsed")
 @pytest.mark.parametrize(
-    "script, n_experts",
-    [("mnist", 5), ("fashion_mnist", 5), ("fashion_mnist_and_mnist", 6), ("cifar100", 20)],
+    "script, n_experts, settings",
+    [
+        ("mnist", 5, "paper"),
+        ("mnist", 5, "ours"),
+        ("fashion_mnist", 5, "paper"),
+        ("fashion_mnist", 5, "ours"),
+        ("fashion_mnist_and_mnist", 6, "paper"),
+        ("fashion_mnist_and_mnist", 6, "ours"),
+        ("cifar100", 20, "paper"),  # too large to run twice
+    ],
 )
-@pytest.mark.parametrize("settings", ["paper", "ours"])
 def test_scripts_of_the_paper(script, n_experts, settings, paper_data, monkeypatch, capsys):
     results = paper_data / "results.csv"
     models = ["mixture", "attentive, importance"]
@@ -109,6 +116,17 @@ def test_scripts_of_the_paper(script, n_experts, settings, paper_data, monkeypat
     monkeypatch.setattr(sys, "argv", ["make_tables", "--results", str(results)])
     runpy.run_path(str(PAPER / "make_tables.py"), run_name="__main__")
     assert capsys.readouterr().out.count("| attentive, importance") == 2
+
+
+def test_settings_of_ours_train_the_networks_of_the_paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPER))
+    make_models = runpy.run_path(str(PAPER / "cifar100.py"))["make_models"]
+    theirs, ours = make_models("paper"), make_models("ours")
+    assert list(theirs) == list(ours)
+    for name, model in theirs.items():
+        for part in ("experts", "gate", "n_experts", "augmentation"):
+            assert repr(getattr(model, part)) == repr(getattr(ours[name], part))
+        assert model.learning_rate_schedule == "constant" != ours[name].learning_rate_schedule
 
 
 def test_networks_of_the_paper_have_its_sizes(monkeypatch):
