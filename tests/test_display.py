@@ -85,6 +85,7 @@ def gate_probabilities(n_experts, n_samples=600):
 # Decomposition
 
 
+@pytest.mark.smoke
 def test_decomposition_from_estimator(clf, digits):
     X, y = digits
     display = DecompositionDisplay.from_estimator(clf, X, y)
@@ -243,6 +244,7 @@ def test_regions_are_readable(n_experts):
     assert_apart(display.text_)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("features", [(0, 2), ("a", "c")])
 def test_two_of_many_features_in_a_frame(features, plane):
     X, y = plane
@@ -344,6 +346,7 @@ def test_wrong_regions(params, message, iris):
 # Samples
 
 
+@pytest.mark.smoke
 def test_images_are_those_that_an_expert_is_surest_of(clf, digits):
     X, _ = digits
     display = ExpertSamplesDisplay.from_estimator(clf, X, image_shape=(8, 8), n_images=4)
@@ -422,6 +425,7 @@ def test_differences_against_the_definition():
         np.testing.assert_allclose(display.differences[expert], [*expected, 0])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_tables_of_any_columns(library):
     n = 3000
@@ -476,6 +480,7 @@ def test_wrong_samples(X, params, message):
 # Training
 
 
+@pytest.mark.smoke
 def test_training_curves(clf):
     display = TrainingDisplay.from_estimator(clf)
     curves = clf.decomposition_curves_ | {

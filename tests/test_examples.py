@@ -58,9 +58,9 @@ def paper_data(tmp_path, digits):
         np.savez(tmp_path / f"{name}.npz", **parts, y_test=y[400:500])
     colored = colored_images(digits)
     for name, rows in {
-        "train_0": slice(30),
-        "train_1": slice(30, 60),
-        "test": slice(60, 90),
+        "train_0": slice(18),
+        "train_1": slice(18, 36),
+        "test": slice(36, 46),
     }.items():
         red, green, blue = np.moveaxis(colored[rows], 3, 0)
         planes = np.stack([green, red - green, blue - green])  # of bytes, modulo 256
@@ -71,7 +71,7 @@ def paper_data(tmp_path, digits):
 
 
 def colored_images(digits):
-    images = np.kron(digits[0][:90].reshape(-1, 8, 8), np.ones((4, 4))) * 255
+    images = np.kron(digits[0][:46].reshape(-1, 8, 8), np.ones((4, 4))) * 255
     return np.stack([images, images[:, ::-1], 255 - images], axis=3).astype(np.uint8)
 
 
@@ -81,15 +81,22 @@ def test_colored_images_are_read_back(paper_data, digits, monkeypatch):
 
     X_train, y_train, X_test, y_test = load("cifar100", paper_data)
     np.testing.assert_array_equal(np.concatenate([X_train, X_test]), colored_images(digits))
-    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), digits[1][:90])
+    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), digits[1][:46])
 
 
 @pytest.mark.filterwarnings("ignore:The gate has collapsed")
 @pytest.mark.parametrize(
-    "script, n_experts",
-    [("mnist", 5), ("fashion_mnist", 5), ("fashion_mnist_and_mnist", 6), ("cifar100", 20)],
+    "script, n_experts, settings",
+    [
+        ("mnist", 5, "paper"),
+        ("mnist", 5, "ours"),
+        ("fashion_mnist", 5, "paper"),
+        ("fashion_mnist", 5, "ours"),
+        ("fashion_mnist_and_mnist", 6, "paper"),
+        ("fashion_mnist_and_mnist", 6, "ours"),
+        ("cifar100", 20, "paper"),  # too large to run twice
+    ],
 )
-@pytest.mark.parametrize("settings", ["paper", "ours"])
 def test_scripts_of_the_paper(script, n_experts, settings, paper_data, monkeypatch, capsys):
     results = paper_data / "results.csv"
     models = ["mixture", "attentive, importance"]
@@ -109,6 +116,17 @@ def test_scripts_of_the_paper(script, n_experts, settings, paper_data, monkeypat
     monkeypatch.setattr(sys, "argv", ["make_tables", "--results", str(results)])
     runpy.run_path(str(PAPER / "make_tables.py"), run_name="__main__")
     assert capsys.readouterr().out.count("| attentive, importance") == 2
+
+
+def test_settings_of_ours_train_the_networks_of_the_paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPER))
+    make_models = runpy.run_path(str(PAPER / "cifar100.py"))["make_models"]
+    theirs, ours = make_models("paper"), make_models("ours")
+    assert list(theirs) == list(ours)
+    for name, model in theirs.items():
+        for part in ("experts", "gate", "n_experts", "augmentation"):
+            assert repr(getattr(model, part)) == repr(getattr(ours[name], part))
+        assert model.learning_rate_schedule == "constant" != ours[name].learning_rate_schedule
 
 
 def test_networks_of_the_paper_have_its_sizes(monkeypatch):

@@ -25,6 +25,7 @@ from sklearn_moe.experts import ConvExpertsModule, MLPExpertsModule
 from sklearn_moe.images import channels_first
 
 matplotlib.use("agg")
+pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_students_keep_encoders(encoder, images):
     X, y = images
     gate = AttentiveGate((8,), encoder="conv" if encoder is None else None)
     experts = ConvExperts((4,), (8,)) if encoder is None else "auto"
-    teacher = make(gate=gate, encoder=encoder, experts=experts, max_iter=40).fit(X, y)
+    teacher = make(gate=gate, encoder=encoder, experts=experts, max_iter=20).fit(X, y)
     student = distill(teacher, X, y)
     for name, tensor in teacher.module_.state_dict().items():
         if name.startswith(("experts", "encoder")):
@@ -130,7 +131,7 @@ def test_student_learns_from_changed_images(target, images):
         "encoder": ConvEncoder((2,), normalization="batch"),
         "experts": MLPExperts((8,), dropout=0.5),
         "gate": AttentiveGate(),
-        "max_iter": 40,
+        "max_iter": 20,
     }
     teacher = make(augmentation=spy, **params).fit(X, y)
     n_seen = len(seen)

@@ -24,6 +24,8 @@ from sklearn_moe import (
     decomposition_entropy,
 )
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def clf():

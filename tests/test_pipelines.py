@@ -33,6 +33,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from sklearn_moe import SCORERS, MoEClassifier, SampleSimilarity, SoftmaxGate
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def clf():
@@ -52,7 +54,7 @@ def test_pipeline(clf, iris):
 
 
 def test_grid_search_over_nested_parameters(clf, iris):
-    clf.set_params(gate=SoftmaxGate(), regularization=SampleSimilarity())
+    clf.set_params(gate=SoftmaxGate(), regularization=SampleSimilarity(), max_iter=15)
     grid = {"gate__top_k": [None, 1, 2], "regularization__strength": [0.1, 1.0]}
     search = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(*iris)
     assert len(search.cv_results_["params"]) == 6
@@ -63,6 +65,7 @@ def test_grid_search_over_nested_parameters(clf, iris):
 def test_grid_search_over_names_and_decomposition_scores(clf, iris):
     grid = {"gate": ["softmax", "attentive"], "regularization": [None, "importance"]}
     scoring = {"accuracy": "accuracy", **SCORERS}
+    clf.set_params(max_iter=5)
     search = GridSearchCV(clf, grid, cv=2, scoring=scoring, refit="usage_entropy").fit(*iris)
     for name in SCORERS:
         assert np.isfinite(search.cv_results_[f"mean_test_{name}"]).all()
@@ -71,6 +74,7 @@ def test_grid_search_over_names_and_decomposition_scores(clf, iris):
 
 def test_randomized_search(clf, iris):
     space = {"n_experts": [1, 2, 3], "learning_rate": [1e-3, 1e-2]}
+    clf.set_params(max_iter=10)
     search = RandomizedSearchCV(clf, space, n_iter=3, cv=2, random_state=0, error_score="raise")
     assert search.fit(*iris).best_score_ > 0.5
 
@@ -84,6 +88,7 @@ def test_halving_search_over_epochs(clf, iris):
 
 def test_cross_val_score_in_two_processes(clf, iris):
     X, y = iris
+    clf.set_params(max_iter=5)
     one, two = (cross_val_score(clf, X, y, cv=4, n_jobs=n_jobs) for n_jobs in (1, 2))
     assert one.tolist() == two.tolist()
 

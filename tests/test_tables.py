@@ -13,6 +13,8 @@ from sklearn.preprocessing import OneHotEncoder
 
 from sklearn_moe import MoEClassifier, TableEncoder, cross_validate, distill, tune
 
+pytestmark = pytest.mark.smoke
+
 
 def make(**params):
     return MoEClassifier(**{"n_experts": 3, "max_iter": 20, "random_state": 0, **params})
