@@ -8,6 +8,7 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
+from sphinx_gallery.sorting import ExplicitOrder
 
 import sklearn_moe
 
@@ -39,7 +40,31 @@ sphinx_gallery_conf = {
     "filename_pattern": r"examples[\\/]plot_\w+\.py$",
     "ignore_pattern": r"^(?!plot_)",
     "nested_sections": False,
-    "within_subsection_order": "FileNameSortKey",
+    # First steps, how the work is divided, searches, smaller and cheaper mixtures.
+    "within_subsection_order": ExplicitOrder(
+        [
+            f"plot_{name}.py"
+            for name in (
+                "quickstart",
+                "table",
+                "images",
+                "collapse",
+                "attentive_gate",
+                "kmeans_gate",
+                "mixing",
+                "grid_search",
+                "optuna",
+                "distillation",
+                "pruning",
+                "complexity_experts",
+                "zero_computation_experts",
+                "mpo_experts",
+                "orthogonal_experts",
+            )
+        ]
+    ),
+    "capture_repr": (),  # what is printed is enough
+    "thumbnail_size": (640, 448),
     "image_scrapers": ("matplotlib",),
     "only_warn_on_example_error": False,
     "download_all_examples": False,
@@ -52,11 +77,13 @@ html_title = f"sklearn_moe {version}"
 html_show_sourcelink = False
 html_static_path = ["static"]
 html_css_files = ["guide.css"]
+html_js_files = ["sortable.js"]
 html_sidebars = {"*": []}  # the top level is in the header
 html_theme_options = {
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 7,
     "navbar_persistent": ["search-button"],
-    "secondary_sidebar_items": ["page-toc"],
+    # The table of all methods needs the width.
+    "secondary_sidebar_items": {"**": ["page-toc"], "methods": []},
 }
 # Browsers draw MathML themselves: the built guide needs no network.
 html_math_renderer = "mathml"

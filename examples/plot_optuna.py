@@ -60,6 +60,7 @@ trials = result.cv_results_["trial"]
 axes[0].plot(trials, losses, "o", label="complete trial")
 axes[0].plot(trials, np.minimum.accumulate(losses), drawstyle="steps-post", label="best so far")
 axes[0].set(xlabel="trial", ylabel="log loss")
+axes[0].xaxis.get_major_locator().set_params(integer=True)
 axes[0].legend()
 DecompositionDisplay.from_estimator(
     result.best_estimator_, X_test, y_test, display_labels=["malignant", "benign"], ax=axes[1]

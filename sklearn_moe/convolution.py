@@ -258,6 +258,8 @@ class ConvStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a batch of images to features of shape (n_networks, n_features, n_samples)."""
+        if not self.layers:  # all networks read the image
+            return self.run_one(x, 0).mT.expand(self.n_networks, -1, -1)
         x = channels_first(x)
         if x.shape[1] > 1:
             x = x.contiguous(memory_format=torch.channels_last)

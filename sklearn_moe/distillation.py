@@ -1,4 +1,4 @@
-"""Distillation: from an attentive gate, which reads all experts, to one that runs only one."""
+"""Distillation: from a gate that reads all experts to one that runs only one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sklearn_moe.decomposition import (
 )
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.engine import CHUNK_SIZE
-from sklearn_moe.gates import AttentiveGate, SoftmaxGate
+from sklearn_moe.gates import SoftmaxGate, build_gate
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.validation import (
     check_shape,
@@ -62,6 +62,7 @@ def distill(
     choose one. The student keeps the experts as they are and takes over the attentive gate's own
     network; a new linear layer on top of it scores the experts from the sample alone. Only this
     gate is trained, without regularization. Then one expert runs for each sample in prediction.
+    Any other gate that reads the experts (``needs_hidden``) can be distilled as well.
 
     With ``target="labels"``, as in the paper, the gate maximises the likelihood of the mixture;
     with ``target="teacher"`` it imitates the teacher's gate :math:`q` and needs no labels:
@@ -72,9 +73,9 @@ def distill(
     Parameters
     ----------
     estimator : MoEClassifier, Pipeline or search
-        The teacher: a fitted ``MoEClassifier`` with an attentive gate and probability mixing, a
-        pipeline that ends in one, or a search with such a ``best_estimator_``. It is left as it
-        is.
+        The teacher: a fitted ``MoEClassifier`` with a gate that reads the experts, such as
+        "attentive", and probability mixing, a pipeline that ends in one, or a search with such a
+        ``best_estimator_``. It is left as it is.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Training samples, as the teacher takes them.
     y : array-like of shape (n_samples,), default=None
@@ -101,8 +102,8 @@ def distill(
     Raises
     ------
     ValueError
-        If the teacher's gate is not attentive, its mixing is not "probability", or the data or a
-        parameter are not valid.
+        If the teacher's gate does not read the experts, its mixing is not "probability", or the
+        data or a parameter are not valid.
 
     Notes
     -----
@@ -149,10 +150,8 @@ def distill(
     }
     student = deepcopy(teacher).set_params(
         gate=SoftmaxGate(
-            gate.hidden_layer_sizes,
-            temperature=gate.temperature,
+            **{name: getattr(gate, name) for name in _HANDED_ON if hasattr(gate, name)},
             top_k=top_k,
-            encoder=gate.encoder,
         ),
         regularization=None,
         early_stopping=False,
@@ -190,22 +189,24 @@ def distill(
     return with_last(estimator, student)
 
 
+# Parameters of the teacher's gate that the student's has, too.
+_HANDED_ON = ("hidden_layer_sizes", "temperature", "encoder")
+
+
 def _with_new_gate(net, gate, seed):
-    """Give a net with an attentive gate an ordinary one on the same trunk, not yet trained."""
+    """Give a net an ordinary gate, which knows what the present one can teach it."""
     net.gate, net.regularizations = gate, []
     net.callbacks, net.train_split, net.track_decomposition = [], None, False
     net.initialize_callbacks().initialize_history()
     generator = torch.Generator().manual_seed(seed)
-    module, attentive = net.module_, net.module_.gate
+    module, teacher = net.module_, net.module_.gate
     shape = output_shape(module.encoder, net.input_shape)
     net.steps_["gate"] = [("build", net.n_experts)]
-    module.gate = gate.build(shape, net.n_experts, module.experts.hidden_size, generator).to(
-        net.device
-    )
-    module.experts.check_gate(module.gate)
-    module.gate.encoder.load_state_dict(attentive.encoder.state_dict())
-    for layer, trained in zip(module.gate.network.layers, attentive.trunk.layers, strict=False):
-        layer.load_state_dict(trained.state_dict())
+    hidden_size = module.experts.hidden_size
+    student = build_gate(gate, shape, net.n_experts, hidden_size, generator).to(net.device)
+    module.experts.check_gate(student)
+    teacher.teach(student)
+    module.gate = student
     return net.initialize_optimizer()
 
 
@@ -217,13 +218,16 @@ def _encoded(net, X):
 
 
 def _check_teacher(teacher):
-    """Return the attentive gate of the teacher."""
+    """Return the gate of the teacher."""
     check_is_fitted(teacher)
     gate, mixing = teacher.net_.gate, teacher.net_.mixing
-    if not isinstance(gate, AttentiveGate):
+    if not teacher.module_.gate.needs_hidden:
+        advice = "It runs one expert for a sample as it is."
+        if teacher.module_.gate.top_k != 1:
+            advice = "For one that runs one expert for a sample, fit gate='hard'."
         raise ValueError(
-            f"distill needs a teacher with an attentive gate, got gate={gate!r}. An ordinary gate "
-            "chooses before the experts run: fit it with top_k=1 (gate='hard')."
+            "distill needs a teacher with a gate that reads the experts, such as "
+            f"gate='attentive', got gate={gate!r}, which chooses before they run. {advice}"
         )
     if mixing != "probability":
         raise ValueError(

@@ -39,12 +39,13 @@ from sklearn_moe.callbacks import (
 from sklearn_moe.convolution import ConvStack
 from sklearn_moe.cuda_graphs import GraphedSteps
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.experts import EXPERTS, MLPExpertsModule
-from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule
+from sklearn_moe.experts import EXPERTS, MLPExpertsModule, build_experts
+from sklearn_moe.gates import AttentiveGateModule, SoftmaxGateModule, build_gate
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
-from sklearn_moe.layers import seeded_globally
+from sklearn_moe.images import augment
+from sklearn_moe.layers import MLP, StackedLinear, consists_of, seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.regularizers import REGULARIZERS, Competence
+from sklearn_moe.regularizers import REGULARIZERS, Competence, check_penalty
 from sklearn_moe.threads import intra_op_threads, threads_given
 
 # Predictions are made in chunks of at most this many rows, whatever the batch size of the training
@@ -57,6 +58,10 @@ CHUNK_OF_CONVOLUTION = {"cpu": 2**20, "cuda": 2**28}
 # Predictions are made for a multiple of this many rows, a multiple of what a processor vectorises.
 ROWS_AT_ONCE = 16
 
+# One row alone runs as it is where it takes more multiply-adds than these, as sixteen would take
+# twice the time or more. Its probabilities may differ by 1e-7 then from those in a batch.
+WORK_TO_PAD_A_ROW = 6e4
+
 # Multiply-adds of a batch from which a second thread pays, where there may be one. Sums in another
 # order give other bits, so the choice depends on the work and on what the process was given, never
 # on how busy the machine is.
@@ -67,7 +72,18 @@ WORK_FOR_TWO_THREADS = 2e8
 ROWS_OF_BLOCK = 1024
 BLOCKS_OF_WINDOW = 64
 
-# Regularizations that do not wait for the device.
+# Modules and regularizations that do not wait for the device.
+_GRAPHED = {
+    MixtureOfExperts,
+    MLPExpertsModule,
+    SoftmaxGateModule,
+    AttentiveGateModule,
+    MLP,
+    StackedLinear,
+    torch.nn.Linear,
+    torch.nn.ModuleList,
+    torch.nn.Identity,
+}
 _CAPTURABLE = {Competence} | {type(each) for each in REGULARIZERS.values() if each.gate_only}
 
 
@@ -165,7 +181,8 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
     mixture = net.module_(x, net.generator_)
     loss = (net.criterion_(mixture.log_proba, y) * sample_weight).mean()
     for regularization in net.regularizations:
-        loss = loss + regularization(mixture, mixture.x, y, sample_weight)
+        penalty = regularization(mixture, mixture.x, y, sample_weight)
+        loss = loss + check_penalty(regularization, penalty)
     return loss, mixture.log_proba, mixture.gate_proba
 
 
@@ -280,15 +297,17 @@ class MoENet(NeuralNetClassifier):
         experts_of = self.experts
         if isinstance(experts_of, str):
             experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
-        experts = _make(
-            lambda n_experts: experts_of.build(shape, n_experts, self.n_classes, generator),
-            self.steps_["experts"],
-        )
-        gate = _make(
-            lambda n_experts: self.gate.build(shape, n_experts, experts.hidden_size, generator),
-            self.steps_["gate"],
-        )
-        self.module_ = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
+
+        def experts_for(n_experts):
+            return build_experts(experts_of, shape, n_experts, self.n_classes, generator)
+
+        def gate_for(n_experts):
+            return build_gate(self.gate, shape, n_experts, experts.hidden_size, generator)
+
+        experts = _make(experts_for, self.steps_["experts"])
+        gate = _make(gate_for, self.steps_["gate"])
+        module = self.module(experts, gate, mixing=self.mixing, encoder=encoder)
+        self.module_ = module.eval()  # as it is at all times but those of a training step
         return self
 
     def check_data(self, X, y=None):
@@ -323,9 +342,15 @@ class MoENet(NeuralNetClassifier):
         all batches.
         """
         listeners = [callback for _, callback in self.callbacks_ if listens_to_batches(callback)]
-        if not training or not all(isinstance(each, BatchCallback) for each in listeners):
-            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
-            return
+        try:
+            if training and all(isinstance(each, BatchCallback) for each in listeners):
+                self._train_one_epoch(iterator, prefix, listeners)
+            else:
+                super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        finally:
+            self._set_training(False)
+
+    def _train_one_epoch(self, iterator, prefix, listeners):
         self._set_training(True)
         self._gradient_is_known = self._knows_gradient()
         batches, make_step = iterator, self._step
@@ -390,6 +415,7 @@ class MoENet(NeuralNetClassifier):
             and type(self.module_.gate.encoder) is torch.nn.Identity
             and all(type(each) in _CAPTURABLE for each in self.regularizations)
             and not any(callable(getattr(each, "metric", 0)) for each in self.regularizations)
+            and consists_of(self.module_, _GRAPHED)
             and all(
                 "capturable" in group and group.get("fused")
                 for group in self.optimizer_.param_groups
@@ -403,6 +429,7 @@ class MoENet(NeuralNetClassifier):
             and self.criterion_.weight is None
             and self.criterion_.reduction == "none"
             and self.criterion_.ignore_index == -100
+            and consists_of(self.criterion_, {torch.nn.NLLLoss})
         )
 
     def _knows_gradient(self):
@@ -414,7 +441,7 @@ class MoENet(NeuralNetClassifier):
     def _loss_and_gradient(self, batch, with_prediction=False):
         inputs, y = batch
         if self.augmentation is not None:
-            inputs = {**inputs, "x": self.augmentation(inputs["x"], self.generator_)}
+            inputs = {**inputs, "x": augment(self.augmentation, inputs["x"], self.generator_)}
         if self._gradient_is_known:
             loss, gate_proba, expert_proba = likelihood_gradient(
                 self.module_,
@@ -441,7 +468,6 @@ class MoENet(NeuralNetClassifier):
         return self._loss_and_gradient(self._on_device(batch), with_prediction=True)
 
     def validation_step(self, batch, **fit_params):
-        self._set_training(False)
         inputs, y = self._on_device(batch)
         sample_weight = inputs["sample_weight"]
         with torch.no_grad():
@@ -455,12 +481,17 @@ class MoENet(NeuralNetClassifier):
         self.check_is_fitted()
         inputs, _ = batch
         x = inputs["x"] if isinstance(inputs, dict) else inputs
-        self._set_training(training)
-        with torch.set_grad_enabled(training):
-            x = torch.as_tensor(x, device=self.device)
-            if training:
+        x = torch.as_tensor(x, device=self.device)
+        if not training:
+            with torch.no_grad():
+                return self._predicting()._run(MixtureOfExperts.predict_proba, x)
+        before = self.module_.training
+        self._set_training(True)
+        try:
+            with torch.enable_grad():
                 return self.module_(x).log_proba.softmax(dim=1)
-            return self._run(MixtureOfExperts.predict_proba, x)
+        finally:
+            self._set_training(before)
 
     # What is kept
 
@@ -525,7 +556,6 @@ class MoENet(NeuralNetClassifier):
                 (name, ours[name] if callback is None else callback)
                 for name, callback in state["callbacks"]
             ]
-            self._set_training(False)
         self.callbacks = params["callbacks"]
 
     def __deepcopy__(self, memo: dict) -> MoENet:
@@ -631,7 +661,6 @@ class MoENet(NeuralNetClassifier):
         seed = torch.randint(
             2**31, (), generator=self.generator_, device=self.generator_.device
         ).item()
-        self._set_training(False)
         seen, losses = [], []
         with torch.no_grad():
             parts = (values[rows].split(CHUNK_SIZE) for values in (inputs["x"], y))
@@ -678,12 +707,20 @@ class MoENet(NeuralNetClassifier):
     def snapshot(self) -> MoENet:
         """Return a net that predicts as this one does now and shares the rest with it."""
         net = object.__new__(type(self))
-        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_))
+        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_).eval())
         return net
+
+    def _predicting(self):
+        """Return this net, or a copy amid a training step, which must not notice."""
+        return self.snapshot() if self.module_.training else self
 
     def copy_to_train(self) -> MoENet:
         """Return a net whose training goes on from here, and leaves this one as it is."""
         net = self.snapshot()
+        parameters = self.module_.parameters(), net.module_.parameters()
+        for own, copied in zip(*parameters, strict=True):  # hooks are not copied, but a user's
+            copied._backward_hooks = own._backward_hooks
+            copied._post_accumulate_grad_hooks = own._post_accumulate_grad_hooks
         net.history_ = copy(self.history)
         return net._take_over_optimizer(self)
 
@@ -691,14 +728,12 @@ class MoENet(NeuralNetClassifier):
         self, X: np.ndarray | Tensor, function: Callable[[MixtureOfExperts, Tensor], Tensor]
     ) -> np.ndarray:
         """Return what a function of the mixture and a batch says about each row of X."""
-        if self.module_.training:
-            self._set_training(False)
-        chunk_size = self._chunk_size()
+        net, chunk_size = self._predicting(), self._chunk_size()
 
         def part(start):
             with torch.inference_mode():
                 x = _tensor(X[start : start + chunk_size], self.device)
-                return self._run(function, x).cpu().numpy()
+                return net._run(function, x).cpu().numpy()
 
         starts = range(0, len(X), chunk_size)
         with self.threads(min(chunk_size, len(X)), predicting=True):
@@ -737,7 +772,8 @@ class MoENet(NeuralNetClassifier):
         # Vectorised loops do the last few rows in another way, with other bits. So that a
         # prediction does not depend on its place in the batch, there are no last few rows.
         n_missing = -len(x) % ROWS_AT_ONCE
-        if n_missing == 0 or len(x) == 1:
+        is_dear = len(x) == 1 and _multiply_adds(self.module_) > WORK_TO_PAD_A_ROW
+        if n_missing == 0 or is_dear:
             return function(self.module_, x)
         padded = F.pad(x, (0, 0) * (x.dim() - 1) + (0, n_missing))
         return function(self.module_, padded)[: len(x)]

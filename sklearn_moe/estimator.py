@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context, clone
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
@@ -26,14 +27,15 @@ from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.engine import MoENet
 from sklearn_moe.experts import EXPERTS, CustomExperts
-from sklearn_moe.gates import GATES, AttentiveGate
+from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.recipes import RECIPES
+from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.validation import (
     check_device,
+    check_net_params,
     check_shape,
     check_weight,
     check_y,
@@ -87,8 +89,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
         "entropy", "competence", "z_loss", "orthogonality", "complexity", "zero_computation",
         objects such as ``SampleSimilarity(strength=0.1)``, or a function
-        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto" is what predicts best
-        on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing elsewhere.
+        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list, is
+        what predicts best on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing
+        elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
         What gate and experts have in common before them. "table" scales numbers, fills in what is
         missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
@@ -106,16 +109,19 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Whether the experts' probabilities or their logits are averaged. With logits, experts no
         longer stand on their own, and the decomposition says less.
     learning_rate : float or "auto", default="auto"
-        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under an
-        attentive gate, and 3e-3 for images and networks of your own; or with a constant schedule
-        3e-3 for tables and 1e-3 for all else.
+        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under a
+        gate that reads the experts (attentive), and 3e-3 for images and networks of your own; or
+        with a constant schedule 3e-3 for tables and 1e-3 for all else.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
         to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
         constant.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.7 for those with more, and 0 elsewhere.
+        tables with two classes, 0.7 for those with more, and 0 elsewhere; a 40th of it in
+        ``partial_fit``. It acts in each step, so in epochs of more than 16 steps, as those of more
+        than 4,000 samples have, it is multiplied by 16 / steps; above 4,000 samples also by the
+        root of 4,000 / samples; and above 120 epochs by 120 / epochs. A number is taken as it is.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
@@ -128,10 +134,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     early_stopping : bool, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
+        Under "one_cycle" the loss falls most when the learning rate does. So it waits from the
+        peak of the rate on, and then lets the rate come down to zero, in a third of the epochs so
+        far or in those that are left, before it ends the training.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
-        Early stopping waits for this many epochs.
+        Early stopping waits for this many epochs without a fall of the loss.
     tol : float, default=1e-4
         Early stopping counts a fall of the loss by more than this, in nats.
     warm_start : bool, default=False
@@ -330,6 +339,30 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tags.input_tags.string = encodes
         return tags
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to return those of the objects among them, too, such as ``gate__top_k``; of
+            regularizations in a list by their place, ``regularization__0__strength``.
+
+        Returns
+        -------
+        dict
+            Values by name.
+        """
+        params = super().get_params(deep=deep)
+        if deep and isinstance(self.regularization, (list, tuple)):
+            for place, each in enumerate(self.regularization):
+                if hasattr(each, "get_params"):
+                    params |= {
+                        f"regularization__{place}__{name}": value
+                        for name, value in each.get_params().items()
+                    }
+        return params
+
     def set_params(self, **params) -> MoEClassifier:
         """Set parameters, also nested ones such as ``gate__top_k``.
 
@@ -348,13 +381,27 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             For an unknown parameter, and for a nested parameter of something that is given by
             name, as only objects have parameters.
         """
+        in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
+        if in_list:
+            self.set_params(**{key: each for key, each in params.items() if key not in in_list})
+            known = self.get_params()
+            for key in in_list:
+                if key not in known:
+                    raise ValueError(
+                        f"Cannot set {key}: regularization={self.regularization!r} has no such "
+                        "parameter. Pass a list of objects, for example [Importance()]."
+                    )
+                _, place, name = key.split("__", maxsplit=2)
+                self.regularization[int(place)].set_params(**{name: params[key]})
+            return self
         for key in params:
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))
-            if nested and name in _EXAMPLES and not hasattr(value, "set_params"):
+            if nested and name in _ROOMS and not hasattr(value, "set_params"):
                 raise ValueError(
                     f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass one "
-                    f"object in its place, for example {name}={_EXAMPLES[name]}."
+                    f"object in its place, for example {name}="
+                    f"{_example(_ROOMS[name], value, nested, params[key])!r}."
                 )
         return super().set_params(**params)
 
@@ -555,7 +602,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             }
             callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
         if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
-            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
+            schedule = next((each for each in callbacks if isinstance(each, OneCycle)), None)
+            callbacks.append(StopEarly(self.n_iter_no_change, self.tol, schedule))
         with explained_memory(self.n_experts):
             interrupted = net.train(
                 X,
@@ -763,48 +811,51 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
         self._told = told | set(news)
 
-    def _recipe(self, X, n_classes, incremental):
-        """Return learning rate, weight decay and regularization for "auto"."""
+    def _recipe(self, X):
+        """Return what "auto" means in a training on such samples."""
         is_ours = self.encoder is None or self._has_table_encoder()
         is_ours = is_ours and (not callable(self.experts) or hasattr(self.experts, "build"))
-        kind = "other"
-        if X.ndim == 2 and is_ours:
-            gate = resolve("gate", self.gate, GATES)
-            kind = "attentive" if isinstance(gate, AttentiveGate) else "table"
-        recipe = RECIPES[kind]
-        return (
-            recipe["learning_rate"]["constant" if incremental else self.learning_rate_schedule],
-            recipe["weight_decay"]["binary" if n_classes == 2 else "multiclass"],
-            recipe["regularization"],
-        )
+        if not (X.ndim == 2 and is_ours):
+            return RECIPES["other"]
+        gate = resolve("gate", self.gate, GATES)
+        # As its module, a gate that does not say so reads the experts.
+        return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
 
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            batch_size = min(max(len(X) // 10, 32), 256)
-        learning_rate, weight_decay, regularization = self._recipe(X, n_classes, incremental)
-        if self.learning_rate != "auto":
-            learning_rate = self.learning_rate
-        if self.weight_decay != "auto":
-            weight_decay = self.weight_decay
-        if not (isinstance(self.regularization, str) and self.regularization == "auto"):
-            regularization = self.regularization
+        recipe = self._recipe(X)
+        learning_rate, regularization = self.learning_rate, self.regularization
+        if learning_rate == "auto":
+            schedule = "constant" if incremental else self.learning_rate_schedule
+            learning_rate = recipe["learning_rate"][schedule]
+        if isinstance(regularization, str) and regularization == "auto":
+            regularization = recipe["regularization"]
         settings = {
             "regularizations": self._regularizations(regularization),
             "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),
             "lr": learning_rate,
-            "optimizer__weight_decay": weight_decay,
+            "optimizer__weight_decay": self.weight_decay,
             "max_epochs": self.max_iter,
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "verbose": int(self.verbose >= 2),
         }
         net_params = self.net_params or {}
         if "optimizer" in net_params:  # which has its own defaults
             del settings["optimizer__weight_decay"]
-        return {name: net_params.get(name, value) for name, value in settings.items()}
+        settings = {name: net_params.get(name, value) for name, value in settings.items()}
+        if settings["batch_size"] == "auto":
+            settings["batch_size"] = automatic_batch_size(len(X))
+        if settings.get("optimizer__weight_decay") == "auto":
+            settings["optimizer__weight_decay"] = automatic_weight_decay(
+                recipe,
+                n_classes=n_classes,
+                n_samples=len(X),
+                batch_size=settings["batch_size"],
+                epochs=None if incremental else settings["max_epochs"],
+            )
+        return settings
 
     def _architecture(self, is_table):
         """Return what a net keeps for good."""
@@ -823,22 +874,16 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "mixing": self.mixing,
         }
 
-    def _regularizations(self, given):
+    def _regularizations(self, auto):
+        """Return the penalties, where "auto" stands for those of the recipe."""
+        given = self.regularization
         if given is None:
             return []
         regularizations = []
         for each in given if isinstance(given, (list, tuple)) else [given]:
-            regularization = resolve("regularization", each, REGULARIZERS)
-            if not callable(regularization):
-                raise ValueError(
-                    f"regularization={regularization!r} must be a name, a regularization such as "
-                    "Importance(), or a function."
-                )
-            if isinstance(regularization, BaseEstimator):
-                regularization._validate_params()
-            if getattr(regularization, "strength", 1) != 0:
-                regularizations.append(regularization)
-        return regularizations
+            is_auto = isinstance(each, str) and each == "auto"
+            regularizations += map(_penalty, auto if is_auto else [each])
+        return [each for each in regularizations if getattr(each, "strength", 1) != 0]
 
     def _augmentation(self):
         augmentation = self.augmentation
@@ -860,10 +905,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             **({} if "optimizer" in net_params else _OPTIMIZER),
             **net_params,
         }
-        if not isinstance(arguments.get("callbacks", []), list):
-            raise ValueError(
-                f"net_params['callbacks'] must be a list, got {arguments['callbacks']!r}."
-            )
+        check_net_params(net_params)
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 
@@ -1102,10 +1144,33 @@ _ADVICE = {
     "contains infinity": "X must be finite: clip or drop such values first.",
 }
 
-_EXAMPLES = {
-    "experts": "MLPExperts(hidden_layer_sizes=(128,))",
-    "gate": "SoftmaxGate(top_k=2)",
-    "encoder": "ConvEncoder(channels=(8,))",
-    "augmentation": "FlipCrop(crop=2)",
-    "regularization": "Importance(strength=0.5)",
+_ROOMS = {
+    "experts": EXPERTS,
+    "gate": GATES,
+    "encoder": ENCODERS,
+    "augmentation": AUGMENTATIONS,
+    "regularization": REGULARIZERS,
 }
+
+
+def _example(room, name, nested, value):
+    """Return what a name stands for, or the first of the room that has the parameter, with it."""
+    named = room.get(name) if isinstance(name, str) else None
+    options = [named] if named is not None else list(room.values())
+    for option in options:
+        if nested in option.get_params():
+            return clone(option).set_params(**{nested: value})
+    return options[0]
+
+
+def _penalty(given):
+    """Return the penalty that a name stands for, or the one that a user passed."""
+    penalty = resolve("regularization", given, REGULARIZERS)
+    if not callable(penalty):
+        raise ValueError(
+            f"regularization={penalty!r} must be a name, a regularization such as Importance(), "
+            "or a function."
+        )
+    if isinstance(penalty, BaseEstimator):
+        penalty._validate_params()
+    return penalty

@@ -14,8 +14,19 @@ from torch import Tensor, nn
 
 from sklearn_moe.experts import MLPExpertsModule
 from sklearn_moe.gates import SoftmaxGateModule
+from sklearn_moe.layers import MLP, StackedLinear, consists_of
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
-from sklearn_moe.regularizers import Competence
+from sklearn_moe.regularizers import Competence, check_penalty
+
+_KNOWN = {
+    MixtureOfExperts,
+    MLPExpertsModule,
+    SoftmaxGateModule,
+    MLP,
+    StackedLinear,
+    nn.ModuleList,
+    nn.Identity,
+}
 
 
 def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]) -> bool:
@@ -32,6 +43,7 @@ def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]
             for each in regularizations
         )
         and all(parameter.requires_grad for parameter in module.parameters())
+        and consists_of(module, _KNOWN)
     )
 
 
@@ -105,7 +117,7 @@ def likelihood_gradient(
             mixture = MixtureOutput(None, gate_logits, gate_proba, None, None, gate.routing)
             penalty = gate_logits.sum() * 0  # which has a gradient, if no penalty has one
             for each in regularizations:
-                penalty = penalty + each(mixture, x, y, sample_weight)
+                penalty = penalty + check_penalty(each, each(mixture, x, y, sample_weight))
             (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
 
     gate_log_proba = gate.log_proba.detach().mT

@@ -99,6 +99,22 @@ class FlipCrop(BaseEstimator):
         return changed if has_channels_last(x) else changed.permute(0, 3, 1, 2)
 
 
+def augment(
+    augmentation: Callable[[Tensor, torch.Generator | None], Tensor],
+    x: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return a batch that an augmentation has changed; raise unless it is like what it was."""
+    changed = augmentation(x, generator)
+    got = (tuple(changed.shape), changed.dtype) if isinstance(changed, Tensor) else changed
+    if got not in [(tuple(x.shape), dtype) for dtype in (x.dtype, torch.float32)]:
+        raise ValueError(
+            f"augmentation={augmentation!r} must return a batch of the same shape and type; one "
+            f"of shape {tuple(x.shape)} and {x.dtype} gave {got!r}."
+        )
+    return changed
+
+
 def _shifted(length, shift):
     """Return for each sample the places that its shifted rows or columns come from."""
     places = (torch.arange(length, device=shift.device) + shift).abs()

@@ -7,7 +7,7 @@ touches torch's global random state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class Activation(NamedTuple):
@@ -275,6 +276,34 @@ def keep_rows(module: nn.Module, rows: list[int]) -> None:
         setattr(module, name, nn.Parameter(parameter.data[rows], parameter.requires_grad))
     for name, buffer in list(module.named_buffers(recurse=False)):
         setattr(module, name, buffer[rows])
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def consists_of(module: nn.Module, kinds: Collection[type]) -> bool:
+    """Whether a module and all its parts are of these very kinds and do what those do.
+
+    They do not where a user has added hooks or parametrizations (which have a kind of their own),
+    or has given several parts one parameter.
+    """
+    parameters = [each for _, each in module.named_parameters(remove_duplicate=False)]
+    return (
+        not _has_any_global_hook()
+        and all(
+            type(part) in kinds
+            and "forward" not in vars(part)
+            and not any(getattr(part, name) for name in _HOOKS)
+            for part in module.modules()
+        )
+        and len(set(parameters)) == len(parameters)
+        and all(
+            type(each) is nn.Parameter
+            and not each._backward_hooks
+            and not each._post_accumulate_grad_hooks
+            for each in parameters
+        )
+    )
 
 
 _GLOBAL_RANDOM_STATE = RLock()

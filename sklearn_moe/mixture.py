@@ -34,6 +34,8 @@ class MixtureOutput(NamedTuple):
         What gate and experts saw: the batch, or what the encoder made of it.
     experts : ExpertsModule
         The experts, which know their costs.
+    top_k : int or None
+        How many experts the gate takes for a sample; None means all.
     """
 
     log_proba: Tensor
@@ -44,6 +46,7 @@ class MixtureOutput(NamedTuple):
     routing: Routing | None
     x: Tensor | None = None
     experts: nn.Module | None = None
+    top_k: int | None = None
 
 
 class MixtureOfExperts(nn.Module):
@@ -88,9 +91,7 @@ class MixtureOfExperts(nn.Module):
         """Run a batch; the generator serves dropout and gate noise in training."""
         x = self.encode(x)
         expert_logits, hidden = self.experts(x, generator)
-        gate_logits, gate_log_proba, routing = self.gate(x, hidden, generator)
-        if self.training:
-            gate_log_proba = self.experts.limit(gate_log_proba)
+        gate_logits, gate_log_proba, routing = self._choose(x, hidden, generator)
         return MixtureOutput(
             log_proba=self._mix(gate_log_proba, expert_logits),
             gate_logits=gate_logits,
@@ -100,6 +101,7 @@ class MixtureOfExperts(nn.Module):
             routing=routing,
             x=x,
             experts=self.experts,
+            top_k=self.gate.top_k,
         )
 
     def encode(self, x: Tensor) -> Tensor:
@@ -111,7 +113,14 @@ class MixtureOfExperts(nn.Module):
         return self._route(self.encode(x))
 
     def _route(self, x):
-        return self.gate(x, self.experts(x)[1] if self.gate.needs_hidden else None)
+        return self._choose(x, self.experts(x)[1] if self.gate.needs_hidden else None)
+
+    def _choose(self, x, hidden, generator=None):
+        """Return what the gate says, with the probabilities of experts that take part."""
+        gate = self.gate(x, hidden, generator)
+        if self.gate.top_k == 1:  # the one expert of a sample cannot but answer
+            return gate
+        return gate._replace(log_proba=self.experts.limit(gate.log_proba))
 
     def gate_proba(self, x: Tensor) -> Tensor:
         """Return the gate's probabilities (n_samples, n_experts) for a batch."""
@@ -155,16 +164,16 @@ class MixtureOfExperts(nn.Module):
         """Return gate log-probabilities and logits of all experts, or of the chosen ones."""
         x = self.encode(x)
         if self.is_conditional and self._is_worth_choosing(x):
-            gate_log_proba = self.gate(x, None).log_proba
+            gate_log_proba = self._choose(x, None).log_proba
             if self.gate.top_k == 1:  # a faster top k
                 gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
             else:
                 gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
-            # A merged gate may leave fewer than k.
+            # A merged gate, or experts that take no part, may leave fewer than k.
             answers = None if self.gate.top_k == 1 else gate_log_proba > -torch.inf
             return gate_log_proba, self._run_chosen(x, chosen, answers)
         expert_logits, hidden = self.experts(x)
-        return self.gate(x, hidden).log_proba, expert_logits
+        return self._choose(x, hidden).log_proba, expert_logits
 
     def _run_chosen(self, x: Tensor, chosen: Tensor, answers: Tensor | None = None) -> Tensor:
         """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample.
@@ -184,11 +193,11 @@ class MixtureOfExperts(nn.Module):
 
     def _is_worth_choosing(self, x):
         """Whether running a few experts in turn is faster than running all of them at once."""
-        size = getattr(self.experts, "multiply_adds", None)
-        if size is None:  # they run in turn anyway
+        if not self.experts.runs_at_once:  # they run in turn anyway
             return True
-        n_experts = self.experts.n_networks
-        saved = len(x) * (n_experts - self.gate.top_k) * size
+        costs = self.experts.costs
+        n_experts = len(costs)
+        saved = len(x) * (n_experts - self.gate.top_k) * sum(costs) / n_experts
         n_used = min(n_experts, len(x) * self.gate.top_k)
         return saved > WORTH_AN_EXPERT[x.device.type] * n_used
 

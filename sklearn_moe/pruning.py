@@ -257,10 +257,11 @@ def _check_fine_tuning(model, n_experts, y, top_k):
         raise ValueError("fine_tune=True needs samples and labels. Pass X and y.")
     if top_k is not None and top_k > n_experts:
         raise ValueError(f"top_k={top_k} must not be larger than n_experts={n_experts}.")
-    if "top_k" not in model.net_.gate.get_params():
+    gate = model.net_.gate
+    if not (isinstance(gate, BaseEstimator) and "top_k" in gate.get_params()):
         raise ValueError(
             "fine_tune=True needs a gate with a parameter top_k that learns by gradients, got "
-            f"gate={model.net_.gate!r}."
+            f"gate={gate!r}."
         )
     if not np.array_equal(np.unique(y), model.classes_):
         raise ValueError(
@@ -438,12 +439,15 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
         warm_start=True,
     )
     net.gate, gate = pruned.gate, net.module_.gate
-    annealing = ("anneal_top_k", AnnealTopK(gate.top_k or net.n_experts, top_k))
+    # A gate that takes one has trained on all of them.
+    first = net.n_experts if gate.top_k in (None, 1) else gate.top_k
+    annealing = ("anneal_top_k", AnnealTopK(first, top_k))
     net.callbacks_.append(annealing)
     net.take(top_k)
     net.module_.experts.check_gate(gate)
     pruned.fit(X, y, sample_weight)
-    net.callbacks_.remove(annealing)
+    callbacks = [each for each in pruned.net_.callbacks_ if each[0] != annealing[0]]
+    pruned.net_.callbacks_ = callbacks
     pruned.warm_start = warm_start
 
 

@@ -15,7 +15,6 @@ from sklearn_moe.decomposition import (
     decomposition_entropy,
     final_model,
 )
-from sklearn_moe.gates import AttentiveGate
 from sklearn_moe.regularizers import Entropy, Importance, Load, SampleSimilarity
 
 # Of more experts than this the report shows the most used ones.
@@ -172,7 +171,7 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
         verdict[1] = "unsure"
         if net.mixing == "logit":
             advice.append("mixing='probability', which lets experts stand on their own")
-        if not isinstance(net.gate, AttentiveGate):
+        if not net.module_.gate.needs_hidden:
             advice.append("gate='attentive', which is surer")
         if any(isinstance(each, Entropy) for each in net.regularizations):
             advice.append("a higher strength of the entropy regularization")

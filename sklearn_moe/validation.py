@@ -12,6 +12,8 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
+from skorch.callbacks import Callback
+from torch.optim import Optimizer
 
 from sklearn_moe.data import is_missing
 
@@ -71,6 +73,29 @@ def explained_memory(n_experts):
             f"There is not enough memory for this mixture with n_experts={n_experts}. Take fewer "
             f"or smaller experts, or smaller batches (batch_size). {error}"
         ) from error
+
+
+def check_net_params(net_params):
+    """Raise where skorch would with an error of its depths."""
+    callbacks = net_params.get("callbacks", [])
+    if not isinstance(callbacks, list):
+        raise ValueError(f"net_params['callbacks'] must be a list, got {callbacks!r}.")
+    for callback in callbacks:
+        named = callback[1] if isinstance(callback, tuple) and len(callback) == 2 else callback
+        if not (isinstance(named, Callback) or _is_kind(named, Callback)):
+            raise ValueError(
+                "net_params['callbacks'] must hold skorch callbacks, or pairs of a name and a "
+                f"callback, got {callback!r}."
+            )
+    optimizer = net_params.get("optimizer", Optimizer)
+    if not callable(optimizer):
+        raise ValueError(
+            f"net_params['optimizer'] must be a class such as torch.optim.Adam, got {optimizer!r}."
+        )
+
+
+def _is_kind(value, kind):
+    return isinstance(value, type) and issubclass(value, kind)
 
 
 def check_shape(name, X, input_shape):

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_moe import convolution
+from sklearn_moe import ConvExperts, MoEClassifier, convolution
 from sklearn_moe.convolution import ConvStack
 
 N, E = 6, 3
@@ -134,3 +135,30 @@ def test_work_is_counted(generator):
 def test_images_that_are_too_small(generator):
     with pytest.raises(ValueError, match=r"shape \(3, 3\) are too small for 2 convolutions"):
         build(generator, (3, 3))
+
+
+@pytest.mark.parametrize("n_networks", [1, E])
+def test_without_convolutions_all_networks_read_the_image(n_networks, generator):
+    stack = build(generator, (4, 3), channels=(), n_networks=n_networks)
+    x = torch.randn(7, 4, 3, generator=generator, dtype=torch.float64)
+    features = stack(x)
+    assert features.shape == (n_networks, stack.n_features, 7) == (n_networks, 12, 7)
+    for network in range(n_networks):
+        torch.testing.assert_close(features[network].mT, x.flatten(1))
+        torch.testing.assert_close(stack.run_one(x, network), x.flatten(1))
+
+
+@pytest.mark.parametrize("input_shape", [(4, 4), (4, 4, 3)])
+@pytest.mark.parametrize("gate", ["softmax", "hard", "attentive"])
+def test_experts_without_convolutions(gate, input_shape, generator):
+    X = torch.randn(40, *input_shape, generator=generator).numpy()
+    y = (X.reshape(40, -1).mean(axis=1) > 0).astype(int)
+    clf = MoEClassifier(
+        3,
+        gate=gate,
+        experts=ConvExperts(channels=(), hidden_layer_sizes=(5,)),
+        max_iter=3,
+        random_state=0,
+    ).fit(X, y)
+    mixed = clf.gate_proba(X)[..., None] * clf.expert_proba(X)
+    np.testing.assert_allclose(clf.predict_proba(X), mixed.sum(axis=1), atol=1e-6)

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.datasets import load_wine
 from torch import nn
 
-from sklearn_moe import ENCODERS, ConvEncoder, CustomEncoder, MoEClassifier, SoftmaxGate
+from sklearn_moe import (
+    ENCODERS,
+    ConvEncoder,
+    CustomEncoder,
+    MoEClassifier,
+    SoftmaxGate,
+    distill,
+)
 from sklearn_moe.encoders import output_shape
 
 
@@ -64,3 +73,14 @@ def test_wrong_encoders(iris, generator):
     with pytest.raises(ValueError, match="cannot change encoder"):
         clf = MoEClassifier(encoder=backbone, max_iter=1, warm_start=True).fit(*iris)
         clf.set_params(encoder=None).fit(*iris)
+
+
+def test_a_table_is_encoded_before_a_backbone(mixed_table):
+    X, y = load_wine(return_X_y=True)
+    clf = MoEClassifier(3, encoder=backbone, max_iter=20, random_state=0).fit(X, y)
+    assert clf.score(X, y) > 0.95
+    X, y = mixed_table
+    clf = MoEClassifier(3, encoder=backbone, max_iter=5, random_state=0).fit(X, y)
+    assert clf.module_.encoder[1].in_features == clf.encoder_.transform(X).shape[1]
+    student = distill(clone(clf).set_params(gate="attentive").fit(X, y), X, y, max_iter=2)
+    assert np.isfinite(student.predict_proba(X)).all()

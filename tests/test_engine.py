@@ -1,3 +1,5 @@
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -5,13 +7,15 @@ from sklearn.base import clone
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 
-from sklearn_moe import MoEClassifier
+from sklearn_moe import MLPExperts, MoEClassifier
+from sklearn_moe.callbacks import BatchCallback
 from sklearn_moe.engine import (
     BLOCKS_OF_WINDOW,
     ROWS_OF_BLOCK,
     MoENet,
     TensorBatches,
 )
+from sklearn_moe.mixture import MixtureOfExperts
 
 
 @pytest.mark.parametrize(
@@ -125,3 +129,56 @@ def test_optimizers_that_call_the_loss_several_times(iris):
     net_params = {"optimizer": torch.optim.LBFGS, "optimizer__max_iter": 5, "lr": 0.1}
     clf = MoEClassifier(net_params=net_params, batch_size=150, max_iter=10, random_state=0)
     assert clf.fit(X, y).score(X, y) > 0.9
+
+
+class Predicting(Callback):
+    """Predict amid a training, from another thread, as a server may."""
+
+    def __init__(self, X):
+        self.X = X
+
+    def predict(self, net, **kwargs):
+        for predict in (
+            lambda: net.evaluate(self.X, MixtureOfExperts.predict_proba),
+            lambda: net.predict_proba(self.X),
+        ):
+            thread = Thread(target=predict)
+            thread.start()
+            thread.join()
+
+    on_batch_begin = on_batch_end = on_epoch_begin = on_epoch_end = predict
+
+
+class PredictingInOurEpochs(Predicting, BatchCallback):
+    pass
+
+
+@pytest.mark.parametrize("callback", [Predicting, PredictingInOurEpochs])
+def test_predictions_do_not_disturb_a_training(callback, iris):
+    X, y = iris
+    clf = MoEClassifier(
+        encoder=None, experts=MLPExperts(dropout=0.5), max_iter=2, batch_size=50, random_state=0
+    )
+    expected = clf.fit(X, y).predict_proba(X)
+    clf.set_params(net_params={"callbacks": [callback(X.astype(np.float32))]}).fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-6)
+
+
+def test_predictions_amid_a_training_are_predictions(iris):
+    X, y = iris
+    X = X.astype(np.float32)
+    seen = []
+
+    class Both(BatchCallback):
+        def on_batch_end(self, net, training, **kwargs):
+            assert net.module_.training
+            seen.append([net.evaluate(X, MixtureOfExperts.predict_proba) for _ in range(2)])
+
+        def on_epoch_end(self, net, **kwargs):
+            assert not net.module_.training
+
+    clf = MoEClassifier(encoder=None, experts=MLPExperts(dropout=0.5), max_iter=2)
+    clf.set_params(net_params={"callbacks": [Both]}).fit(X, y)
+    assert all(np.array_equal(*pair) for pair in seen)
+    assert np.array_equal(seen[-1][0], clf.predict_proba(X))
+    assert not any(part.training for part in clf.module_.modules())

@@ -31,6 +31,7 @@ from sklearn_moe import (
     TableEncoder,
     decomposition_entropy,
 )
+from sklearn_moe.callbacks import BatchCallback, Progress
 from sklearn_moe.mixture import MixtureOfExperts
 
 
@@ -81,7 +82,7 @@ def test_probabilities_reach_certainty_on_separable_data(gate):
     y = rng.randint(2, size=200)
     X = rng.normal(size=(200, 2)) + 20 * y[:, None]
     assert (
-        make(gate=gate, max_iter=100, batch_size=10).fit(X, y).predict_proba(X).max(axis=1).min()
+        make(gate=gate, max_iter=40, batch_size=20).fit(X, y).predict_proba(X).max(axis=1).min()
         > 0.99
     )
 
@@ -209,7 +210,7 @@ def test_zero_weight_equals_removal(regularization, gate, digits):
         pytest.skip("load needs a noisy gate")
     X, y = digits[0][:200], digits[1][:200]
     rows = np.arange(200) % 4 > 0
-    clf = make(gate=gate, regularization=regularization, max_iter=20)
+    clf = make(gate=gate, regularization=regularization, max_iter=6)
     weighted = clone(clf).fit(X, y, sample_weight=rows).predict_proba(X)
     removed = clone(clf).fit(X[rows], y[rows]).predict_proba(X)
     assert np.array_equal(weighted, removed)
@@ -304,11 +305,31 @@ def test_early_stopping_restores_the_best_weights(digits):
 def test_early_stopping_restores_the_lowest_loss_whatever_the_tolerance(iris):
     X, y = iris
     clf = make(early_stopping=True, tol=10.0, n_iter_no_change=8, max_iter=50)
-    clf.fit(X, y, X_val=X, y_val=y)
-    assert clf.n_iter_ == 9  # the first epoch counts as a fall, no other does
-    assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
-        min(clf.validation_loss_curve_), rel=1e-4
-    )
+    # The first epoch counts as a fall, no other does; the rate rises for 15 epochs.
+    for schedule, n_epochs in {"constant": 9, "one_cycle": 15 + 8 + 8}.items():
+        clf.set_params(learning_rate_schedule=schedule).fit(X, y, X_val=X, y_val=y)
+        assert clf.n_iter_ == n_epochs
+        assert log_loss(y, clf.predict_proba(X)) == pytest.approx(
+            min(clf.validation_loss_curve_), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("patience, n_epochs", [(1, 10 + 4), (8, 17 + 6), (19, 30), (40, 30)])
+def test_learning_rate_comes_down_before_early_stopping_ends(patience, n_epochs, iris):
+    X, y = iris
+    rates = []
+
+    class Spy(Callback):
+        def on_batch_end(self, net, training, **kwargs):
+            if training:
+                rates.append(net.optimizer_.param_groups[0]["lr"] / net.lr)
+
+    net_params = {"callbacks": [Spy()], "lr": 1e-9}  # with which no loss falls
+    params = {"n_iter_no_change": patience, "batch_size": 50, "max_iter": 30}
+    clf = make(early_stopping=True, net_params=net_params, **params).fit(X, y, X_val=X, y_val=y)
+    assert clf.n_iter_ == n_epochs and len(rates) == 3 * n_epochs
+    assert np.argmax(rates) == 27 and rates[27] > 0.99
+    assert sorted(rates[27:])[::-1] == rates[27:] and 0 < rates[-1] < 0.05
 
 
 def test_callbacks_see_the_restored_weights_at_the_end(iris):
@@ -586,7 +607,17 @@ def test_automatic_recipe(iris, digits):
     assert trained_with(*iris, experts=lambda shape, n: nn.Linear(*shape, n)) == (3e-3, 0.0, [])
     images = digits[0].reshape(-1, 8, 8)[:100], digits[1][:100]
     assert trained_with(*images) == (3e-3, 0.0, [])
-    assert make().partial_fit(*iris, classes=[0, 1, 2]).net_.lr == 3e-3
+    chunk = make().partial_fit(*iris, classes=[0, 1, 2]).net_
+    assert (chunk.lr, chunk.optimizer__weight_decay) == (3e-3, 0.7 / 40)
+
+
+@pytest.mark.parametrize("params", [{"batch_size": 2}, {"net_params": {"batch_size": 2}}])
+def test_more_steps_of_an_epoch_do_not_decay_the_weights_more(params, iris):
+    net_params = {**params.pop("net_params", {}), "callbacks": [Stop()]}
+    clf = make(**params, net_params=net_params).fit(*iris)
+    assert clf.net_.optimizer__weight_decay * 75 == pytest.approx(0.7 * 16)
+    clf.set_params(weight_decay=0.7).fit(*iris)
+    assert clf.net_.optimizer__weight_decay == 0.7
 
 
 def test_full_batch_of_sorted_samples_is_compared_over_all_classes(digits):
@@ -831,11 +862,23 @@ def test_scikit_learn_callbacks_get_the_users_weights(iris):
 
 def test_progress_bar_and_lines(iris, capsys):
     make(verbose=1).fit(*iris)
-    assert "10/10" in capsys.readouterr().err
+    assert "10.0/10" in capsys.readouterr().err
     make(verbose=2).fit(*iris)
     assert "train_loss" in capsys.readouterr().out
     make().fit(*iris)
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_bar_moves_with_the_batches(iris):
+    class Read(BatchCallback):
+        def on_batch_end(self, net, training, **kwargs):
+            (bar,) = (each.bar for _, each in net.callbacks_ if isinstance(each, Progress))
+            places.append(bar.n)
+
+    places = []
+    clf = make(verbose=1, max_iter=2, batch_size=50, net_params={"callbacks": [Read()]})
+    clf.fit(*iris)  # three batches an epoch, each read before the bar hears of it
+    assert places == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3])
 
 
 def test_nothing_heavy_stays(digits):
@@ -893,7 +936,7 @@ def conv_expert(input_shape, n_outputs):
 def test_images_with_own_experts(gate, digits):
     X, y = digits[0].reshape(-1, 8, 8)[:600], digits[1][:600]
     clf = make(
-        experts=conv_expert, gate=gate, regularization="importance", max_iter=30, batch_size=64
+        experts=conv_expert, gate=gate, regularization="importance", max_iter=20, batch_size=64
     )
     pipeline = make_pipeline(FunctionTransformer(lambda X: X * 2), clf)
     scores = cross_validate(pipeline, X, y, cv=2, error_score="raise")

@@ -11,13 +11,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from sklearn_moe.engine import MoENet
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 EXAMPLES = [path for path in EXAMPLES if path.stem != "plot_quickstart"]  # in test_readme.py
 
 
+@pytest.fixture
+def short_trainings(monkeypatch):
+    """Let a training end after three epochs; building the guide runs the examples whole."""
+    fit_loop = MoENet.fit_loop
+
+    def short(net, X, y=None, epochs=None, **params):
+        epochs = net.max_epochs if epochs is None else epochs
+        return fit_loop(net, X, y, epochs=min(epochs, 3), **params)
+
+    monkeypatch.setattr(MoENet, "fit_loop", short)
+
+
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+@pytest.mark.filterwarnings("ignore:The gate has collapsed")  # so early
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, monkeypatch, capsys):
+def test_example(path, monkeypatch, short_trainings, capsys):
     matplotlib.use("agg")
     monkeypatch.setattr("sys.argv", [str(path)])
     try:

@@ -116,7 +116,7 @@ def test_custom_experts_leave_the_global_random_state_alone(generator):
 
 
 def test_custom_experts_say_what_is_wrong(generator):
-    with pytest.raises(ValueError, match=r"logits of shape \(n_samples, 4\).*gave \[\(1, 5\)\]"):
+    with pytest.raises(ValueError, match=r"logits of shape \(n_samples, 4\).*gave \[\(2, 5\)\]"):
         CustomExperts(lambda shape, n: nn.Linear(shape[0], n + 1)).build((D,), E, C, generator)
     sizes = iter([2, 3, 4])
     with pytest.raises(ValueError, match=r"one hidden size, got \[2, 3, 4\]"):

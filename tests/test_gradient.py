@@ -11,6 +11,7 @@ from sklearn_moe import (
     SoftmaxGate,
 )
 from sklearn_moe.gradient import has_known_gradient, likelihood_gradient
+from sklearn_moe.layers import StackedLinear
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import REGULARIZERS
 
@@ -76,6 +77,108 @@ def test_other_mixtures_are_left_to_autograd(generator):
     frozen = make(SoftmaxGate(), experts, generator)
     frozen.gate.requires_grad_(False)
     assert not has_known_gradient(frozen, [])
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class OwnLayer(StackedLinear):
+    pass
+
+
+def parametrize(module):
+    nn.utils.parametrize.register_parametrization(module.experts.layers[0], "weight", Doubled())
+
+
+def normalize(module):
+    nn.utils.parametrizations.weight_norm(module.gate.network.layers[0])
+
+
+def share(module):
+    module.experts.layers[1].weight = module.experts.layers[0].weight
+
+
+def replace(module):
+    module.gate.network.layers[0].__class__ = OwnLayer
+
+
+def override(module):
+    layer = module.gate.network.layers[0]
+    layer.forward = lambda x: 2 * OwnLayer.forward(layer, x)
+
+
+CHANGES = {
+    "parametrization": parametrize,
+    "weight_norm": normalize,
+    "shared": share,
+    "other_type": replace,
+    "own_forward": override,
+    "forward_hook": lambda module: module.register_forward_hook(lambda *args: None),
+    "forward_pre_hook": lambda module: module.gate.network.register_forward_pre_hook(
+        lambda *args: None
+    ),
+    "backward_hook": lambda module: module.experts.layers[1].register_full_backward_hook(
+        lambda *args: None
+    ),
+    "backward_pre_hook": lambda module: module.experts.register_full_backward_pre_hook(
+        lambda *args: None
+    ),
+    "tensor_hook": lambda module: module.gate.network.layers[0].bias.register_hook(
+        lambda gradient: None
+    ),
+    "accumulation_hook": lambda module: module.experts.layers[
+        0
+    ].weight.register_post_accumulate_grad_hook(lambda weight: None),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_mixtures_are_left_to_autograd(name, generator):
+    module = make(SoftmaxGate(), MLPExperts((6, 6)), generator)
+    assert has_known_gradient(module, [])
+    CHANGES[name](module)
+    assert not has_known_gradient(module, [])
+
+
+def test_mixtures_are_left_to_autograd_under_a_hook_on_all_modules(generator):
+    module = make(SoftmaxGate(), MLPExperts((4,)), generator)
+    hook = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        assert not has_known_gradient(module, [])
+    finally:
+        hook.remove()
+    assert has_known_gradient(module, [])
+
+
+def test_what_users_add_takes_part(iris):
+    X, y = iris
+    seen = []
+
+    class Changed(MixtureOfExperts):
+        """A mixture as usual, with a parametrization and hooks."""
+
+        def __new__(cls, *args, **kwargs):
+            module = MixtureOfExperts(*args, **kwargs)
+            nn.utils.parametrize.register_parametrization(
+                module.experts.layers[0], "weight", Doubled()
+            )
+            module.gate.register_forward_hook(lambda *args: seen.append("forward"))
+            module.experts.layers[1].register_full_backward_hook(
+                lambda *args: seen.append("backward")
+            )
+            module.gate.network.layers[0].bias.register_hook(lambda grad: seen.append("tensor"))
+            return module
+
+    clf = MoEClassifier(max_iter=1, batch_size=50, random_state=0, warm_start=True)
+    clf.set_params(net_params={"module": Changed}).fit(X, y)
+    before = clf.module_.experts.layers[0].parametrizations.weight.original
+    clf.fit(X, y)
+    after = clf.module_.experts.layers[0].parametrizations.weight.original
+    assert not torch.equal(after, before)
+    assert seen.count("backward") == seen.count("tensor") == 6
+    assert seen.count("forward") >= 6
 
 
 class OfExperts(Importance):

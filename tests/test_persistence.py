@@ -10,6 +10,7 @@ from functools import cache
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import skops.io
 import torch
@@ -179,10 +180,19 @@ def test_net_of_a_table():
     through_skops(make(encoder="auto").fit(*data()).net_)
 
 
-@pytest.mark.xfail(reason="the encoder of tables holds a function of ours", strict=False)
 def test_default_mixture():
     X, y = data()
     clf = make(encoder="auto").fit(X, y)
+    assert_alike(clf, through_skops(clf), X, y)
+
+
+def test_table_of_categories():
+    X, y = data()
+    X = pd.DataFrame(X, columns=list("abcd"))
+    X["c"] = np.where(X["c"] > 0, "high", None)
+    X["d"] = X["d"].round().astype("category")
+    X.loc[3, "a"] = np.nan
+    clf = make(encoder="auto", categorical_features=["c", "d"]).fit(X, y)
     assert_alike(clf, through_skops(clf), X, y)
 
 

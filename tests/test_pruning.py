@@ -507,6 +507,30 @@ def test_fine_tuning(gate, data):
     assert pickle.loads(pickle.dumps(pruned)).module_.gate.top_k == 1
 
 
+@pytest.mark.parametrize("gate", ["softmax", "hard"])
+def test_fine_tuning_lets_fewer_and_fewer_experts_train(gate, data):
+    """Also under a gate that takes one, which would train on all of them."""
+
+    class Answering(Callback):
+        def on_train_begin(self, net, **kwargs):
+            self.seen = []
+
+        def on_epoch_end(self, net, dataset_train, **kwargs):
+            net.module_.train()
+            gate_proba = net.module_(dataset_train.X["x"]).gate_proba
+            self.seen.append(int((gate_proba > 0).sum(dim=1).max()))
+
+    X, y = data[0][:100], data[1][:100]
+    params = {"gate": gate, "max_iter": 2, "net_params": {"callbacks": [Answering()]}}
+    clf = clone(MOE).set_params(**params).fit(X, y)
+    weights = [clf.module_.gate.network.layers[-1].weight.clone()]
+    pruned = prune(clf, X, "similarity", E, y=y, fine_tune=True, max_iter=12)
+    assert dict(pruned.net_.callbacks_)["Answering"].seen == [6, 5, 5, 4, 3, 3] + [2] * 6
+    weights.append(pruned.module_.gate.network.layers[-1].weight)
+    assert (weights[0] != weights[1]).any() and pruned.module_.gate.top_k == 1
+    assert ((pruned.gate_proba(X) > 0).sum(axis=1) == 1).all()
+
+
 def test_fine_tuning_of_all_experts_and_with_other_regularizations(data, fitted):
     X, y = data[:2]
     params = {"fine_tune": True, "y": y, "max_iter": 3, "top_k": 2}

@@ -30,8 +30,10 @@ class Mixture:
         self.proba = np.asarray(gate_proba, dtype=float)
         self.classes_ = self.classes_ if classes_ is None else classes_
         names = [regularization] if isinstance(regularization, str) else regularization
+        gate = GATES[gate] if isinstance(gate, str) else gate
         self.net_ = SimpleNamespace(
-            gate=GATES[gate] if isinstance(gate, str) else gate,
+            gate=gate,
+            module_=SimpleNamespace(gate=SimpleNamespace(needs_hidden=gate.needs_hidden)),
             regularizations=[REGULARIZERS[e] if isinstance(e, str) else e for e in names],
             mixing=mixing,
         )

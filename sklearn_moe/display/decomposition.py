@@ -218,15 +218,19 @@ class DecompositionDisplay:
         side.tick_params(axis="y", left=False, labelleft=False)
         percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
         shares = [percent.format(share) for share in usage]
-        side.bar_label(
-            self.bars_,
-            [share if share.strip("0.%") else "" for share in shares],
-            padding=2,
-            fontsize=min(9, max(4, 0.7 * 72 * height / n_experts)),
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},
-        )
+        # At the right edge, where neither the bars nor the line for equal shares come.
+        for expert, share in enumerate(shares):
+            side.text(
+                0.99,
+                expert,
+                share if share.strip("0.%") else "",
+                transform=side.get_yaxis_transform(),
+                ha="right",
+                va="center",
+                fontsize=min(9, max(4, 0.7 * 72 * height / n_experts)),
+            )
         most = max(usage.max(), 1 / n_experts)
-        side.set(xlim=(0, 1.6 * most), xticks=[1 / n_experts], xticklabels=["equal"])
+        side.set(xlim=(0, 1.9 * most), xticks=[1 / n_experts], xticklabels=["equal"])
         side.set_xlabel("usage (mean\ngate probability)")
         side.spines[["top", "right"]].set_visible(False)
 

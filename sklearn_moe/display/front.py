@@ -118,5 +118,6 @@ class ParetoFrontDisplay:
                 *scores[self.best], "s", color=COLORS[1], markersize=8, zorder=3, label="refitted"
             )
         self.ax_.set(xlabel=self.names[0], ylabel=self.names[1])
+        self.ax_.locator_params(axis="x", nbins=5)  # whose labels are long
         self.ax_.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
         return self

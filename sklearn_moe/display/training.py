@@ -140,6 +140,7 @@ class TrainingDisplay:
                 most = np.log2(self.n_experts)
                 axes.axhline(most, color="0.5", linestyle=":", linewidth=1, label="most")
             axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             # Above, where no curve can run through it.
             axes.legend(
                 loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, title=panel, frameon=False

@@ -6,7 +6,7 @@ all experts (see :class:`ExpertsModule`). ``EXPERTS`` names the usual choices.
 
 from sklearn.base import BaseEstimator
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import ExpertsModule, build_experts
 from sklearn_moe.experts.complexity import ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
@@ -37,4 +37,5 @@ __all__ = [
     "MPOExperts",
     "OrthogonalExperts",
     "ZeroComputationExperts",
+    "build_experts",
 ]

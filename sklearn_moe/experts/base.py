@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 
@@ -17,15 +18,24 @@ class ExpertsModule(nn.Module):
         Length of the hidden vectors, which an attentive gate reads.
     costs : sequence of int
         Multiply-adds that each expert takes for a sample.
+    is_ordinary : sequence of bool, default=all True
+        Which experts are no cheap ones, of which some may take more samples than others.
     independent : bool, default=True
         Whether an expert's logits are its own, so that it can run without the others.
+    runs_at_once : bool, default=False
+        Whether ``forward`` runs all experts in one, and not one after the other. Then a gate that
+        chooses a few of them has them run in turn only where that is faster.
     can_merge : bool, default=False
         Whether several experts have a mean.
+    uses_global_random_state : bool, default=False
+        Whether they draw from torch's global random state, which is then seeded under a lock.
     """
 
     hidden_size: int
     independent = True
+    runs_at_once = False
     can_merge = False
+    uses_global_random_state = False
 
     @property
     def costs(self) -> Sequence[int]:
@@ -34,6 +44,10 @@ class ExpertsModule(nn.Module):
             "experts takes for a sample."
         )
 
+    @property
+    def is_ordinary(self) -> Sequence[bool]:
+        return [True] * len(self.costs)
+
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -41,15 +55,17 @@ class ExpertsModule(nn.Module):
 
         The generator serves dropout in training.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward(x, generator).")
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         """Return the logits of some experts, each for a batch of its own, in prediction."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method run_some(x, experts), or independent = False."
+        )
 
     def keep(self, experts: list[int]) -> None:
         """Drop all experts but these, whose order becomes theirs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method keep(experts).")
 
     def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
         """Replace groups of experts by their means.
@@ -66,5 +82,69 @@ class ExpertsModule(nn.Module):
         """Raise a ValueError if these experts make no sense under such a gate."""
 
     def limit(self, gate_log_proba: Tensor) -> Tensor:
-        """Return the gate's log-probabilities in training, with the experts' limits."""
+        """Return the gate's log-probabilities of a batch, without experts that take no part.
+
+        It is not asked where one expert answers for a sample, which would be left with none.
+        """
         return gate_log_proba
+
+
+def build_experts(
+    experts: BaseEstimator,
+    input_shape: tuple[int, ...],
+    n_experts: int,
+    n_classes: int,
+    generator: torch.Generator,
+) -> ExpertsModule:
+    """Return the module of experts, of which two samples have shown that it keeps the contract."""
+    module = experts.build(input_shape, n_experts, n_classes, generator)
+    if not isinstance(module, ExpertsModule):
+        raise TypeError(
+            f"build of the experts {experts!r} must return a sklearn_moe.experts.ExpertsModule, "
+            f"got {module!r}. Derive their module from that class, or pass a function that makes "
+            "one expert."
+        )
+    was_training = module.training
+    output = run_two_samples(module.eval(), input_shape)
+    module.train(was_training)
+    hidden_size = getattr(module, "hidden_size", None)
+    expected = [(2, n_experts, n_classes), (2, n_experts, hidden_size)]
+    shapes = shapes_of(output)
+    if shapes != expected:
+        raise ValueError(
+            f"The experts {experts!r} must return logits (n_samples, {n_experts}, {n_classes}) "
+            f"and hidden vectors (n_samples, {n_experts}, hidden_size={hidden_size}); a batch of "
+            f"shape {(2, *input_shape)} gave {shapes!r}."
+        )
+    logits = output[0]
+    if (logits >= 0).all() and (logits.sum(dim=2) - 1).abs().max() < 1e-5:
+        raise ValueError(
+            f"The experts {experts!r} must return logits, but theirs are probabilities: none is "
+            "negative, and they sum to 1. Leave out the softmax at the end."
+        )
+    return module
+
+
+def run_two_samples(network: nn.Module, input_shape: tuple[int, ...]):
+    """Return what an expert, or all experts, make of two samples of zeros."""
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(2, *input_shape))
+    except Exception as error:
+        raise ValueError(
+            f"The experts must read batches of shape {('n_samples', *input_shape)} of "
+            f"torch.float32, but {type(network).__name__} raises {type(error).__name__}: {error}"
+        ) from error
+    for tensor in output if isinstance(output, tuple) else (output,):
+        if isinstance(tensor, Tensor) and tensor.dtype != torch.float32:
+            raise ValueError(
+                f"The experts must return torch.float32, but {type(network).__name__} returns "
+                f"{tensor.dtype}."
+            )
+    return output
+
+
+def shapes_of(output) -> list:
+    """Return the shapes of the tensors of an output, and what is no tensor as it is."""
+    outputs = output if isinstance(output, tuple) else (output,)
+    return [tuple(each.shape) if isinstance(each, Tensor) else each for each in outputs]

@@ -115,6 +115,8 @@ class ConvExperts(BaseEstimator):
 class ConvExpertsModule(ExpertsModule):
     """The torch module of :class:`ConvExperts`."""
 
+    runs_at_once = True
+
     def __init__(self, body: ConvStack, head: StackedMLP):
         super().__init__()
         self.body = body

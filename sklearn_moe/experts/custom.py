@@ -8,7 +8,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import ExpertsModule, run_two_samples, shapes_of
 from sklearn_moe.layers import seeded_globally
 
 
@@ -18,7 +18,8 @@ class CustomExperts(BaseEstimator):
     Parameters
     ----------
     factory : callable
-        ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. Its forward
+        ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. It may be a
+        class of modules that takes these two arguments. Its forward
         takes a batch ``(n_samples, *input_shape)``, returns the logits (n_samples, n_outputs), or
         the pair (logits, hidden) with hidden vectors (n_samples, hidden_size) for an attentive
         gate to read. Without them it reads the logits.
@@ -61,7 +62,7 @@ class CustomExperts(BaseEstimator):
         hidden_sizes = set()
         for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():
             with seeded_globally(seed):
-                expert = self.factory(input_shape, n_classes)
+                expert = self._make(input_shape, n_classes)
                 if not isinstance(expert, nn.Module) or expert in experts:
                     raise TypeError(
                         "experts(input_shape, n_outputs) must return a new torch.nn.Module in "
@@ -71,29 +72,43 @@ class CustomExperts(BaseEstimator):
             experts.append(expert)
         if len(hidden_sizes) > 1:
             raise ValueError(f"All experts must have one hidden size, got {sorted(hidden_sizes)}.")
-        return _CustomExpertsModule(experts, hidden_sizes.pop())
+        return CustomExpertsModule(experts, hidden_sizes.pop())
+
+    def _make(self, input_shape, n_classes):
+        try:
+            return self.factory(input_shape, n_classes)
+        except Exception as error:
+            if not isinstance(self.factory, type):  # a function's own errors speak for themselves
+                raise
+            name = self.factory.__name__
+            raise TypeError(
+                f"experts={name} must take the arguments (input_shape, n_outputs), but "
+                f"{name}({input_shape}, {n_classes}) raises {type(error).__name__}: {error}. Pass "
+                f"a function that makes one expert, such as lambda input_shape, n_outputs: "
+                f"{name}(...)."
+            ) from error
 
 
 def _probe(expert, input_shape, n_classes):
-    """Run one sample through an expert, check what comes out and return its hidden size."""
-    with torch.no_grad():
-        output = expert.eval()(torch.zeros(1, *input_shape))
-    tensors = output if isinstance(output, tuple) else (output,)
-    shapes = [tuple(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor)]
-    if len(shapes) != len(tensors) or len(shapes) not in (1, 2) or shapes[0] != (1, n_classes):
+    """Run two samples through an expert, check what comes out and return its hidden size."""
+    shapes = shapes_of(run_two_samples(expert.eval(), input_shape))
+    if len(shapes) > 2 or shapes[0] != (2, n_classes):
         raise ValueError(
             f"An expert must return logits of shape (n_samples, {n_classes}), or the pair "
-            f"(logits, hidden); a batch of shape {(1, *input_shape)} gave {shapes or output!r}."
+            f"(logits, hidden); a batch of shape {(2, *input_shape)} gave {shapes!r}."
         )
-    if len(shapes[-1]) != 2:
+    hidden = shapes[-1]
+    if not isinstance(hidden, tuple) or len(hidden) != 2 or hidden[0] != 2:
         raise ValueError(
             "An expert's hidden must have the shape (n_samples, hidden_size); a batch of shape "
-            f"{(1, *input_shape)} gave {shapes[-1]}."
+            f"{(2, *input_shape)} gave {hidden!r}."
         )
-    return shapes[-1][1]
+    return hidden[1]
 
 
-class _CustomExpertsModule(ExpertsModule):
+class CustomExpertsModule(ExpertsModule):
+    """The torch module of :class:`CustomExperts`."""
+
     uses_global_random_state = True
 
     def __init__(self, experts, hidden_size):

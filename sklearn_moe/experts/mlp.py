@@ -77,6 +77,7 @@ class MLPExperts(BaseEstimator):
 class MLPExpertsModule(StackedMLP, ExpertsModule):
     """The torch module of :class:`MLPExperts`."""
 
+    runs_at_once = True
     can_merge = True
 
     def forward(

@@ -145,6 +145,8 @@ class MPOExperts(BaseEstimator):
 class MPOExpertsModule(ExpertsModule):
     """The torch module of :class:`MPOExperts`."""
 
+    runs_at_once = True
+
     def __init__(
         self,
         layers: list[MPOLinear],

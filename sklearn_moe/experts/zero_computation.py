@@ -22,10 +22,14 @@ _NUMBER = [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})]
 class ZeroComputationExperts(BaseEstimator):
     r"""Fully connected experts and cheap ones, to which easy samples can go.
 
-    The cheap experts come last: *zero* experts say nothing, so that all classes are equally
-    probable, *copy* experts are linear, and *constant* experts know how frequent the classes are:
+    The cheap experts come last: *zero* experts say nothing, *copy* experts are linear, and
+    *constant* experts know how frequent the classes are:
 
     .. math:: z_\mathrm{zero} = 0, \qquad z_\mathrm{copy} = A x, \qquad z_\mathrm{constant} = b
+
+    What the gate gives to a zero expert goes to the others that answer for the sample, in
+    proportion. Where a zero expert is the only one, as under a gate with ``top_k=1``, all classes
+    are equally probable. A soft gate asks all experts, so a zero expert is of no use to it.
 
     Take a gate that keeps the top k experts, two of them in the reference, so that a prediction
     really skips the ordinary experts, and ``regularization="zero_computation"``, which says how
@@ -42,9 +46,11 @@ class ZeroComputationExperts(BaseEstimator):
     capacity : float or None, default=None
         Bound on the samples of a training batch that an expert takes, in its order, relative to
         its fair share (the reference: 1.1). Samples beyond it lose the expert, unless they would
-        lose all of theirs. None sets no bound, and a soft gate knows none.
+        lose all of theirs. It needs a gate with a ``top_k`` of at least 2. None sets no bound.
     tau : float, default=0.75
-        Fair share of an ordinary expert relative to that of a cheap one.
+        Fair share of an ordinary expert relative to that of a cheap one, for ``capacity``. It
+        does not follow the ``tau`` of ``ZeroComputationBalance``, which in the reference is the
+        same number: set both.
     activation : {"relu", "gelu", "tanh"}, default="relu"
         Activation of the hidden layers.
     dropout : float, default=0.0
@@ -59,7 +65,8 @@ class ZeroComputationExperts(BaseEstimator):
               C_Z = \frac{\gamma k T}{\tau N_F + N_Z}.
 
     In the reference the experts are layers inside a network; these are its experts as whole
-    classifiers. An attentive gate, which must run all experts anyway, reads a learned vector in
+    classifiers. As in its code, not its equations, the gates of the experts that are left sum to
+    1. An attentive gate, which must run all experts anyway, reads a learned vector in
     place of a cheap expert's hidden one.
 
     References
@@ -74,7 +81,7 @@ class ZeroComputationExperts(BaseEstimator):
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = MoEClassifier(gate="top_k", experts="zero_computation",
     ...                     regularization="zero_computation", random_state=0).fit(X, y)
-    >>> clf.module_.experts.is_ordinary.tolist()
+    >>> clf.module_.experts.is_ordinary
     [True, True, True, True, False, False, False, False]
     """
 
@@ -148,13 +155,7 @@ class ZeroComputationExperts(BaseEstimator):
 
 
 class ZeroComputationExpertsModule(ExpertsModule):
-    """The torch module of :class:`ZeroComputationExperts`.
-
-    Attributes
-    ----------
-    is_ordinary : Tensor of shape (n_experts,)
-        Which experts are no cheap ones.
-    """
+    """The torch module of :class:`ZeroComputationExperts`."""
 
     def __init__(
         self,
@@ -184,13 +185,13 @@ class ZeroComputationExpertsModule(ExpertsModule):
             + ["copy"] * n_copy
             + ["constant"] * n_constant
         )
-        self.register_buffer(
-            "is_ordinary", torch.tensor([kind == "ordinary" for kind in self.kinds])
-        )
 
     @property
-    def n_networks(self) -> int:
-        return len(self.kinds)
+    def is_ordinary(self) -> list[bool]:
+        return self._are("ordinary")
+
+    def _are(self, kind):
+        return [own == kind for own in self.kinds]
 
     @property
     def costs(self) -> tuple[int, ...]:
@@ -210,16 +211,21 @@ class ZeroComputationExpertsModule(ExpertsModule):
                 "Of zero-computation experts, one ordinary expert at least must be kept, and the "
                 f"cheap ones after the ordinary ones; got {list(experts)}."
             )
-        cheap = [sum(not each for each in self.is_ordinary[:e].tolist()) for e in experts]
+        cheap = [expert - self.ordinary.n_networks for expert in experts]
         own = {kind: [self._own(expert) for expert in kept[kind]] for kind in kept}
         self.ordinary.keep(own["ordinary"])
         keep_rows(self.copy, own["copy"])
         keep_rows(self.constant, own["constant"])
         keep_rows(self.key, cheap[len(kept["ordinary"]) :])
         self.kinds = [kind for kind in kept for _ in kept[kind]]
-        self.is_ordinary = self.is_ordinary[list(experts)]
 
     def check_gate(self, gate: nn.Module) -> None:
+        if self.capacity is not None and (gate.top_k is None or gate.top_k == 1):
+            raise ValueError(
+                f"capacity={self.capacity} needs a gate that takes a few experts for a sample, so "
+                f"that it can lose one of them, got top_k={gate.top_k}. Take a gate with top_k=2 "
+                "or more, or leave capacity=None."
+            )
         if hasattr(gate, "refit") and {"zero", "constant"} & set(self.kinds):
             raise ValueError(
                 "Zero and constant experts cannot answer for a cluster of their own, so a k-means "
@@ -254,15 +260,24 @@ class ZeroComputationExpertsModule(ExpertsModule):
         return x.new_zeros(len(x), self.constant.weight.shape[1])
 
     def limit(self, gate_log_proba: Tensor) -> Tensor:
-        if self.capacity is None:
+        has_capacity = self.training and self.capacity is not None
+        if not (has_capacity or "zero" in self.kinds):
             return gate_log_proba
-        chosen = gate_log_proba > -torch.inf
-        share = torch.where(self.is_ordinary, self.tau, 1.0)
-        capacity = self.capacity * chosen.sum() * share / share.sum()
-        is_soft = chosen.all(dim=1, keepdim=True)
-        kept = chosen & ((chosen.cumsum(dim=0) <= capacity) | is_soft)
-        kept = kept | (chosen & ~kept.any(dim=1, keepdim=True))
-        return gate_log_proba.masked_fill(~kept, -torch.inf).log_softmax(dim=1)
+        answers = gate_log_proba > -torch.inf
+        if has_capacity:
+            share = torch.tensor(self.is_ordinary, device=answers.device)
+            share = torch.where(share, self.tau, 1.0)
+            capacity = self.capacity * answers.sum() * share / share.sum()
+            answers = _unless_none(answers & (answers.cumsum(dim=0) <= capacity), answers)
+        if "zero" in self.kinds:
+            is_zero = torch.tensor(self._are("zero"), device=answers.device)
+            answers = _unless_none(answers & ~is_zero, answers)
+        return gate_log_proba.masked_fill(~answers, -torch.inf).log_softmax(dim=1)
+
+
+def _unless_none(kept, answers):
+    """Return which experts are kept for a sample, or all of them if none would be."""
+    return torch.where(kept.any(dim=1, keepdim=True), kept, answers)
 
 
 class _Parameter(nn.Module):

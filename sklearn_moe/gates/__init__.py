@@ -6,7 +6,14 @@ names the usual choices.
 """
 
 from sklearn_moe.gates.attentive import AttentiveGate, AttentiveGateModule
-from sklearn_moe.gates.base import Gate, GateModule, GateOutput, Routing, mask_all_but_top_k
+from sklearn_moe.gates.base import (
+    Gate,
+    GateModule,
+    GateOutput,
+    Routing,
+    build_gate,
+    mask_all_but_top_k,
+)
 from sklearn_moe.gates.kmeans import KMeansGate
 from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
 
@@ -31,5 +38,6 @@ __all__ = [
     "Routing",
     "SoftmaxGate",
     "SoftmaxGateModule",
+    "build_gate",
     "mask_all_but_top_k",
 ]

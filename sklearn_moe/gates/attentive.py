@@ -112,6 +112,12 @@ class AttentiveGateModule(GateModule):
     def keep(self, experts: list[int]) -> None:
         """Drop nothing: the gate has no weights of single experts."""
 
+    def teach(self, student: GateModule) -> None:
+        student.encoder.load_state_dict(self.encoder.state_dict())
+        # The student has one layer more, which scores the experts.
+        for layer, trained in zip(student.network.layers, self.trunk.layers, strict=False):
+            layer.load_state_dict(trained.state_dict())
+
     def score(self, x: Tensor, hidden: Tensor) -> Tensor:
         query = self.query(self.trunk(self.encoder(x).flatten(1)))
         # <q, Wk h> = <q Wk, h>: the small product comes first and no key is ever built.

@@ -55,9 +55,7 @@ class GateModule(nn.Module):
 
     With ``top_k=1`` the softmax over the one kept logit would be the constant 1 and the gate would
     get no gradient. Such a gate therefore trains on the full softmax and keeps one expert in
-    prediction only. A subclass implements ``score(x, hidden)``, which returns one score for each
-    sample and expert, and says with ``needs_hidden = False`` that it does not read ``hidden``:
-    such a gate chooses before any expert runs, and gets None in its place in prediction.
+    prediction only. A subclass implements ``score`` and ``keep``.
 
     Parameters
     ----------
@@ -67,6 +65,13 @@ class GateModule(nn.Module):
         How many experts answer for a sample; None means all.
     noise : float, default=0.0
         Standard deviation of the noise in training, in units of ``1 / n_experts``.
+
+    Attributes
+    ----------
+    needs_hidden : bool, default=True
+        Whether ``score`` reads the experts' hidden vectors. A gate that does not chooses before
+        any expert runs, and gets None in their place in prediction; one that does can be distilled
+        to such a gate.
     """
 
     needs_hidden = True
@@ -82,9 +87,13 @@ class GateModule(nn.Module):
     ) -> GateOutput:
         return self.route(self.score(x, hidden) / self.temperature, generator)
 
+    def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """Return one score for each sample and expert, (n_samples, n_experts)."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method score(x, hidden).")
+
     def keep(self, experts: list[int]) -> None:
         """Drop what the gate has for experts other than these, whose order becomes theirs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method keep(experts).")
 
     def merge(self, groups: list[list[int]]) -> GateModule:
         """Return a gate that gives each group of experts, as one, what all of it had.
@@ -99,6 +108,12 @@ class GateModule(nn.Module):
     def take(self, top_k: int | None) -> None:
         """Let so many experts answer for a sample from now on."""
         self.top_k = top_k
+
+    def teach(self, student: GateModule) -> None:
+        """Give the module of a ``SoftmaxGate``, to which this gate is distilled, what it knows.
+
+        A gate that shares nothing with it has nothing to give.
+        """
 
     def begin(self) -> None:
         """Take note of the weights that a fit starts from."""
@@ -190,9 +205,18 @@ def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
 class Gate(BaseEstimator):
     """Base class of the gates, with the checks of what they have in common.
 
-    A gate has the parameters ``hidden_layer_sizes``, ``temperature``, ``top_k`` and ``encoder``, a
-    ``build(input_shape, n_experts, hidden_size, generator)`` that returns a :class:`GateModule`.
+    A gate has a ``build(input_shape, n_experts, hidden_size, generator)`` that returns a
+    :class:`GateModule`. Those with the parameters ``hidden_layer_sizes``, ``temperature`` or
+    ``encoder`` hand them to the gate that :func:`distill` makes of them.
+
+    Attributes
+    ----------
+    needs_hidden : bool, default=True
+        Whether the gate reads the experts' hidden vectors, as in :class:`GateModule`. Then
+        ``MoEClassifier(learning_rate="auto")`` is lower.
     """
+
+    needs_hidden = True
 
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
@@ -217,3 +241,31 @@ class Gate(BaseEstimator):
                 "encoder=None."
             )
         return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
+
+
+def build_gate(
+    gate: BaseEstimator,
+    input_shape: tuple[int, ...],
+    n_experts: int,
+    hidden_size: int,
+    generator: torch.Generator,
+) -> GateModule:
+    """Return the module of a gate, of which two samples have shown that it scores the experts."""
+    module = gate.build(input_shape, n_experts, hidden_size, generator)
+    if not isinstance(module, GateModule):
+        raise TypeError(
+            f"build of the gate {gate!r} must return a sklearn_moe.gates.GateModule, got "
+            f"{module!r}. Derive its module from that class."
+        )
+    hidden = torch.zeros(2, n_experts, hidden_size) if module.needs_hidden else None
+    was_training = module.training
+    with torch.no_grad():
+        scores = module.eval().score(torch.zeros(2, *input_shape), hidden)
+    module.train(was_training)
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else scores
+    if shape != (2, n_experts):
+        raise ValueError(
+            f"score of the gate {gate!r} must return one score for each sample and expert, "
+            f"(n_samples, {n_experts}); a batch of shape {(2, *input_shape)} gave {shape!r}."
+        )
+    return module

@@ -88,6 +88,7 @@ class KMeansGate(Gate):
         "max_samples": [Interval(Integral, 1, None, closed="left")],
     }
 
+    needs_hidden = False
     top_k = 1
 
     def __init__(

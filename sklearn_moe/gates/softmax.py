@@ -61,6 +61,8 @@ class SoftmaxGate(Gate):
         "noise": [Interval(Real, 0, None, closed="left")],
     }
 
+    needs_hidden = False
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import MLPExperts
 from sklearn_moe.gates import AttentiveGate
-from sklearn_moe.recipes import RECIPES
+from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
 from sklearn_moe.regularizers import Competence, Importance, SampleSimilarity
 
 if TYPE_CHECKING:
@@ -65,15 +66,17 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
 def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
     """Return where a search of the default space begins: at about what the mixture is."""
     recipe = RECIPES["table" if np.ndim(X) == 2 and mixture.input_shape is None else "other"]
-    auto = {
-        "learning_rate": recipe["learning_rate"]["one_cycle"],
-        "weight_decay": recipe["weight_decay"][
-            "binary" if len(np.unique(y)) == 2 else "multiclass"
-        ],
-    }
-    rate, decay = (
-        auto[name] if getattr(mixture, name) == "auto" else getattr(mixture, name) for name in auto
-    )
+    rate, decay, batch_size = mixture.learning_rate, mixture.weight_decay, mixture.batch_size
+    if rate == "auto":
+        rate = recipe["learning_rate"]["one_cycle"]
+    if decay == "auto":
+        decay = automatic_weight_decay(
+            recipe,
+            n_classes=len(np.unique(y)),
+            n_samples=len(y),
+            batch_size=automatic_batch_size(len(y)) if batch_size == "auto" else batch_size,
+            epochs=mixture.max_iter,
+        )
     competence = RECIPES["table"]["regularization"][-1]
     has_usual_gate = isinstance(mixture.gate, str) and mixture.gate in ("top_k", "hard")
     return {
@@ -120,6 +123,7 @@ class Space:
                 _suggest_method(name, distribution)
 
     def __call__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
+        trial.suggest_categorical = partial(_suggest_any, trial.suggest_categorical)
         if callable(self.space):
             return self.space(trial)
         if self.space is not None:
@@ -134,17 +138,30 @@ class Space:
         }
 
 
+def _storable(name, choices):
+    """Return what a study keeps for choices: numbers and text, and the text of all else."""
+    stored = [each if isinstance(each, _STORABLE) else repr(each) for each in choices]
+    for place, each in enumerate(stored):
+        if each is not choices[place] and (" at 0x" in each or stored.count(each) > 1):
+            raise ValueError(
+                f"{name!r} has the choice {each}, which a study cannot tell from others. Take a "
+                "function of the trial that asks for a name and returns the object."
+            )
+    return stored
+
+
+def _suggest_any(suggest, name, choices):
+    """Suggest one of any choices, by what a study keeps for them."""
+    stored = _storable(name, choices)
+    return choices[stored.index(suggest(name, stored))]
+
+
 def _suggest_method(name, distribution):
     """Return the name of the trial's method for a distribution, and its arguments."""
     from optuna import distributions
 
     if isinstance(distribution, distributions.CategoricalDistribution):
-        odd = [each for each in distribution.choices if not isinstance(each, _STORABLE)]
-        if odd:
-            raise ValueError(
-                f"space[{name!r}] has the choice {odd[0]!r}, which a study cannot keep. Take a "
-                "function of the trial that asks for a name and returns the object."
-            )
+        _storable(name, distribution.choices)
         return "suggest_categorical", {"choices": distribution.choices}
     if isinstance(distribution, distributions.IntDistribution):
         kind = "suggest_int"

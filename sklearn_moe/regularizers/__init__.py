@@ -8,7 +8,7 @@ Symbols: :math:`p` gate_proba after masking, :math:`q` softmax of the full gate 
 """
 
 from sklearn_moe.regularizers.balance import Importance, Load
-from sklearn_moe.regularizers.base import Regularizer
+from sklearn_moe.regularizers.base import Regularizer, check_penalty
 from sklearn_moe.regularizers.competence import Competence
 from sklearn_moe.regularizers.complexity import ComplexityBalance
 from sklearn_moe.regularizers.confidence import Entropy, ZLoss
@@ -41,4 +41,5 @@ __all__ = [
     "SoftOrthogonality",
     "ZLoss",
     "ZeroComputationBalance",
+    "check_penalty",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 
 from sklearn.base import BaseEstimator
@@ -65,4 +66,14 @@ class Regularizer(BaseEstimator):
         -------
         Tensor of shape ()
         """
-        return self.strength * self.penalty(mixture, x, y, sample_weight)
+        return self.strength * check_penalty(self, self.penalty(mixture, x, y, sample_weight))
+
+
+def check_penalty(regularization: Callable, value: Tensor) -> Tensor:
+    """Return what a regularization says about a batch; raise if it is no scalar."""
+    if isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0):
+        return value
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise ValueError(
+        f"The regularization {regularization!r} must return a scalar tensor, got {got}."
+    )

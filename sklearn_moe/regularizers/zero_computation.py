@@ -7,6 +7,7 @@ from numbers import Real
 import torch
 from sklearn.utils._param_validation import Interval
 
+from sklearn_moe.gates import mask_all_but_top_k
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -14,18 +15,21 @@ class ZeroComputationBalance(Regularizer):
     r"""Give all experts their shares of the samples, and the cheap ones larger shares.
 
     .. math:: L = \lambda \sum_e \eta_e f_e P_e, \qquad f_e = \frac{1}{N} \sum_n w_n
-              [p_{ne} > 0], \qquad P_e = \frac{1}{N} \sum_n w_n q_{ne}
+              [e \in \mathrm{top}_k(l_n)], \qquad P_e = \frac{1}{N} \sum_n w_n q_{ne}
 
     with :math:`\eta_e = 1` for ordinary experts and :math:`\tau` for zero-computation experts:
-    the smaller it is, the more samples skip computation. Only :math:`P` has a gradient. With
-    ordinary experts alone it is the balance loss of the Switch Transformer, times ``1 / E``.
+    the smaller it is, the more samples skip computation. :math:`f` counts what the gate chooses,
+    before a ``capacity`` takes some of it away; of a gate that gives all experts something, the
+    most probable one. Only :math:`P` has a gradient. With ordinary experts alone it is the balance
+    loss of the Switch Transformer, times ``1 / E``.
 
     Parameters
     ----------
     strength : float, default=0.01
         Weight :math:`\lambda`, in nats of loss.
     tau : float, default=0.75
-        Weight of the zero-computation experts, above 0 and at most 1.
+        Weight of the zero-computation experts, above 0 and at most 1. The ``tau`` of
+        ``ZeroComputationExperts``, for their ``capacity``, does not follow it.
 
     References
     ----------
@@ -55,7 +59,11 @@ class ZeroComputationBalance(Regularizer):
         share = sample_weight / sample_weight.sum().clamp_min(
             torch.finfo(sample_weight.dtype).tiny
         )
-        chosen = share @ (mixture.gate_proba > 0).to(share.dtype)
-        proba = share @ mixture.gate_logits.softmax(dim=1)
-        is_ordinary = getattr(mixture.experts, "is_ordinary", torch.ones_like(proba) > 0)
-        return (torch.where(is_ordinary, 1.0, self.tau) * chosen * proba).sum()
+        logits, routing = mixture.gate_logits, mixture.routing
+        decisive = logits.detach() if routing is None else routing.noisy_logits.detach()
+        chosen = mask_all_but_top_k(decisive, mixture.top_k or 1) > -torch.inf
+        weight = torch.ones(logits.shape[1], dtype=logits.dtype, device=logits.device)
+        if mixture.experts is not None:
+            is_ordinary = torch.tensor(mixture.experts.is_ordinary, device=logits.device)
+            weight = weight.masked_fill(~is_ordinary, self.tau)
+        return (weight * (share @ chosen.to(share.dtype)) * (share @ logits.softmax(dim=1))).sum()
