@@ -67,7 +67,7 @@ PARAMS = {
             OrthogonalExperts((8,)),
             OrthogonalExperts((8,), normalize=False),
             ComplexityExperts(4, 8),
-            ComplexityExperts(8, 4, dropout=0.1),
+            ComplexityExperts(4, 16, dropout=0.1),
             ZeroComputationExperts((8,)),
             ZeroComputationExperts((8,), n_zero=1, n_copy=0, n_constant=1, capacity=1.1),
             linear_expert,
@@ -357,6 +357,8 @@ def draw_params(rng, n_odd=0):
     for name, (in_range, _, share) in PARAMS.items():
         if rng.uniform() < share:
             params[name] = deepcopy(pick(rng, in_range))
+    if params.get("encoder", "auto") is None:  # and so no categories
+        params.pop("categorical_features", None)
     for name in rng.choice(list(PARAMS), n_odd, replace=False).tolist():
         params[name] = deepcopy(pick(rng, PARAMS[name][1]))
     return params
