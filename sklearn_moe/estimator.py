@@ -127,8 +127,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
         tables with two classes, 0.7 for those with more, and 0 elsewhere; a 40th of it in
         ``partial_fit``. It acts in each step, so in epochs of more than 16 steps, as those of more
-        than 4,000 samples have, it is multiplied by 16 / steps; above 4,000 samples also by the
-        root of 4,000 / samples; and above 120 epochs by 120 / epochs. A number is taken as it is.
+        than 4,000 samples have, it is multiplied by 16 / steps; above 4,000 samples also by
+        (4,000 / samples) to the power of 3/4; and above 120 epochs by 120 / epochs. A number is
+        taken as it is.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.

@@ -36,18 +36,21 @@ with more rows or smaller batches the same number forgets sooner (with 4,000 row
 after about 4,000), and in the end it kills experts. So above 16 steps it falls with their
 number: what the weights remember is measured in epochs, as X. Wang and L. Aitchison advise (How
 to set AdamW's weight decay as you scale model and dataset size, 2024, arXiv 2405.13698). Above
-4,000 rows it also falls with their root, because more rows need less of it. Error in percent of
-one split by the weight decay for two classes, 40 epochs, and what is taken:
+4,000 rows it also falls with their number to the power of 3/4, because more rows need less of it.
+Error in percent of one split by the weight decay for two classes, 40 epochs, and what is taken:
 
-========================== ==== ===== ===== ===== ===== ===== ============
+========================== ==== ===== ===== ===== ===== ===== =====
 table                      rows 2     0.6   0.2   0.06  0.02  taken
-========================== ==== ===== ===== ===== ===== ===== ============
-electricity                30k  21.63       19.49       18.70 0.10
-magic                      14k  12.47       11.18       11.75 0.31
-covertype, two classes     15k  18.82 15.84 13.48 13.52 13.95 0.28: 13.72
-sharp thresholds           15k  20.68 19.62 19.52 20.57 21.01 0.28: 19.46
-adult                      15k  13.74 13.67 14.44             0.28: 14.21
-========================== ==== ===== ===== ===== ===== ===== ============
+========================== ==== ===== ===== ===== ===== ===== =====
+electricity                30k  21.63       19.49       18.70 0.06
+magic                      14k  12.47       11.18       11.75 0.23
+covertype, two classes     15k  18.82 15.84 13.48 13.52 13.95 0.20
+sharp thresholds           15k  20.68 19.62 19.52 20.57 21.01 0.20
+adult                      15k  13.74 13.67 14.44             0.20
+========================== ==== ===== ===== ===== ===== ===== =====
+
+Three rules in 30 columns, 50,000 rows and 10 epochs, hardly mind: 5.06, 5.16, 5.31 and 5.52 with
+0.2, 0.1, 0.05 and 0.02, where gradient boosting has 14.46.
 
 Noisy tables want more and clean ones less; this lies between. A stream (``partial_fit``) has the
 decay of one epoch in place of 40: after 24 chunks of 1,000 rows of covertype the error is
@@ -62,7 +65,6 @@ of 0.146 with 3e-2 and 0.104 with 1e-2, and a sample entropy of 0.23 and 0.13 bi
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from sklearn_moe.regularizers import Competence, Importance
@@ -125,5 +127,5 @@ def automatic_weight_decay(
     if epochs is None:
         return decay / _EPOCHS
     n_steps = 1 if batch_size == -1 else -(-n_samples // batch_size)
-    decay *= min(1.0, _STEPS / n_steps) * math.sqrt(min(1.0, _SAMPLES / n_samples))
+    decay *= min(1.0, _STEPS / n_steps) * min(1.0, _SAMPLES / n_samples) ** 0.75
     return decay * min(1.0, 3 * _EPOCHS / epochs)  # or what is not used becomes subnormal

@@ -422,7 +422,7 @@ NET_PARAMS = [
 ]
 
 
-@pytest.mark.parametrize("net_params", NET_PARAMS, ids=str)
+@pytest.mark.parametrize("net_params", NET_PARAMS)
 def test_net_params(net_params):
     X, y = data()
     clf = make(net_params=net_params).fit(X, y)
