@@ -836,14 +836,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
         recipe = self._recipe(X)
-        learning_rate, regularization = self.learning_rate, self.regularization
+        learning_rate = self.learning_rate
         if learning_rate == "auto":
             schedule = "constant" if incremental else self.learning_rate_schedule
             learning_rate = recipe["learning_rate"][schedule]
-        if isinstance(regularization, str) and regularization == "auto":
-            regularization = recipe["regularization"]
         settings = {
-            "regularizations": self._regularizations(regularization),
+            "regularizations": self._regularizations(recipe["regularization"]),
             "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),
