@@ -6,6 +6,9 @@ or data frames of pandas, polars, pyarrow and dask.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -44,20 +47,41 @@ class Table:
         return Table(self.numbers[rows], self.codes[rows], self.levels)
 
 
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Name what cannot be read, whatever its container, numpy or torch say of it."""
+    try:
+        # scikit-learn looks for infinity in sums, which those of huge numbers may become.
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        is_type_error = isinstance(error, TypeError)
+        if (is_type_error or isinstance(error, ValueError)) and re.search(
+            rf"\b{re.escape(name)}\b", str(error)
+        ):
+            raise
+        kind = TypeError if is_type_error else ValueError
+        raise kind(f"{name} is not valid: {error}") from error
+
+
 def as_eager(X: Any) -> Any:
     """Return what a container computes, if it is lazy (dask, polars' LazyFrame)."""
-    if hasattr(X, "compute"):
-        return X.compute()
-    if hasattr(X, "collect_schema") and hasattr(X, "collect"):
-        return X.collect()
-    return X
+    with reading("X"):
+        if hasattr(X, "compute"):
+            return X.compute()
+        if hasattr(X, "collect_schema") and hasattr(X, "collect"):
+            return X.collect()
+        return X
 
 
 def as_frame(X: Any) -> nw.DataFrame | None:
     """Return a data frame as narwhals sees it, and None for all else."""
     if isinstance(X, np.ndarray):  # which narwhals takes its time to find out
         return None
-    frame = nw.from_native(X, eager_only=True, pass_through=True)
+    with reading("X"):
+        frame = nw.from_native(X, eager_only=True, pass_through=True)
     return frame if isinstance(frame, nw.DataFrame) else None
 
 
@@ -65,10 +89,8 @@ def as_objects(X: Any) -> Any:
     """Return sequences that mix numbers and text as objects, so that numbers stay numbers."""
     if not isinstance(X, (list, tuple)):
         return X
-    try:
+    with reading("X"):
         is_text = np.asarray(X).dtype.kind in "US"
-    except ValueError:  # rows of different lengths, of which scikit-learn complains
-        return X
     return np.array(X, dtype=object) if is_text else X
 
 
@@ -118,10 +140,31 @@ def _column(X, frame, position):
     if frame is None:
         return X[:, position], str(position)
     column = frame[:, int(position)]
-    values = column.to_numpy()
-    if values.dtype.kind in "mM" or column.dtype.is_temporal():
-        raise _temporal(repr(column.name), column.dtype)
-    return values, repr(column.name)
+    name, kind = repr(column.name), column.dtype
+    if kind.is_temporal():
+        raise _temporal(name, kind)
+    with reading(f"Column {name} of X"):
+        if kind in _AS_ARRAYS:
+            return column.to_numpy(), name
+        # As an array, others may lose what is missing, or have an axis more.
+        return np.fromiter(column.to_list(), dtype=object, count=len(column)), name
+
+
+_AS_ARRAYS = {
+    nw.Float64,
+    nw.Float32,
+    nw.Float16,
+    nw.Int64,
+    nw.Int32,
+    nw.Int16,
+    nw.Int8,
+    nw.UInt64,
+    nw.UInt32,
+    nw.UInt16,
+    nw.UInt8,
+    nw.Boolean,
+    nw.Unknown,
+}
 
 
 def _temporal(name, kind):
@@ -160,7 +203,8 @@ def _number(value, name):
 
 def _check_finite(numbers, X, frame, positions):
     try:
-        assert_all_finite(numbers, allow_nan=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            assert_all_finite(numbers, allow_nan=True)
     except ValueError as error:
         column = int(np.flatnonzero(np.isinf(numbers).any(axis=0))[0])
         position = positions[column]
@@ -218,6 +262,8 @@ def is_missing(value):
         return bool(value != value)
     except (TypeError, ValueError):  # pandas' NA is neither equal nor unequal to itself
         return type(value).__name__ == "NAType"
+    except ArithmeticError:  # Decimal's signalling NaN
+        return True
 
 
 def categorical_columns(
@@ -247,7 +293,8 @@ def categorical_columns(
         elif X.dtype == object:
             is_categorical[:] = [_is_text(X[:, column]) for column in range(n_features)]
         return is_categorical
-    chosen = np.asarray(categorical_features)
+    with reading("categorical_features"):
+        chosen = np.asarray(categorical_features)
     if chosen.size == 0:
         return is_categorical
     if chosen.dtype.kind == "b":

@@ -22,7 +22,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from sklearn_moe.callbacks import OneCycle, Progress, ScikitLearnCallbacks, StopEarly
-from sklearn_moe.data import as_dense, as_eager, as_frame, as_objects, has_single_precision
+from sklearn_moe.data import (
+    as_dense,
+    as_eager,
+    as_frame,
+    as_objects,
+    has_single_precision,
+    reading,
+)
 from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.engine import MoENet
@@ -266,7 +273,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "tol": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "device": [str],
-        "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        # With a million OpenMP ends the process.
+        "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, 1024, closed="both")],
         "net_params": [dict, None],
         "input_shape": ["array-like", None],
         "track_decomposition": ["boolean"],
@@ -685,7 +693,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _is_table(self, X):
         """Whether X is a table that the encoder turns into numbers."""
         if self._encodes_tables():
-            n_axes = len(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
+            with reading("X"):
+                n_axes = len(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
             if n_axes <= 2 and self.input_shape is None:
                 return True
             if self._has_table_encoder() and self.encoder != "auto":
@@ -732,7 +741,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _read_array(self, X, *, reset):
         """Return images, or tables that are read as they are, on the scale of the training."""
-        is_whole = np.asarray(X).dtype.kind in "iu"
+        with reading("X"):
+            is_whole = np.asarray(X).dtype.kind in "iu"
         X = self._checked(X, reset=reset, **_X_CHECKS)
         if self.input_shape is not None and X.ndim == 2:
             shape = check_layer_sizes("input_shape", self.input_shape)
@@ -773,8 +783,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _checked(self, X, *, reset, **checks):
         """Return an array that scikit-learn has checked, and say what to do if it complains."""
         try:
-            return validate_data(self, X, reset=reset, **checks)
-        except ValueError as error:
+            with reading("X"):
+                return validate_data(self, X, reset=reset, **checks)
+        except (ValueError, TypeError) as error:
             for complaint, advice in _ADVICE.items():
                 if complaint in str(error):
                     what = str(error).splitlines()[0].rstrip(".")
@@ -825,14 +836,12 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
         recipe = self._recipe(X)
-        learning_rate, regularization = self.learning_rate, self.regularization
+        learning_rate = self.learning_rate
         if learning_rate == "auto":
             schedule = "constant" if incremental else self.learning_rate_schedule
             learning_rate = recipe["learning_rate"][schedule]
-        if isinstance(regularization, str) and regularization == "auto":
-            regularization = recipe["regularization"]
         settings = {
-            "regularizations": self._regularizations(regularization),
+            "regularizations": self._regularizations(recipe["regularization"]),
             "augmentation": self._augmentation(),
             "n_threads": self.n_threads,
             "track_decomposition": bool(self.track_decomposition or self.verbose),

@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d
 from skorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from sklearn_moe.data import is_missing
+from sklearn_moe.data import is_missing, reading
 
 
 def resolve(parameter, value, room):
@@ -127,20 +127,22 @@ def check_y(y, name="y"):
     if isinstance(y, (str, bytes, dict, set, frozenset)):
         raise ValueError(f"{name} must be array-like of shape (n_samples,), got {y!r}.")
     try:
-        y = column_or_1d(y, warn=True)
+        with reading(name):
+            y = column_or_1d(y, warn=True)
     except ValueError as error:
         if "Complex data" not in str(error):
             raise
         raise ValueError(f"Complex data not supported: {name} must hold class labels.") from error
     advice = "Every sample needs a class label: drop those without."
+    if y.dtype == object and any(map(is_missing, y.tolist())):
+        raise ValueError(f"Input {name} contains NaN. {advice}")
     try:
-        assert_all_finite(y, input_name=name)
+        with reading(name):
+            assert_all_finite(y, input_name=name)
     except ValueError as error:
         what = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"{what}. {advice}") from error
     if y.dtype == object:
-        if any(map(is_missing, y.tolist())):
-            raise ValueError(f"{name} has missing labels. {advice}")
         kinds = sorted({"text" if isinstance(each, str) else "other labels" for each in y})
         if len(kinds) > 1:
             raise ValueError(f"{name} mixes text and other labels. Make all of one type.")
@@ -150,14 +152,13 @@ def check_y(y, name="y"):
 def check_weight(sample_weight, X, name):
     """Return non-negative weights of the samples; ones for None."""
     try:
-        weight = _check_sample_weight(sample_weight, np.empty((len(X), 1)), dtype=np.float64)
-    except ValueError as error:
-        message = str(error).replace("sample_weight", name)
-        if name not in message:
-            message = f"{name} is not valid: {message}"
-        raise ValueError(message) from error
-    if weight.min() < 0:
-        raise ValueError(f"{name} must be at least 0, got {weight.min().item()}.")
+        with reading("sample_weight"):
+            weight = _check_sample_weight(sample_weight, np.empty((len(X), 1)), dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(str(error).replace("sample_weight", name)) from error
+    for value in (weight.min().item(), weight.max().item()):
+        if not 0 <= value < np.inf:  # of one number for all, scikit-learn does not look at it
+            raise ValueError(f"{name} must be finite and at least 0, got {value}.")
     return weight
 
 
@@ -175,7 +176,7 @@ def class_weights(class_weight, y, weight, classes):
             raise ValueError(
                 f"class_weight has a weight for {label!r}, which is not among the classes {known}."
             )
-        if not (isinstance(value, Real) and np.isfinite(value) and value >= 0):
+        if not (isinstance(value, Real) and 0 <= value <= np.finfo(float).max):
             raise ValueError(
                 f"class_weight must hold finite numbers of at least 0, got {value!r} for "
                 f"{label!r}."

@@ -8,6 +8,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_moe import MixtureOutput, MoEClassifier
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzzing", "tests/test_fuzz.py")
+    group.addoption("--fuzz-cases", type=int, default=150, help="how many random cases to draw")
+    group.addoption("--fuzz-seed", type=int, default=0, help="the seed of the random cases")
+    group.addoption("--fuzz-case", type=int, help="the number of a case to repeat alone")
+
+
 @pytest.fixture(scope="session")
 def iris():
     X, y = load_iris(return_X_y=True)

@@ -258,7 +258,7 @@ def test_wrong_labels(y, message):
     [
         (["a", "b", "c"], "sample_weight is not valid.*'a'"),
         ([1, np.nan, 1], "sample_weight contains NaN"),
-        ([1, -1, 1], "sample_weight must be at least 0, got -1.0"),
+        ([1, -1, 1], "sample_weight must be finite and at least 0, got -1.0"),
         ([0, 0, 0], "All weights are zero|at least one non-zero"),
         ([1, 1], "sample_weight"),
     ],
