@@ -4,7 +4,10 @@ The attentive gate beside the softmax gate
 
 An ordinary gate looks at the sample alone. The attentive gate also looks at what each expert makes
 of it: the sample asks a query, each expert's hidden vector answers with a key, and the best answer
-gets the sample. It is surer, and its experts own classes.
+gets the sample. It is surer: on the digits :math:`H_s` is 0.11 ± 0.03 bits in place of 0.61 ± 0.06
+(mean and standard deviation of five seeds). That costs accuracy, .969 ± .002 in place of .983 ±
+.004. The choice says more about the class on average, but not with every seed: :math:`I(E;Y)` is
+1.60 ± 0.22 and 1.39 ± 0.07 bits.
 """
 
 import matplotlib.pyplot as plt
@@ -36,8 +39,8 @@ for gate, clf in mixtures.items():
 # %%
 # How sure they are
 # -----------------
-# Each bar is divided by how sure the gate is of its choice. The softmax gate (above) asks several
-# experts for most samples, the attentive gate (below) only one.
+# Each bar is divided by how sure the gate is of its choice: the softmax gate above, the attentive
+# gate below.
 
 for clf in mixtures.values():
     GateDisplay.from_estimator(clf, X_test)

@@ -2,7 +2,7 @@
 Distil the attentive gate, and predict with one expert
 ======================================================
 
-An attentive gate divides the work well, but all experts have to run before it can choose one. Its
+An attentive gate chooses surely, but all experts have to run before it can. Its
 student keeps the experts and learns to choose from the sample alone, so that only one expert runs
 per sample.
 """

@@ -32,7 +32,7 @@ search = GridSearchCV(
 ).fit(X_train, y_train)
 
 # %%
-# The most accurate are not those that divide the work best: look at both.
+# The most accurate need not be those whose choice of an expert says most: look at both.
 
 results = search.cv_results_
 fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")

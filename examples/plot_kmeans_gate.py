@@ -3,9 +3,15 @@ A gate that finds families of samples
 =====================================
 
 With ``gate="kmeans"`` each expert owns a cluster of the samples (Nzoyem et al. 2025, arXiv
-2502.05335). On four families of samples, in each of which the class is another exclusive or, the
-gate finds the families. It predicts a little better than an ordinary gate, there and on the
-digits, which are of one kind; one network with as many units as all experts is better on both.
+2502.05335). Here are four families of samples, in each of which the class is another exclusive or,
+and the digits, which are of one kind.
+
+With four of five seeds the gate finds the families. With the fifth the adjusted Rand index is .67:
+k-means looks at what the encoder makes of the numbers, and there another division is as compact.
+It predicts as well as an ordinary gate where there are families, .902 ± .017 against .903 ± .019
+(mean and standard deviation of the seeds), and worse where there are none, .962 ± .010 against
+.976 ± .005. One network with as many units as all experts has .923 ± .013 and .980 ± .002. What
+the k-means gate gives is the division, and one expert for a sample.
 """
 
 import matplotlib.pyplot as plt

@@ -59,7 +59,7 @@ def distill(
 ) -> BaseEstimator:
     r"""Distill an attentive gate to an ordinary one, which chooses before any expert runs.
 
-    An attentive gate divides the work well, but has to run all experts of a sample before it can
+    An attentive gate chooses surely, but has to run all experts of a sample before it can
     choose one. The student keeps the experts as they are and takes over the attentive gate's own
     network; a new linear layer on top of it scores the experts from the sample alone. Only this
     gate is trained, without regularization. Then one expert runs for each sample in prediction.
