@@ -58,7 +58,8 @@ class Progress(BatchCallback):
 
     def on_batch_end(self, net, training, **kwargs):
         if training:
-            self.bar.update(1 / self.n_batches)
+            # Never beyond the end of the epoch by rounding, of which tqdm would warn.
+            self.bar.update(min(1 / self.n_batches, self.epoch + 1 - self.bar.n))
 
     def on_epoch_end(self, net, **kwargs):
         self.epoch += 1

@@ -728,7 +728,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if 0 in X.shape:
                 raise ValueError(
-                    f"Found a data frame of shape {X.shape}. MoEClassifier needs at least one row "
+                    f"X is a data frame of shape {X.shape}. MoEClassifier needs at least one row "
                     "and one column."
                 )
         else:

@@ -96,14 +96,17 @@ def test_threads_are_set_for_training_and_prediction(iris):
             super().__init__(input_shape[0], n_outputs)
 
         def forward(self, x):
-            seen.append(torch.get_num_threads())
+            seen.append((self.training, torch.get_num_threads()))
             return super().forward(x)
 
     clf = MoEClassifier(n_experts=2, experts=Spy, max_iter=2, n_threads=3).fit(X, y)
-    assert set(seen[2:]) == {3}  # after the two probes of the build
+    assert {threads for is_training, threads in seen if is_training} == {3}
+    seen.clear()
+    clf.predict(X)
+    assert set(seen) == {(False, 3)}
     seen.clear()
     clf.set_params(n_threads="auto").set_params(warm_start=True).fit(X, y).predict(X)
-    assert set(seen) == {1}
+    assert set(seen) == {(True, 1), (False, 1)}
 
 
 def test_large_work_takes_two_threads(several_threads):
