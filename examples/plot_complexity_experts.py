@@ -5,8 +5,12 @@ Small experts for easy samples
 Left a line separates two classes, right they are wound into spirals. With
 ``experts="complexity"`` the experts have 4 to 64 hidden units, and
 ``regularization="complexity"`` makes the large ones dear (Zamfir et al. 2024, arXiv 2411.18466).
-Easy samples get cheaper experts than hard ones with every strength. With a strength of 0.1 a
-prediction costs a fifth, for one or two percent of accuracy; a strength of 1 is too much.
+
+Sizes alone do not bring easy samples to small experts: with a strength of 0 an easy sample costs
+985 ± 200 multiply-adds and a hard one 815 ± 64 (mean and standard deviation of five seeds). The
+regularization does, on average. With a strength of 0.1 they cost 195 ± 69 and 370 ± 120, which
+is a third, and the accuracy falls from .979 ± .013 to .954 ± .014; a strength of 1 is too much,
+.895 ± .010.
 """
 
 import matplotlib.pyplot as plt
@@ -77,20 +81,19 @@ for expert, color in enumerate(plt.colormaps["viridis"](np.linspace(0, 0.9, 4)))
     axes[1].scatter(*X_test[chosen].T, s=3, color=color, label=f"{units[expert]} units")
 axes[1].set_title("expert, with a strength of 1")
 axes[1].legend(markerscale=4, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
-accuracy, easy, hard = np.transpose(rows)
+_, easy, hard = np.transpose(rows)
 axes[2].plot(range(4), easy, "o-", label="easy samples")
 axes[2].plot(range(4), hard, "s-", label="hard samples")
-for i, value in enumerate(accuracy):
-    place = i, max(easy[i], hard[i])
-    axes[2].annotate(f"accuracy\n{value:.3f}", place, ha="center", va="bottom")
 axes[2].set(
     xticks=range(4),
     xlim=(-0.5, 3.5),
-    xticklabels=strengths,
-    xlabel="strength",
+    xticklabels=[
+        f"{strength:g}\n{row[0]:.3f}" for strength, row in zip(strengths, rows, strict=True)
+    ],
+    xlabel="strength, and the accuracy with it",
     ylabel="multiply-adds of the expert",
-    ylim=(0, 1.3 * max(easy.max(), hard.max())),
+    ylim=(0, 1.1 * max(easy.max(), hard.max())),
     title="cost",
 )
-axes[2].legend()
+axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
 plt.show()

@@ -50,14 +50,14 @@ def fit_all(X_train, y_train, X_test, y_test):
     return models
 
 
+print("digits")
+X_digits, y_digits = load_digits(return_X_y=True)
+parts = train_test_split(X_digits, y_digits, stratify=y_digits, random_state=0)
+models = fit_all(parts[0], parts[2], parts[1], parts[3])
 print("four families")
 models = fit_all(X_train, y_train, X_test, y_test)
 clf = models["k-means gate"]
 print(f"adjusted Rand index {adjusted_rand_score(family, clf.apply(X_test)):.3f}")
-print("digits")
-X_digits, y_digits = load_digits(return_X_y=True)
-parts = train_test_split(X_digits, y_digits, stratify=y_digits, random_state=0)
-fit_all(parts[0], parts[2], parts[1], parts[3])
 
 # %%
 # Classes, and the experts that the gates choose
@@ -68,6 +68,13 @@ colors = [y_test, models["softmax gate"].apply(X_test), clf.apply(X_test)]
 for ax, color, title in zip(
     axes, colors, ("class", "expert of the softmax gate", "expert of k-means"), strict=True
 ):
-    ax.scatter(*X_test.T, c=color, s=8, cmap="viridis")
+    points = ax.scatter(*X_test.T, c=color, s=8, cmap="viridis")
     ax.set_title(title)
+    ax.legend(
+        *points.legend_elements(fmt="{x:.0f}"),
+        ncols=4,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.08),
+        frameon=False,
+    )
 plt.show()

@@ -54,8 +54,9 @@ for kind, marker, name in (("dense", "o", "units"), ("matrix product operators",
         ax.annotate(
             "all ranks" if size is None else f"{name} {size}",
             results[kind, size],
-            xytext=(5, -12),
+            xytext=(-5, 4) if kind == "dense" else (6, -10),
             textcoords="offset points",
+            ha="right" if kind == "dense" else "left",
             fontsize=8,
         )
 ax.set(
@@ -63,5 +64,6 @@ ax.set(
     ylabel="accuracy, mean of three splits",
     title="Digits: dense experts, and experts that share a central tensor",
 )
+ax.margins(0.15, 0.1)
 ax.legend(loc="lower right")
 plt.show()

@@ -31,8 +31,8 @@ def listens_to_batches(callback: Callback) -> bool:
     )
 
 
-class Progress(Callback):
-    """A progress bar over the epochs."""
+class Progress(BatchCallback):
+    """A progress bar over the epochs, which moves with the batches."""
 
     shown = {
         "train_loss": "train_loss",
@@ -49,14 +49,24 @@ class Progress(Callback):
         # A notebook without ipywidgets is warned of that, so only one that draws a bar imports it.
         from tqdm.auto import tqdm
 
-        self.bar = tqdm(total=self.epochs, unit="epoch", desc="MoEClassifier")
+        layout = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=self.epochs, desc="MoEClassifier", bar_format=layout)
+        self.epoch = 0
+
+    def on_epoch_begin(self, net, dataset_train, **kwargs):
+        self.n_batches = len(net.get_iterator(dataset_train, training=True))
+
+    def on_batch_end(self, net, training, **kwargs):
+        if training:
+            self.bar.update(1 / self.n_batches)
 
     def on_epoch_end(self, net, **kwargs):
+        self.epoch += 1
         row = net.history[-1]
         self.bar.set_postfix(
             {label: f"{row[key]:.4g}" for key, label in self.shown.items() if key in row}
         )
-        self.bar.update()
+        self.bar.update(self.epoch - self.bar.n)
 
     def on_train_end(self, net, **kwargs):
         self.bar.close()
@@ -178,22 +188,25 @@ class OneCycle(BatchCallback):
     """
 
     warm_up = 0.3  # part of the cycle in which the rate rises
+    descent = 1 / 3  # epochs of a descent before its time, for each epoch before it
 
     def __init__(self, epochs: int):
         self.epochs = epochs
 
     def on_train_begin(self, net, **kwargs):
         self.step = 0
+        self.descent_begins = None  # if before its time: at which step, and from which factor
         self.peaks = [group["lr"] for group in net.optimizer_.param_groups]
 
     def on_epoch_begin(self, net, dataset_train, **kwargs):
         if self.step == 0:
-            self.n_steps = self.epochs * len(net.get_iterator(dataset_train, training=True))
+            self.steps_of_epoch = len(net.get_iterator(dataset_train, training=True))
+            self.n_steps = self.epochs * self.steps_of_epoch
 
     def on_batch_begin(self, net, training, **kwargs):
         if training:
             self.step += 1
-            self._set(net, self.factor(self.progress))
+            self._set(net, self.factor)
 
     def on_train_end(self, net, **kwargs):
         self._set(net, 1.0)
@@ -204,19 +217,30 @@ class OneCycle(BatchCallback):
         return self.step / (self.n_steps + 1)
 
     @property
-    def is_coming_down(self) -> bool:
-        """Whether the rate has fallen to less than half of its peak."""
-        return self.progress > self.warm_up and self.factor(self.progress) < 0.5
+    def factor(self) -> float:
+        """The rate as a part of its peak."""
+        if self.descent_begins is not None:
+            begin, height = self.descent_begins
+            return height * _cosine((self.step - begin) / (self.n_steps + 1 - begin))
+        if self.progress < self.warm_up:
+            return self.progress / self.warm_up
+        return _cosine((self.progress - self.warm_up) / (1 - self.warm_up))
 
-    def factor(self, progress: float) -> float:
-        """Return the part of the peak at a progress between 0 and 1."""
-        if progress < self.warm_up:
-            return progress / self.warm_up
-        return 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
+    def come_down(self) -> int:
+        """Lower the rate from where it is to zero, and return in how many epochs."""
+        done = self.step // self.steps_of_epoch
+        epochs = min(math.ceil(self.descent * done), self.epochs - done)
+        self.descent_begins = self.step, self.factor
+        self.n_steps = self.step + epochs * self.steps_of_epoch
+        return epochs
 
     def _set(self, net, factor):
         for group, peak in zip(net.optimizer_.param_groups, self.peaks, strict=True):
             group["lr"] = factor * peak
+
+
+def _cosine(progress):
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class StopEarly(Callback):
@@ -229,8 +253,9 @@ class StopEarly(Callback):
     tol : float
         A fall by more than this counts.
     schedule : OneCycle, default=None
-        The schedule of the learning rate, if it has one. While the rate is high the loss goes up
-        and down, and it falls when the rate does: no epoch before that counts as one without.
+        The schedule of the learning rate, if it has one. A high rate makes the loss go up and
+        down, and it falls when the rate does. So patience begins at the peak, and the rate comes
+        down before the training ends.
     """
 
     def __init__(self, patience: int, tol: float, schedule: OneCycle | None = None):
@@ -241,6 +266,7 @@ class StopEarly(Callback):
     def on_train_begin(self, net, **kwargs):
         self.lowest = self.to_beat = math.inf
         self.waited = 0
+        self.epochs_left = None
         self.best_weights = None
 
     def on_epoch_end(self, net, **kwargs):
@@ -248,12 +274,16 @@ class StopEarly(Callback):
         if loss < self.lowest:
             self.lowest = loss
             self.best_weights = deepcopy(net.module_.state_dict())
-        if self.schedule is None or self.schedule.is_coming_down:
+        if self.schedule is None or self.schedule.progress > self.schedule.warm_up:
             self.waited += 1
         if loss < self.to_beat - self.tol:
             self.to_beat = loss
             self.waited = 0
-        if self.waited >= self.patience:
+        if self.epochs_left is not None:
+            self.epochs_left -= 1
+        elif self.waited >= self.patience:
+            self.epochs_left = 0 if self.schedule is None else self.schedule.come_down()
+        if self.epochs_left == 0:
             raise KeyboardInterrupt  # skorch's signal to stop
 
     def restore(self, net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -118,9 +119,10 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
         tables with two classes, 0.7 for those with more, and 0 elsewhere; a 40th of it in
-        ``partial_fit``. It acts in each step, so in a ``fit`` of more than 640 steps (40 epochs of
-        4,000 samples) it is multiplied by 640 / steps, and with more than 4,000 samples also by
-        the root of 4,000 / samples. A number is taken as it is.
+        ``partial_fit``. It acts in each step, so in epochs of more than 16 steps, as those of more
+        than 4,000 samples have, it is multiplied by 16 / steps; above 4,000 samples also by
+        (4,000 / samples) to the power of 3/4; and above 120 epochs by 120 / epochs. A number is
+        taken as it is.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
@@ -133,14 +135,13 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     early_stopping : bool, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
-        Under "one_cycle" the loss falls most when the learning rate does, so it ends in the last
-        third of ``max_iter`` at the earliest, and mostly chooses the best epoch; a "constant" rate
-        also saves the other epochs.
+        Under "one_cycle" the loss falls most when the learning rate does. So it waits from the
+        peak of the rate on, and then lets the rate come down to zero, in a third of the epochs so
+        far or in those that are left, before it ends the training.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
-        Early stopping waits for this many epochs without a fall of the loss; under "one_cycle" it
-        counts them from where the learning rate has fallen to half of its peak.
+        Early stopping waits for this many epochs without a fall of the loss.
     tol : float, default=1e-4
         Early stopping counts a fall of the loss by more than this, in nats.
     warm_start : bool, default=False
@@ -339,6 +340,30 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tags.input_tags.string = encodes
         return tags
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to return those of the objects among them, too, such as ``gate__top_k``; of
+            regularizations in a list by their place, ``regularization__0__strength``.
+
+        Returns
+        -------
+        dict
+            Values by name.
+        """
+        params = super().get_params(deep=deep)
+        if deep and isinstance(self.regularization, (list, tuple)):
+            for place, each in enumerate(self.regularization):
+                if hasattr(each, "get_params"):
+                    params |= {
+                        f"regularization__{place}__{name}": value
+                        for name, value in each.get_params().items()
+                    }
+        return params
+
     def set_params(self, **params) -> MoEClassifier:
         """Set parameters, also nested ones such as ``gate__top_k``.
 
@@ -357,6 +382,19 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             For an unknown parameter, and for a nested parameter of something that is given by
             name, as only objects have parameters.
         """
+        in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
+        if in_list:
+            self.set_params(**{key: each for key, each in params.items() if key not in in_list})
+            known = self.get_params()
+            for key in in_list:
+                if key not in known:
+                    raise ValueError(
+                        f"Cannot set {key}: regularization={self.regularization!r} has no such "
+                        "parameter. Pass a list of objects, for example [Importance()]."
+                    )
+                _, place, name = key.split("__", maxsplit=2)
+                self.regularization[int(place)].set_params(**{name: params[key]})
+            return self
         for key in params:
             name, _, nested = key.partition("__")
             value = params.get(name, getattr(self, name, None))

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 from joblib import parallel_config
-from test_search import check_shared, worker
+from test_search import check_shared, go, worker
 
 from sklearn_moe import MoEClassifier, MoESearchCV, cross_validate
 
@@ -59,7 +59,8 @@ def postgres():
 
 
 def test_two_processes_fill_a_study_on_a_server(postgres):
-    processes = [worker(postgres, 8) for _ in range(2)]
+    processes = [worker(postgres, n_trials=8) for _ in range(2)]
+    go(*processes)
     printed = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert all("done" in out for out, _ in printed)

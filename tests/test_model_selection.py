@@ -13,6 +13,8 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+from skorch.callbacks import Callback
 
 from sklearn_moe import (
     SCORERS,
@@ -147,3 +149,17 @@ def test_compare_needs_two(clf, iris):
         compare({"moe": clf}, *iris)
     with pytest.raises(ValueError, match="at least two folds, got 1"):
         compare({"a": clf, "b": clf}, *iris, cv=[(np.arange(100), np.arange(100, 150))])
+
+
+class Interrupt(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_interruption_ends_all_folds(iris):
+    clf = MoEClassifier(max_iter=1, net_params={"callbacks": [Interrupt()]})
+    for n_jobs in (None, 1):
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(clf, *iris, cv=2, n_jobs=n_jobs)
+    with pytest.raises(KeyboardInterrupt):
+        compare({"tree": DecisionTreeClassifier(), "mixture": clf}, *iris, cv=2)

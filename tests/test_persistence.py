@@ -10,6 +10,7 @@ from functools import cache
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import skops.io
 import torch
@@ -182,6 +183,16 @@ def test_net_of_a_table():
 def test_default_mixture():
     X, y = data()
     clf = make(encoder="auto").fit(X, y)
+    assert_alike(clf, through_skops(clf), X, y)
+
+
+def test_table_of_categories():
+    X, y = data()
+    X = pd.DataFrame(X, columns=list("abcd"))
+    X["c"] = np.where(X["c"] > 0, "high", None)
+    X["d"] = X["d"].round().astype("category")
+    X.loc[3, "a"] = np.nan
+    clf = make(encoder="auto", categorical_features=["c", "d"]).fit(X, y)
     assert_alike(clf, through_skops(clf), X, y)
 
 
@@ -411,7 +422,7 @@ NET_PARAMS = [
 ]
 
 
-@pytest.mark.parametrize("net_params", NET_PARAMS, ids=str)
+@pytest.mark.parametrize("net_params", NET_PARAMS)
 def test_net_params(net_params):
     X, y = data()
     clf = make(net_params=net_params).fit(X, y)

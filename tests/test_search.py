@@ -1,11 +1,14 @@
 """MoESearchCV and tune."""
 
+import inspect
+import itertools
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from functools import partial
 
 import numpy as np
@@ -25,14 +28,22 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 from skorch.callbacks import Callback
 
-from sklearn_moe import MLPExperts, MoEClassifier, MoESearchCV, tune
+from sklearn_moe import AttentiveGate, MLPExperts, MoEClassifier, MoESearchCV, tune
+from sklearn_moe.model_selection import storages, studies, trials
 from sklearn_moe.model_selection.trials import MedianPruner
+from sklearn_moe.regularizers import Competence, Importance
 
 # A warning would be an error here, and fail the trial.
 pytestmark = pytest.mark.filterwarnings("ignore:The gate has collapsed")
+
+
+# What takes no time, for tests of studies alone.
+TREE = DecisionTreeClassifier(random_state=0)
+DEPTH = {"max_depth": IntDistribution(1, 5)}
 
 
 @pytest.fixture
@@ -285,11 +296,44 @@ def test_wrong_parameters(params, error, message, clf, iris):
         tune(clf, *iris, **{"space": n_experts, "cv": 2, **params})
 
 
-def test_choices_that_a_study_cannot_keep(clf, iris):
-    with pytest.warns(UserWarning, match="persistent storage"):
-        space = {"gate": CategoricalDistribution([(8,), 1])}
-    with pytest.raises(ValueError, match=r"the choice \(8,\), which a study cannot keep"):
-        tune(clf, *iris, space)
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("storage", [None, "study.db", "study.log"])
+def test_choices_of_any_kind(storage, iris, tmp_path):
+    choices = [None, {0: 2, 1: 1, 2: 1}, "balanced"]
+
+    def space(trial):
+        assert trial.suggest_categorical("sizes", [(8,), (8, 8)]) in [(8,), (8, 8)]
+        assert isinstance(trial.suggest_categorical("gate", [AttentiveGate()]), AttentiveGate)
+        return {"class_weight": trial.suggest_categorical("weight", choices)}
+
+    where = storage and tmp_path / storage
+    for each in (space, {"class_weight": CategoricalDistribution(choices)}):
+        name = storage and str(type(each))
+        for n_trials in (2, 3):
+            search = tune(
+                TREE, *iris, each, n_trials=n_trials, cv=2, storage=where, study_name=name
+            )
+        assert states(search.study_) == ["COMPLETE"] * 3
+        assert search.best_params_["class_weight"] in choices
+
+
+def test_choices_that_a_study_cannot_keep(iris):
+    for choices in ([object(), 1], [[1], [1]]):
+        with pytest.raises(ValueError, match=r"'x' has the choice .*, which a study cannot tell"):
+            tune(TREE, *iris, lambda t, x=choices: {"x": t.suggest_categorical("x", x)})
+
+
+def test_strengths_in_a_list(iris):
+    clf = MoEClassifier(n_experts=2, max_iter=1, regularization=[Importance(), Competence()])
+    name = "regularization__1__strength"
+    search = tune(clf, *iris, {name: FloatDistribution(2, 3)}, n_trials=1, cv=2)
+    assert search.best_params_[name] == search.best_estimator_.regularization[1].strength >= 2
+    assert clf.regularization[1].strength == Competence().strength == clf.get_params()[name]
+    both = clone(clf).set_params(regularization=[Importance()], regularization__0__strength=4)
+    assert both.regularization[0].strength == 4
+    for wrong in ({"regularization__2__strength": 1}, {"regularization__0__force": 1}):
+        with pytest.raises(ValueError, match=r"has no such parameter.*list of objects"):
+            clf.set_params(**wrong)
 
 
 def test_needs_a_mixture_or_a_space(iris):
@@ -299,28 +343,94 @@ def test_needs_a_mixture_or_a_space(iris):
     assert tune(LogisticRegression(max_iter=500), *iris, space, n_trials=1).best_score_ > 0.9
 
 
-def test_leaves_the_verbosity_of_optuna_alone(clf, iris, capfd):
+def test_leaves_the_verbosity_of_optuna_alone(iris, capfd):
     before = optuna.logging.get_verbosity()
-    tune(clf, *iris, n_experts, n_trials=1, cv=2)
+    tune(TREE, *iris, DEPTH, n_trials=1, cv=2, verbose=0)
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr().err == ""
-    tune(clf, *iris, n_experts, n_trials=1, cv=2, verbose=1)
+    tune(TREE, *iris, DEPTH, n_trials=1, cv=2)
     assert "1/1" in capfd.readouterr().err
 
 
-def test_interruption_ends_the_search(clf, iris):
-    def interrupt(net, X=None, y=None, **kwargs):
-        raise KeyboardInterrupt
+def test_tune_shows_all_options():
+    options = inspect.signature(tune).parameters
+    for name, parameter in inspect.signature(MoESearchCV).parameters.items():
+        assert options[name].default == (1 if name == "verbose" else parameter.default)
 
-    class Interrupt(Callback):
-        on_epoch_begin = interrupt
 
-    for callbacks in ([Interrupt()], [("own", Interrupt())]):
-        clf.set_params(net_params={"callbacks": callbacks})
-        search = MoESearchCV(clf, n_experts, n_trials=3, cv=2)
-        with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
-            search.fit(*iris)
-        assert states(search.study_) == ["FAIL"]
+def test_tune_with_weights_and_groups(iris):
+    X, y = iris
+    weight = (y > 0).astype(float)
+    pipeline = make_pipeline(StandardScaler(), TREE)
+    for estimator, prefix in ((TREE, ""), (pipeline, "decisiontreeclassifier__")):
+        space = {f"{prefix}max_depth": IntDistribution(1, 3)}
+        search = tune(
+            estimator,
+            X,
+            y,
+            space,
+            sample_weight=weight,
+            groups=np.arange(150) % 3,
+            n_trials=1,
+            cv=GroupKFold(3),
+            scoring=lambda model, X, y: float(0 not in model.predict(X)),
+        )
+        assert search.best_score_ == 1 and search.n_splits_ == 3
+        assert 0 not in search.predict(X)
+
+
+class PrunesTheSecond:
+    def prune(self, study, trial):
+        return trial.number == 1
+
+
+def test_pruned_trials_have_no_score(iris):
+    search = tune(TREE, *iris, DEPTH, n_trials=3, cv=2, pruner=PrunesTheSecond())
+    frame = search.trials_dataframe()
+    assert frame["state"].tolist() == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert frame["value"].isna().tolist() == [False, True, False]
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+class InterruptsFit(Callback):
+    """Interrupt one of all fits."""
+
+    number = 0
+
+    def __init__(self, which):
+        self.which = which
+
+    def on_epoch_begin(self, net, **kwargs):
+        type(self).number += 1
+        if self.number == self.which:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("which, expected", [(1, "FAIL"), (4, "COMPLETE FAIL"), (7, None)])
+def test_interruption_ends_the_search(which, expected, iris, monkeypatch):
+    monkeypatch.setattr(InterruptsFit, "number", 0)
+    clf = MoEClassifier(max_iter=1, random_state=0)
+    search = MoESearchCV(clf, n_experts, n_trials=1, cv=2).fit(*iris)
+    clf.set_params(net_params={"callbacks": [InterruptsFit(which)]})
+    with pytest.raises(KeyboardInterrupt):
+        search.set_params(n_trials=3).fit(*iris)
+    assert states(search.study_) == (expected.split() if expected else ["COMPLETE"] * 3)
+    # What was complete is there, and nothing of the search before.
+    n_complete = states(search.study_).count("COMPLETE")
+    assert len(getattr(search, "cv_results_", {}).get("params", [])) == n_complete
+    assert hasattr(search, "best_params_") == (n_complete > 0)
+    assert not hasattr(search, "best_estimator_")
+
+
+def test_interruption_at_the_end_of_an_epoch(iris, monkeypatch):
+    monkeypatch.setattr(trials._Progress, "after_epoch", interrupt)
+    search = MoESearchCV(MoEClassifier(max_iter=1), n_experts, n_trials=2, cv=2)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(*iris)
+    assert states(search.study_) == ["FAIL"]
 
 
 def test_median_is_that_of_the_same_step():
@@ -350,14 +460,135 @@ def test_weights_with_our_scores(clf, iris):
     assert search.fit(*iris, sample_weight=np.ones(150)).n_splits_ == 2
 
 
-def test_pickle_needs_no_storage(clf, iris, tmp_path):
+@pytest.mark.parametrize("as_object", [False, True])
+def test_pickle_needs_no_storage(as_object, iris, tmp_path):
     path = tmp_path / "study.db"
-    search = tune(clf, *iris, n_experts, n_trials=1, cv=2, storage=f"sqlite:///{path}")
+    storage = f"sqlite:///{path}"
+    storage = optuna.storages.RDBStorage(storage) if as_object else storage
+    search = tune(TREE, *iris, DEPTH, n_trials=1, cv=2, storage=storage)
     data = pickle.dumps(search)
     path.unlink()
     twin = pickle.loads(data)
+    assert not path.exists()  # nothing was opened
     assert len(twin.study_.trials) == 1 and twin.predict(iris[0]).shape == (150,)
     assert str(path).encode() not in pickle.dumps(twin.study_)
+
+
+ADDRESS = "postgresql+psycopg://moe:{}@127.0.0.1:1/moe"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        ADDRESS.format("s3cret"),
+        ADDRESS.format("s3cret%20x"),
+        ADDRESS.format("s3cret@d/e?n"),  # which has to be quoted
+        "postgresql+psycopg://127.0.0.1:1/moe?user=moe&password=s3cret",
+        "nowhere://moe:s3cret@host/moe",
+    ],
+)
+def test_passwords_are_hidden(address, iris):
+    search = MoESearchCV(TREE, DEPTH, n_trials=1, cv=2, storage=address)
+    assert clone(search).storage == search.get_params()["storage"] == address
+    with pytest.raises(ConnectionError, match=r"storage='.*\*\*\*") as caught:
+        search.fit(*iris)
+    error = "".join(traceback.format_exception(caught.value))
+    assert pickle.loads(pickle.dumps(search)).storage == address  # as a worker needs it
+    fitted = search.set_params(storage=None).fit(*iris).set_params(storage=address)
+    shown = [str(search.get_params()), str(pickle.dumps(fitted)), error]
+    for each in (search, fitted, make_pipeline(fitted)):
+        shown += [repr(each), each._repr_html_()]
+    assert all("s3cret" not in text for text in shown)
+    with pytest.raises(ValueError, match="lost its password in a pickle"):
+        pickle.loads(pickle.dumps(fitted)).fit(*iris)
+
+
+@pytest.mark.parametrize("name", ["q?x=1", "../up", ".hidden", "{a}", "100 %"])
+def test_any_name_is_one_of_a_file(name, iris, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n_trials in (1, 2):
+        search = tune(TREE, *iris, DEPTH, n_trials=n_trials, cv=2, study_name=name)
+    assert len(search.study_.trials) == 2
+    (file,) = tmp_path.rglob("*")
+    assert file.suffix == ".db" and not file.name.startswith(".")
+
+
+def test_names_of_files_differ():
+    assert len({studies.file_name(name) for name in ("a?", "a%3F", "a/", "a", "ä", ".a")}) == 6
+    with pytest.raises(ValueError, match="study_name must not be empty"):
+        MoESearchCV(TREE, DEPTH, study_name="").fit([[0]], [0])
+
+
+def test_files_are_what_they_are(iris, tmp_path):
+    go = partial(tune, TREE, *iris, DEPTH, cv=2, study_name="mine")
+    for name, start in (("a?{b}.sqlite", b"SQLite"), ("a.log", b"{"), ("a", b"{")):
+        go(storage=tmp_path / name, n_trials=1)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    (tmp_path / "a.log").rename(tmp_path / "b.db")  # the content says what it is
+    assert len(go(storage=str(tmp_path / "b.db"), n_trials=2).study_.trials) == 2
+    text = tmp_path / "notes.txt"
+    text.write_text("Do not touch.")
+    with pytest.raises(ConnectionError, match=r"notes.txt is neither an SQLite file nor a journ"):
+        go(storage=text)
+    assert text.read_text() == "Do not touch."
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///:memory:"])
+def test_sqlite_in_memory(storage, iris, capfd):
+    for n_jobs in (1, 2):
+        search = tune(TREE, *iris, DEPTH, n_trials=2, cv=2, storage=storage, n_jobs=n_jobs)
+        assert states(search.study_) == ["COMPLETE"] * 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_journal_that_was_cut(iris, tmp_path, monkeypatch):
+    path = tmp_path / "journal.log"
+    go = partial(tune, TREE, *iris, DEPTH, cv=2, study_name="mine", storage=path)
+    go(n_trials=2)
+    path.write_bytes(path.read_bytes()[:-40])
+    monkeypatch.setattr(storages, "GRACE", 0)  # the trial that was cut off is dead
+    with pytest.warns(UserWarning, match=r"journal.log ended within a line"):
+        search = go(n_trials=3)
+    assert states(search.study_) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert states(go(n_trials=3).study_) == states(search.study_)  # no warning
+
+
+def test_full_disk_under_a_journal(iris, tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "journal.log"
+    go = partial(tune, TREE, *iris, DEPTH, cv=2, study_name="mine", storage=path)
+    go(n_trials=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 500, limits[1]))
+    try:
+        with pytest.raises(ConnectionError, match=r"journal.log'.* written: .*too large"):
+            go(n_trials=9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes().endswith(b"\n")
+    assert states(go(n_trials=3).study_).count("COMPLETE") == 3
+
+
+def test_full_disk_under_sqlite(iris, tmp_path):
+    path = tmp_path / "study.db"
+    go = partial(tune, TREE, *iris, DEPTH, cv=2, study_name="mine", storage=path)
+    go(n_trials=1)
+    connect = storages.sqlite3.connect
+
+    def connect_to_full_disk(*args, **kwargs):
+        connection = connect(*args, **kwargs)
+        connection.execute("PRAGMA max_page_count = 1")  # as many as it has
+        return connection
+
+    storages.sqlite3.connect = connect_to_full_disk
+    try:
+        with pytest.raises(ConnectionError, match=r"study.db.*disk is full") as caught:
+            go(n_trials=999)
+    finally:
+        storages.sqlite3.connect = connect
+    assert "invalid data" not in str(caught.value)
+    n_complete = len(go(n_trials=1).cv_results_["params"])
+    assert 1 <= n_complete < 999
 
 
 @pytest.mark.parametrize("storage", [None, "sqlite", "journal"])
@@ -395,53 +626,84 @@ def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
 
 
 WORKER = """
-    import sys
+    import sys, time
+    from threading import Thread
     from sklearn.datasets import load_iris
     from sklearn_moe import MoEClassifier, tune
-    clf = MoEClassifier(max_iter=30, random_state=0)
-    tune(clf, *load_iris(return_X_y=True), n_trials={n_trials}, cv=3, study_name="shared",
-         storage={storage!r}, pruner=None, callbacks=[lambda *_: print("done", flush=True)])
+    print("ready", flush=True)
+    input()
+    clf = MoEClassifier(max_iter={max_iter}, random_state=0)
+
+    def score(*args):
+        print("first", flush=True)
+        time.sleep({pause})
+        return 0.5
+
+    def go(storage):
+        tune(clf, *load_iris(return_X_y=True), n_trials={n_trials}, cv=3, study_name="shared",
+             storage=storage, pruner=None, scoring=score if {pause} else None,
+             callbacks=[lambda *_: print("done", flush=True)], verbose=0)
+
+    for storage in {storages!r}:
+        Thread(target=go, args=(storage,)).start()
 """
 
 
-def worker(storage, n_trials):
-    code = textwrap.dedent(WORKER.format(storage=storage, n_trials=n_trials))
+def worker(*storages, n_trials, max_iter=30, pause=0):
+    """Start a process, which waits for a line before it begins to fill a study."""
+    code = textwrap.dedent(WORKER).format(**locals())
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def go(*workers):
+    """Let processes begin at the same time."""
+    for each in workers:
+        assert each.stdout.readline() == "ready\n"
+    for each in workers:
+        each.stdin.write("\n")
+        each.stdin.flush()
 
 
 def check_shared(study, n_trials):
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    assert n_trials <= len(complete) <= n_trials + 1
+    assert n_trials <= len(complete) <= n_trials + 2
     assert len({str(trial.params) for trial in complete}) == len(complete)  # none twice
+    # Exactly one begins with what the estimator is.
+    assert [trial.user_attrs["begins"] for trial in complete].count(True) == 1
+    (first,) = (trial for trial in complete if trial.user_attrs["begins"])
+    assert first.params["regularization"] == "competence" and first.params["dropout"] == 0
     return complete
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_search_goes_on(tmp_path):
-    path = f"sqlite:///{tmp_path}/study.db"
-    process = worker(path, 50)
+def test_killed_search_goes_on(tmp_path, iris, monkeypatch):
+    path = tmp_path / "study.db"
+    process = worker(str(path), n_trials=50)
+    go(process)
     for _ in range(2):
         assert process.stdout.readline() == "done\n"
-    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    study = optuna.load_study(study_name="shared", storage=path)
+    study = optuna.load_study(study_name="shared", storage=f"sqlite:///{path}")
     before = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     assert len(before) >= 2
-    with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        storage = optuna.storages.RDBStorage(path, heartbeat_interval=1, grace_period=2)
-    time.sleep(3)  # the killed process has not been heard of
-    n_trials = len(before) + 3
-    clf = MoEClassifier(max_iter=30, random_state=0)
+    monkeypatch.setattr(storages, "HEARTBEAT", 1)
+    monkeypatch.setattr(storages, "GRACE", 1)
+    time.sleep(2)  # the killed process has not been heard of
+    n_trials = len(before) + 2
     search = tune(
-        clf,
+        MoEClassifier(max_iter=30, random_state=0),
         *load_iris(return_X_y=True),
         n_trials=n_trials,
         cv=3,
         study_name="shared",
-        storage=storage,
+        storage=path,
         pruner=None,
     )
     complete = check_shared(search.study_, n_trials)
@@ -450,10 +712,54 @@ def test_killed_search_goes_on(tmp_path):
     assert len(search.cv_results_["params"]) == n_trials
 
 
-def test_two_processes_share_the_work(tmp_path):
-    path = f"sqlite:///{tmp_path}/study.db"
-    processes = [worker(path, 8) for _ in range(2)]
+def score(*args):
+    return 0.5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_in_its_first_trial(tmp_path, iris, monkeypatch):
+    paths = [tmp_path / "study.db", tmp_path / "journal.log"]
+    process = worker(*map(str, paths), n_trials=50, pause=60)
+    go(process)
+    for _ in range(2):
+        assert process.stdout.readline() == "first\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    monkeypatch.setattr(storages, "HEARTBEAT", 1)
+    monkeypatch.setattr(storages, "GRACE", 1)
+    for path in paths:
+        search = tune(
+            MoEClassifier(max_iter=1, random_state=0),
+            *load_iris(return_X_y=True),
+            n_trials=2,
+            cv=3,
+            study_name="shared",
+            storage=path,
+            pruner=None,
+            scoring=score,
+        )
+        assert len(check_shared(search.study_, 2)) == 2
+        assert states(search.study_)[0] == "FAIL" and "RUNNING" not in states(search.study_)
+
+
+def test_three_processes_share_the_work(tmp_path):
+    path = tmp_path / "study.db"
+    processes = [worker(str(path), n_trials=6, max_iter=1) for _ in range(3)]
+    go(*processes)
     printed = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    assert all("done" in out for out, _ in printed)
-    check_shared(optuna.load_study(study_name="shared", storage=path), 8)
+    assert [process.returncode for process in processes] == [0, 0, 0], printed
+    assert not any("Error" in err for _, err in printed), printed
+    check_shared(optuna.load_study(study_name="shared", storage=f"sqlite:///{path}"), 6)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_one_trial_begins(order):
+    study = optuna.create_study()
+    trials = [study.ask() for _ in order]
+    answers = [studies.begins(trials[number]) for number in order]
+    assert answers == [number == 0 for number in order]
+    study.tell(0, state=optuna.trial.TrialState.FAIL)  # its process was killed
+    late, later = study.ask(), study.ask()
+    assert not studies.begins(later) and studies.begins(late)
+    study.tell(late, 1.0)
+    assert not studies.begins(study.ask())

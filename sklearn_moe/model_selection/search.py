@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,21 +22,30 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
+from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
 from sklearn_moe.model_selection.spaces import Space
+from sklearn_moe.model_selection.studies import (
+    Address,
+    as_address,
+    connection_error,
+    file_name,
+    has_error,
+    in_memory,
+    n_finished,
+    quiet_optuna,
+    wait_for_beginning,
+)
 from sklearn_moe.model_selection.trials import STEPS, Evaluation, MedianPruner, TrialFailed
 from sklearn_moe.model_selection.validation import scorers_by_name
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
-
-# Seconds between two signs of life of a trial in a data base, and without one until it counts as
-# dead.
-HEARTBEAT, GRACE = 10, 30
 
 # So many failed trials, and no other, end a search.
 MANY_FAILURES = 10
@@ -77,9 +86,11 @@ class MoESearchCV(BaseSearchCV):
         epochs out among many short and few long trials; None completes all. With several scores
         nothing is pruned.
     storage : str, path, optuna storage or None, default=None
-        Where the study lives: the address of a data base such as ``"sqlite:///study.db"`` or
-        ``"postgresql://host/name"``, or a path of a journal file, which may be on a network file
-        system. None is the memory or, with ``study_name``, the SQLite file ``<study_name>.db``.
+        Where the study lives: the address of a data base, such as ``"postgresql://host/name"``;
+        the path of an SQLite file, which ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or that of
+        a journal file, which may be on a network file system. None is the memory or, with
+        ``study_name``, the SQLite file ``<study_name>.db``. Passwords in an address are never
+        shown, and a fitted search leaves them out of its pickle.
     study_name : str, default=None
         A search goes on with the study of this name if there is one.
     refit : bool, str or callable, default=True
@@ -102,7 +113,8 @@ class MoESearchCV(BaseSearchCV):
     Attributes
     ----------
     study_ : optuna.Study
-        All trials; also after an error or an interruption. ``optuna.visualization`` draws it.
+        All trials; also after an error or an interruption, which leaves the results of the trials
+        that were complete by then, without ``best_estimator_``. ``optuna.visualization`` draws it.
     cv_results_ : dict of ndarray
         Complete trials, as in ``RandomizedSearchCV``, and their numbers in the study, ``trial``.
     best_estimator_ : estimator
@@ -125,7 +137,9 @@ class MoESearchCV(BaseSearchCV):
         If a parameter is not valid, the space names a parameter that does not exist, all trials
         fail, or the study is one of other folds or scores.
     ConnectionError
-        If the storage can't be opened.
+        If the storage can't be opened, read or written.
+    KeyboardInterrupt
+        If the search is interrupted.
 
     See Also
     --------
@@ -134,8 +148,9 @@ class MoESearchCV(BaseSearchCV):
     Notes
     -----
     Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. A trial whose
-    process was killed is taken for dead when a data base has not heard of it for 30 seconds, and
-    replaced. Several processes on one study may exceed ``n_trials`` by one trial each.
+    process was killed is taken for dead when the storage has not heard of it for 30 seconds, and
+    replaced. Exactly one trial of a study tries where the default space begins, also after that.
+    Several processes on one study may exceed ``n_trials`` by one trial each.
 
     References
     ----------
@@ -228,15 +243,15 @@ class MoESearchCV(BaseSearchCV):
         self : MoESearchCV
         """
         self._validate_params()
+        if self.study_name == "":
+            raise ValueError("study_name must not be empty.")
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
         params = _check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         folds = list(cv.split(X, y, **routed.splitter.split))
-        self.n_splits_ = len(folds)
-        self.scorer_ = getattr(scorer, "_scorers", scorer)
-        self.multimetric_ = isinstance(self.scorer_, dict)
+        scorers = getattr(scorer, "_scorers", scorer)
         suggest = Space(self.space, self.estimator, X, y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         evaluation = Evaluation(
@@ -246,25 +261,36 @@ class MoESearchCV(BaseSearchCV):
             scorer,
             routed.estimator.fit,
             routed.scorer.score,
-            has_several_scores=self.multimetric_,
+            has_several_scores=isinstance(scorers, dict),
             with_train_scores=self.return_train_score,
-            prunes=self.pruner is not None and not self.multimetric_,
+            prunes=self.pruner is not None and not isinstance(scorers, dict),
             seed=int(seed),
         )
-        self._search(evaluation, X, y, suggest.first)
+        shape = {
+            "n_folds": len(folds),
+            "scores": list(scorers) if isinstance(scorers, dict) else [_name(self.scoring)],
+            "train_scores": self.return_train_score,
+            # Other folds have other scores, and in a nested search they must not meet.
+            "data": joblib.hash([folds, np.asarray(X), np.asarray(y)]),
+        }
+        try:
+            self._search(evaluation, X, y, shape)
+        except KeyboardInterrupt:
+            with suppress(ValueError):  # nothing was complete
+                self._collect(suggest, refit_metric)
+            raise
         self._collect(suggest, refit_metric)
         if self.refit:
             start = time.perf_counter()
-            self.best_estimator_ = clone(self.estimator).set_params(
-                **clone(self.best_params_, safe=False)
-            )
+            best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
             if y is None:
-                self.best_estimator_.fit(X, **routed.estimator.fit)
+                best.fit(X, **routed.estimator.fit)
             else:
-                self.best_estimator_.fit(X, y, **routed.estimator.fit)
+                best.fit(X, y, **routed.estimator.fit)
+            self.best_estimator_ = best
             self.refit_time_ = time.perf_counter() - start
-            if hasattr(self.best_estimator_, "feature_names_in_"):
-                self.feature_names_in_ = self.best_estimator_.feature_names_in_
+            if hasattr(best, "feature_names_in_"):
+                self.feature_names_in_ = best.feature_names_in_
         return self
 
     def _get_scorers(self):
@@ -310,105 +336,144 @@ class MoESearchCV(BaseSearchCV):
             return self.scorer_[metric](self.best_estimator_, X, y, **params)
         return super().score(X, y, **params)
 
+    @property
+    def storage(self):
+        # The value itself hides its password, whatever shows the parameters.
+        return vars(self)["storage"]
+
+    @storage.setter
+    def storage(self, storage):
+        vars(self)["storage"] = as_address(storage)
+
     def __getstate__(self):
-        """Leave storage behind: a pickle holds the trials, and no address of a data base."""
+        """Leave storage behind: a pickle holds the trials, no password and no connection.
+
+        One that has not been fitted takes all with it to where it shall be fitted.
+        """
         state = super().__getstate__().copy()
         if "study_" in state:
-            state["study_"] = _in_memory(state["study_"])
+            state["study_"] = in_memory(state["study_"])
+            storage = state["storage"]
+            storage = getattr(storage, "_backend", storage)  # Optuna may have wrapped a data base
+            storage = as_address(getattr(storage, "url", state["storage"]))
+            state["storage"] = storage.masked() if isinstance(storage, Address) else storage
         return state
 
     def trials_dataframe(self) -> pd.DataFrame:
-        """Return all trials of the study, those without a score included; needs pandas."""
-        check_is_fitted(self, "study_")
-        return self.study_.trials_dataframe()
+        """Return all trials of the study; needs pandas.
 
-    def _search(self, evaluation, X, y, first):
+        Only complete trials have a score. What a pruned one has reported last is in
+        ``study_.trials``.
+        """
+        check_is_fitted(self, "study_")
+        frame = self.study_.trials_dataframe()
+        scores = [name for name in frame if re.fullmatch("values?(_.*)?", name)]
+        frame.loc[frame["state"] != "COMPLETE", scores] = np.nan
+        return frame
+
+    def _search(self, evaluation, X, y, shape):
         """Fill the study with trials."""
+        import optuna
+
         n_jobs = effective_n_jobs(self.n_jobs)
         deadline = math.inf if self.timeout is None else time.time() + self.timeout
-        names = list(self.scorer_) if self.multimetric_ else [_name(self.scoring)]
-        shape = {
-            "n_folds": self.n_splits_,
-            "scores": names,
-            "train_scores": self.return_train_score,
-            # Other folds have other scores, and in a nested search they must not meet.
-            "data": joblib.hash([evaluation.folds, np.asarray(X), np.asarray(y)]),
-        }
         with quiet_optuna(), TemporaryDirectory() as folder:
-            storage, in_memory = self.storage, self.storage is None and self.study_name is None
-            if n_jobs > 1 and type(storage).__name__ == "InMemoryStorage":
+            where = self._where()
+            is_temporary = where is None and n_jobs > 1  # other processes see no memory
+            if n_jobs > 1 and isinstance(where, optuna.storages.InMemoryStorage):
                 raise ValueError(
                     "Trials in parallel do not see an InMemoryStorage. Pass storage=None, a path "
                     "or an address, or n_jobs=1."
                 )
-            if in_memory and n_jobs > 1:  # other processes see no memory
-                storage = Path(folder) / "journal.log"
-            study = self._open(storage, shape, first)
+            study = self._open(Path(folder) / "journal.log" if is_temporary else where, shape)
+            # From here on there is nothing of an earlier search.
+            for name in [name for name in vars(self) if name.endswith("_")]:
+                delattr(self, name)
             self.study_ = study
-            one = partial(_one_trial, study, evaluation, self.n_trials, deadline, self.callbacks)
+            self.n_splits_ = len(evaluation.folds)
+            self.scorer_ = getattr(evaluation.scorer, "_scorers", evaluation.scorer)
+            self.multimetric_ = evaluation.has_several_scores
+            one = partial(
+                _one_trial,
+                study,
+                self.storage,
+                evaluation,
+                self.n_trials,
+                deadline,
+                self.callbacks,
+            )
             n_missing = max(self.n_trials - n_finished(study), 0)
             trials = Parallel(n_jobs=n_jobs, return_as="generator_unordered", pre_dispatch=n_jobs)(
                 delayed(one)(X, y) for _ in range(n_missing)
             )
+            shown = trials
             try:
                 if self.verbose:
                     from tqdm.auto import tqdm  # which warns in notebooks without ipywidgets
 
-                    trials = tqdm(trials, total=n_missing, unit="trial")
-                for _ in trials:
+                    shown = tqdm(trials, total=n_missing, unit="trial", desc="MoESearchCV")
+                for _ in shown:
                     pass
             finally:
-                if in_memory and n_jobs > 1:
-                    self.study_ = _in_memory(study)
+                trials.close()  # ends the workers of an interrupted search
+                if is_temporary:
+                    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+                        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                    self.study_ = in_memory(study)
 
-    def _open(self, storage, shape, first):
+    def _where(self):
+        """Return what the study is opened with; None is the memory."""
+        from sklearn_moe.model_selection.storages import is_in_memory
+
+        storage = self.storage
+        if storage is None and self.study_name is not None:
+            return Path(file_name(self.study_name))
+        return None if isinstance(storage, str) and is_in_memory(storage) else storage
+
+    def _open(self, where, shape):
         """Return the study, a new one if there is none."""
         import optuna
 
-        name, where = self.study_name, storage
-        if storage is None and name is not None and storage is self.storage:
-            where = f"sqlite:///{name}.db"
+        from sklearn_moe.model_selection.storages import open_storage
 
-        def open_study():
-            return optuna.create_study(
-                storage=_opened(where),
-                study_name=name,
-                directions=["maximize"] * len(shape["scores"]),
-                sampler=optuna.samplers.RandomSampler(0),  # each trial brings its own
-                pruner=self._pruner(),
-                load_if_exists=True,
+        if isinstance(where, Address) and "***" in where:
+            raise ValueError(
+                f"storage={where!r} has lost its password in a pickle. Set it again with "
+                "set_params(storage=...)."
             )
-
-        try:
+        for pause in (0.2, 1.0, None):  # another process may just be creating it
             try:
-                study = open_study()
-            except Exception:  # another process may just be creating it
-                time.sleep(1)
-                study = open_study()
-        except Exception as error:
-            raise ConnectionError(
-                f"The study {name!r} in storage={storage!r} can't be opened: {error}"
-            ) from error
-        if not study.trials and "shape" not in study.user_attrs:
-            study.set_user_attr("shape", shape)
-            if first is not None:
-                study.enqueue_trial(first)
+                study = optuna.create_study(
+                    storage=open_storage(where),
+                    study_name=self.study_name,
+                    directions=["maximize"] * len(shape["scores"]),
+                    sampler=optuna.samplers.RandomSampler(0),  # each trial brings its own
+                    pruner=self._pruner(shape["n_folds"]),
+                    load_if_exists=True,
+                )
+                if not study.trials and "shape" not in study.user_attrs:
+                    study.set_user_attr("shape", shape)
+                break
+            except Exception as error:
+                if pause is None:
+                    raise connection_error(self.storage, self.study_name, error) from None
+                time.sleep(pause)
         directions = {direction.name for direction in study.directions}
         if study.user_attrs.get("shape") != shape or directions != {"MAXIMIZE"}:
             raise ValueError(
-                f"The study {name!r} has trials of {study.user_attrs.get('shape')}, but this "
-                f"search is one of {shape}. Take another study_name."
+                f"The study {self.study_name!r} has trials of {study.user_attrs.get('shape')}, "
+                f"but this search is one of {shape}. Take another study_name."
             )
         return study
 
-    def _pruner(self):
+    def _pruner(self, n_folds):
         from optuna import pruners
 
         if self.pruner == "median":
             return MedianPruner()
         if self.pruner == "hyperband":
             return pruners.HyperbandPruner(
-                min_resource=STEPS // 5, max_resource=self.n_splits_ * (STEPS + 1)
+                min_resource=STEPS // 5, max_resource=n_folds * (STEPS + 1)
             )
         return self.pruner or pruners.NopPruner()
 
@@ -416,7 +481,7 @@ class MoESearchCV(BaseSearchCV):
         """Set what the search has found."""
         trials = [trial for trial in self.study_.get_trials() if trial.state.name == "COMPLETE"]
         if not trials:
-            errors = [t.user_attrs["error"] for t in self.study_.get_trials() if _failed(t)]
+            errors = [t.user_attrs["error"] for t in self.study_.get_trials() if has_error(t)]
             raise ValueError(
                 f"None of {len(self.study_.trials)} trials has a score. "
                 + (
@@ -454,79 +519,37 @@ class MoESearchCV(BaseSearchCV):
         return dict(zip(names, values, strict=False))
 
 
-def _opened(storage):
-    """Return the storage at an address or path."""
-    from optuna import storages
-
-    if isinstance(storage, str) and "://" in storage:
-        # Processes that share a file wait for one another.
-        patience = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
-        return storages.RDBStorage(
-            storage, patience, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-        )
-    if isinstance(storage, (str, os.PathLike)):
-        return storages.JournalStorage(storages.journal.JournalFileBackend(os.fspath(storage)))
-    return storage
-
-
-def _in_memory(study):
-    """Return a copy of a study that needs no storage."""
-    import optuna
-
-    with quiet_optuna():
-        copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
-        for name, value in study.user_attrs.items():
-            copy.set_user_attr(name, value)
-        copy.add_trials(study.get_trials())
-    return copy
-
-
 def _name(scoring):
     """Return a name of a score that is the same in every process."""
     return getattr(scoring, "__qualname__", None) or str(scoring or "score")
 
 
-def _one_trial(study, evaluation, n_trials, deadline, callbacks, X, y):
+def _one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
     """Make one trial, if one is missing and there is time."""
-    finished = n_finished(study)
-    if time.time() >= deadline or finished >= n_trials:
-        return
-    if finished >= MANY_FAILURES and all(_failed(trial) for trial in study.get_trials()):
-        return
-    with quiet_optuna():
-        study.optimize(
-            lambda trial: evaluation(trial, X, y),
-            n_trials=1,
-            catch=TrialFailed,
-            callbacks=callbacks,
-        )
+    from optuna.exceptions import StorageInternalError
 
-
-def n_finished(study: optuna.Study) -> int:
-    """Return the number of trials that have ended, other than by the end of their process."""
-    return sum(
-        trial.state.name in ("COMPLETE", "PRUNED") or _failed(trial)
-        for trial in study.get_trials(deepcopy=False)
-    )
-
-
-def _failed(trial):
-    return trial.state.name == "FAIL" and "error" in trial.user_attrs
-
-
-@contextmanager
-def quiet_optuna():
-    """Leave out optuna's lines about each trial and its warnings of what is experimental."""
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.ERROR))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+        with quiet_optuna():
+            if evaluation.suggest.first is not None:
+                wait_for_beginning(study, n_trials, deadline)
+            finished = n_finished(study)
+            if time.time() >= deadline or finished >= n_trials:
+                return
+            if finished >= MANY_FAILURES and all(has_error(trial) for trial in study.get_trials()):
+                return
+            study.optimize(
+                lambda trial: evaluation(trial, X, y),
+                n_trials=1,
+                catch=TrialFailed,
+                callbacks=callbacks,
+            )
+    except Exception as error:
+        cause = error
+        while cause and not isinstance(cause, StorageInternalError):
+            cause = cause.__cause__ or cause.__context__  # on which Optuna may stumble once more
+        if cause is None:
+            raise
+        raise connection_error(storage, study.study_name, cause) from None
 
 
 def tune(
@@ -534,7 +557,22 @@ def tune(
     X: ArrayLike,
     y: ArrayLike,
     space: dict | Callable[[optuna.Trial], dict[str, Any]] | None = None,
-    **params,
+    *,
+    sample_weight: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    n_trials: int = 50,
+    timeout: float | None = None,
+    scoring: str | Callable | Sequence[str] | dict | None = None,
+    cv=5,
+    pruner: str | object | None = "median",
+    storage: str | os.PathLike | object | None = None,
+    study_name: str | None = None,
+    refit: bool | str | Callable = True,
+    callbacks: Sequence[Callable] | None = None,
+    n_jobs: int | None = None,
+    return_train_score: bool = False,
+    random_state: int | np.random.RandomState | None = None,
+    verbose: int = 1,
 ) -> MoESearchCV:
     """Search for good hyperparameters with Optuna, in cross-validation.
 
@@ -548,9 +586,17 @@ def tune(
         Class labels.
     space : dict, callable or None, default=None
         What to search, as in :class:`MoESearchCV`.
-    **params : dict
-        The other parameters of :class:`MoESearchCV`, such as ``n_trials``, ``scoring``, ``cv``,
-        ``timeout``, ``pruner``, ``study_name``, ``n_jobs`` and ``random_state``.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples in all fits, of a pipeline in those of its last step, and without a
+        pipeline in scores of scikit-learn that take them, as in its own searches.
+    groups : array-like of shape (n_samples,), default=None
+        Groups for a splitter that keeps them together.
+    n_trials, timeout, scoring, cv, pruner, storage, study_name
+        As in :class:`MoESearchCV`, with the same defaults.
+    refit, callbacks, n_jobs, return_train_score, random_state
+        Likewise.
+    verbose : int, default=1
+        1 shows a progress bar of the trials, 0 nothing.
 
     Returns
     -------
@@ -560,9 +606,7 @@ def tune(
 
     Raises
     ------
-    TypeError
-        If ``MoESearchCV`` has no parameter of such a name.
-    ValueError, ConnectionError
+    ValueError, ConnectionError, KeyboardInterrupt
         As in :class:`MoESearchCV`.
 
     Examples
@@ -573,8 +617,28 @@ def tune(
     >>> def space(trial):
     ...     return {"n_experts": trial.suggest_int("n_experts", 1, 4)}
     >>> clf = MoEClassifier(max_iter=20, random_state=0)
-    >>> search = tune(clf, X, y, space, n_trials=3, random_state=0)
+    >>> search = tune(clf, X, y, space, n_trials=3, random_state=0, verbose=0)
     >>> len(search.study_.trials)
     3
     """
-    return MoESearchCV(estimator, space, **params).fit(X, y)
+    search = MoESearchCV(
+        estimator,
+        space,
+        n_trials=n_trials,
+        timeout=timeout,
+        scoring=scoring,
+        cv=cv,
+        pruner=pruner,
+        storage=storage,
+        study_name=study_name,
+        refit=refit,
+        callbacks=callbacks,
+        n_jobs=n_jobs,
+        return_train_score=return_train_score,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    is_pipeline = isinstance(estimator, Pipeline) and not _routing_enabled()
+    weight_name = f"{estimator.steps[-1][0]}__sample_weight" if is_pipeline else "sample_weight"
+    params = {weight_name: sample_weight, "groups": groups}
+    return search.fit(X, y, **{name: each for name, each in params.items() if each is not None})

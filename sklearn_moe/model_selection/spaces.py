@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,6 +123,7 @@ class Space:
                 _suggest_method(name, distribution)
 
     def __call__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
+        trial.suggest_categorical = partial(_suggest_any, trial.suggest_categorical)
         if callable(self.space):
             return self.space(trial)
         if self.space is not None:
@@ -136,17 +138,30 @@ class Space:
         }
 
 
+def _storable(name, choices):
+    """Return what a study keeps for choices: numbers and text, and the text of all else."""
+    stored = [each if isinstance(each, _STORABLE) else repr(each) for each in choices]
+    for place, each in enumerate(stored):
+        if each is not choices[place] and (" at 0x" in each or stored.count(each) > 1):
+            raise ValueError(
+                f"{name!r} has the choice {each}, which a study cannot tell from others. Take a "
+                "function of the trial that asks for a name and returns the object."
+            )
+    return stored
+
+
+def _suggest_any(suggest, name, choices):
+    """Suggest one of any choices, by what a study keeps for them."""
+    stored = _storable(name, choices)
+    return choices[stored.index(suggest(name, stored))]
+
+
 def _suggest_method(name, distribution):
     """Return the name of the trial's method for a distribution, and its arguments."""
     from optuna import distributions
 
     if isinstance(distribution, distributions.CategoricalDistribution):
-        odd = [each for each in distribution.choices if not isinstance(each, _STORABLE)]
-        if odd:
-            raise ValueError(
-                f"space[{name!r}] has the choice {odd[0]!r}, which a study cannot keep. Take a "
-                "function of the trial that asks for a name and returns the object."
-            )
+        _storable(name, distribution.choices)
         return "suggest_categorical", {"choices": distribution.choices}
     if isinstance(distribution, distributions.IntDistribution):
         kind = "suggest_int"

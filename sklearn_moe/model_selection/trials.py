@@ -15,6 +15,8 @@ from sklearn.utils.validation import _check_method_params
 from skorch.callbacks import Callback
 
 from sklearn_moe.estimator import MoEClassifier
+from sklearn_moe.model_selection.spaces import Space
+from sklearn_moe.model_selection.studies import begins
 
 if TYPE_CHECKING:
     import optuna
@@ -59,8 +61,8 @@ class Evaluation:
     ----------
     estimator : estimator
         What the suggested parameters are for.
-    suggest : callable
-        Returns parameters for a trial.
+    suggest : Space
+        Returns parameters for a trial, and knows where to begin.
     folds : list of tuple of ndarray
         Indices of training and test samples.
     scorer : callable
@@ -76,7 +78,7 @@ class Evaluation:
     """
 
     estimator: BaseEstimator
-    suggest: Callable[[optuna.Trial], dict[str, Any]]
+    suggest: Space
     folds: list[tuple[np.ndarray, np.ndarray]]
     scorer: Callable
     fit_params: dict[str, Any]
@@ -88,10 +90,13 @@ class Evaluation:
 
     def __call__(self, trial: optuna.Trial, X, y) -> float | tuple[float, ...]:
         """Return the mean score over the folds, or several, and leave the rest with the trial."""
-        from optuna.samplers import TPESampler
+        from optuna.samplers import PartialFixedSampler, TPESampler
 
         (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
-        trial.study.sampler = TPESampler(seed=seed, multivariate=False)
+        sampler = TPESampler(seed=seed, multivariate=False)
+        if self.suggest.first is not None and begins(trial):
+            sampler = PartialFixedSampler(self.suggest.first, sampler)
+        trial.study.sampler = sampler
         parameters = clone(self.suggest(trial), safe=False)
         clone(self.estimator).set_params(**parameters)  # raises at once for an unknown name
         results, progress = [], _Progress(trial)
@@ -100,7 +105,7 @@ class Evaluation:
             progress.begin_fold()
             try:
                 results.append(self._fold(candidate, X, y, train, test, progress))
-            except (KeyboardInterrupt, *_pruned()):
+            except _not_of_the_fit():
                 raise
             except Exception as error:
                 trial.set_user_attr("error", f"{type(error).__name__}: {error}")
@@ -127,8 +132,8 @@ class Evaluation:
             model.set_params(net_params={**net_params, "callbacks": callbacks})
         start = time.perf_counter()
         candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
-        if isinstance(model, MoEClassifier) and (reporter.interrupted or model.net_.interrupted_):
-            raise KeyboardInterrupt  # which ends a training, but shall end the search
+        if isinstance(model, MoEClassifier) and reporter.interrupted:
+            raise KeyboardInterrupt  # which after a whole epoch only ends the training
         fitted = time.perf_counter()
         scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}
         scored = time.perf_counter()
@@ -155,10 +160,11 @@ class Evaluation:
         return values["score"] if one else values
 
 
-def _pruned():
+def _not_of_the_fit():
     from optuna import TrialPruned
+    from optuna.exceptions import StorageInternalError
 
-    return (TrialPruned,)
+    return TrialPruned, StorageInternalError
 
 
 class _Progress:

@@ -1,0 +1,149 @@
+"""Where studies live: files and data bases, with signs of life of the trials in them.
+
+Imported when a study is opened, because importing Optuna takes long.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import time
+import warnings
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+
+# Seconds between two signs of life of a trial, and without one until it counts as dead.
+HEARTBEAT, GRACE = 10, 30
+
+# Seconds that processes which share an SQLite file wait for one another.
+PATIENCE = 60
+
+SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
+
+
+def open_storage(storage: str | os.PathLike | BaseStorage | None) -> BaseStorage:
+    """Open the storage at an address or in a file; None is the memory.
+
+    A file is what its content says, a new one an SQLite file or, without one of the suffixes of
+    these, a journal.
+    """
+    if storage is None:
+        return InMemoryStorage()
+    if not isinstance(storage, (str, os.PathLike)):
+        return storage
+    if isinstance(storage, str) and "://" in storage:
+        if is_in_memory(storage):
+            return InMemoryStorage()
+        shares_file = storage.startswith("sqlite")
+        return _data_base(storage, {"connect_args": {"timeout": PATIENCE}} if shares_file else {})
+    path = Path(storage).absolute()
+    content = b""
+    if path.exists():
+        with path.open("rb") as file:
+            content = file.read(16)
+    is_new = not content
+    if content.startswith(b"SQLite format 3") or (is_new and path.suffix in SQLITE_SUFFIXES):
+        # An address would not do, as some characters of a path mean something else there.
+        connect = partial(sqlite3.connect, path, timeout=PATIENCE, check_same_thread=False)
+        return _data_base("sqlite:///file", {"creator": connect})
+    if is_new or content.startswith(b'{"op_code"'):
+        return Journal(JournalFile(os.fspath(path)))
+    raise ValueError(f"the file {path} is neither an SQLite file nor a journal of Optuna")
+
+
+def _data_base(address, engine_kwargs):
+    return DataBase(address, engine_kwargs, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+
+
+def is_in_memory(address: str) -> bool:
+    """Whether an address is that of an SQLite data base without a file."""
+    if not re.match(r"sqlite(\+\w+)?://", address):
+        return False
+    url = make_url(address)
+    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+
+
+class DataBase(RDBStorage):
+    """A data base whose trials miss a sign of life, instead of the others, if one fails."""
+
+    def record_heartbeat(self, trial_id):
+        with suppress(StorageInternalError):
+            super().record_heartbeat(trial_id)
+
+
+class Journal(JournalStorage, BaseHeartbeat):
+    """A journal whose trials give signs of life, by the clocks of their machines."""
+
+    def record_heartbeat(self, trial_id):
+        with suppress(StorageInternalError, UpdateFinishedTrialError):
+            self.set_trial_system_attr(trial_id, "heartbeat", time.time())
+
+    def _get_stale_trial_ids(self, study_id):
+        return [
+            trial._trial_id
+            for trial in self.get_all_trials(study_id, deepcopy=False)
+            if trial.state == TrialState.RUNNING
+            and trial.system_attrs.get("heartbeat", trial.datetime_start.timestamp())
+            < time.time() - GRACE
+        ]
+
+    def get_heartbeat_interval(self):
+        return HEARTBEAT
+
+    def get_heartbeat_stale_trial_callback(self):
+        return None
+
+    get_failed_trial_callback = get_heartbeat_stale_trial_callback  # its name before Optuna 4.9
+
+
+class JournalFile(JournalFileBackend):
+    """The file of a journal, which ends with a whole line, also after the disk was full."""
+
+    def __init__(self, path: str):
+        self.lock = JournalFileSymlinkLock(path)
+        super().__init__(path, self.lock)
+        self.path = path
+        if self._cut():
+            warnings.warn(
+                f"The journal {path} ended within a line, as after a full disk. The study goes on "
+                "without this line.",
+                stacklevel=2,
+            )
+
+    def append_logs(self, logs):
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            with suppress(OSError):
+                self._cut()
+            raise StorageInternalError(str(error)) from error
+
+    def _cut(self):
+        """Take away what follows the last whole line; return whether there was anything."""
+        if self._is_whole():
+            return False
+        self.lock.acquire()  # another process may just be writing
+        try:
+            if self._is_whole():
+                return False
+            with open(self.path, "rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+            return True
+        finally:
+            self.lock.release()
+
+    def _is_whole(self):
+        with open(self.path, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"

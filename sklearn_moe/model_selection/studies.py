@@ -1,0 +1,144 @@
+"""Studies of Optuna: addresses, what has become of their trials, and which one comes first."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    import optuna
+
+_SECRET_OF_USER = re.compile(r"(://[^:/?@]*:)(.*)(?=@)")
+_SECRET_OF_QUERY = re.compile(
+    r"((?:passw(?:or)?d|pwd|secret|token)(?:=|%3D))(.+?)(?=&|;|%3B|$)", re.IGNORECASE
+)
+
+
+class Address(str):
+    """The address of a data base, which shows itself without its password."""
+
+    def masked(self) -> Address:
+        """Return the address with stars for its password."""
+        text = _SECRET_OF_USER.sub(r"\1***", self)
+        return Address(_SECRET_OF_QUERY.sub(r"\1***", text))
+
+    def hide(self, text: str) -> str:
+        """Return a text with stars for the password of this address."""
+        found = [*_SECRET_OF_USER.findall(self), *_SECRET_OF_QUERY.findall(self)]
+        secrets = {secret for _, secret in found}
+        # What is not quoted is taken for a part of the host, which then stands in the message.
+        secrets |= {part for each in secrets for part in re.split("[@/:]", each) if len(part) > 1}
+        secrets |= {unquote(each) for each in secrets}
+        for secret in sorted(secrets - {""}, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+    def __repr__(self) -> str:
+        return str.__repr__(self.masked())
+
+
+def as_address(storage):
+    """Return an address that hides its password; what is no address comes back as it is."""
+    return Address(storage) if type(storage) is str and "://" in storage else storage
+
+
+def connection_error(storage, name: str | None, error: Exception) -> ConnectionError:
+    """Return an error that says what is wrong with the storage of a study, without passwords."""
+    error = error.__cause__ or error
+    reason = str(getattr(error, "orig", None) or error)  # SQLAlchemy adds the statement
+    if isinstance(storage, Address):
+        reason = storage.hide(reason)
+    return ConnectionError(
+        f"The study {name!r} in storage={storage!r} can't be opened, read or written: {reason}"
+    )
+
+
+def file_name(study_name: str) -> str:
+    """Return the name of the file of a study, with codes for what has a meaning in a path."""
+    return re.sub(r"^\.|[^\w .,+=@()-]", lambda m: f"%{ord(m[0]):02X}", study_name) + ".db"
+
+
+@contextmanager
+def quiet_optuna():
+    """Leave out optuna's lines about each trial and its warnings of what is experimental."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def in_memory(study: optuna.Study) -> optuna.Study:
+    """Return a copy of a study that needs no storage."""
+    import optuna
+
+    with quiet_optuna():
+        copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
+        for name, value in study.user_attrs.items():
+            copy.set_user_attr(name, value)
+        copy.add_trials(study.get_trials())
+    return copy
+
+
+def n_finished(study: optuna.Study) -> int:
+    """Return the number of trials that have ended, other than by the end of their process."""
+    return sum(
+        trial.state.name in ("COMPLETE", "PRUNED") or has_error(trial)
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def has_error(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial has failed, other than by the end of its process."""
+    return trial.state.name == "FAIL" and "error" in trial.user_attrs
+
+
+def begins(trial: optuna.Trial) -> bool:
+    """Whether a trial is the one that tries where a search begins.
+
+    That is the first trial, or the first one after the death of such a trial. Each trial says so
+    at its start, and none takes it while an older one may still do so. So of any number of
+    processes exactly one does.
+    """
+    older = [t for t in trial.study.get_trials(deepcopy=False) if t.number < trial.number]
+    answer = all(each.user_attrs.get("begins") is False or _is_dead(each) for each in older)
+    trial.set_user_attr("begins", answer)
+    return answer
+
+
+def _is_dead(trial):
+    from sklearn_moe.model_selection.storages import GRACE
+
+    if trial.state.name == "RUNNING":  # killed before it could say anything
+        age = time.time() - trial.datetime_start.timestamp()
+        return "begins" not in trial.user_attrs and age > GRACE
+    return trial.state.name == "FAIL" and not has_error(trial)
+
+
+def wait_for_beginning(study: optuna.Study, n_trials: int, deadline: float) -> None:
+    """Leave the last trial to where a search begins, if the process that tries it may be dead.
+
+    It is known to be alive or dead after a while.
+    """
+    import optuna
+
+    from sklearn_moe.model_selection.storages import GRACE, HEARTBEAT
+
+    deadline = min(deadline, time.time() + GRACE + HEARTBEAT)
+    while n_finished(study) == n_trials - 1 and time.time() < deadline:
+        if not any(
+            trial.state.name == "RUNNING" and trial.user_attrs.get("begins")
+            for trial in study.get_trials(deepcopy=False)
+        ):
+            return
+        optuna.storages.fail_stale_trials(study)
+        time.sleep(0.5)
