@@ -44,8 +44,8 @@ for name, load in {"breast_cancer": load_breast_cancer, "digits": load_digits}.i
 # %%
 # The decomposition
 # -----------------
-# With the attentive gate and sample similarity each sample has one expert (a low :math:`H_s`),
-# all experts are used (a high :math:`H_u`), and the choice of the expert says something about the
+# With the attentive gate and sample similarity each sample has one expert (a low :math:`H_s`), all
+# experts are used (a high :math:`H_u`), and the choice of the expert says something about the
 # class (:math:`I(E;Y)`).
 
 print(
