@@ -1042,7 +1042,7 @@ def _wrong_data():
         X,
         y,
         {"sample_weight": -np.ones(30)},
-        "sample_weight must be at least 0, got -1",
+        "sample_weight must be finite and at least 0, got -1",
     )
     yield "weight 0", X, y, {"sample_weight": np.zeros(30)}, "zero"
     yield "y_val alone", X, y, {"y_val": y}, "X_val and y_val must be passed together"
