@@ -291,7 +291,7 @@ def categorical_columns(
         if frame is not None:
             is_categorical[:] = [_holds_categories(column) for column in frame.iter_columns()]
         elif X.dtype == object:
-            is_categorical[:] = [_is_text(X[:, column]) for column in range(n_features)]
+            is_categorical[:] = [_is_text(X[:, column].tolist()) for column in range(n_features)]
         return is_categorical
     with reading("categorical_features"):
         chosen = np.asarray(categorical_features)
@@ -330,20 +330,26 @@ def categorical_columns(
 
 
 def _holds_categories(column):
-    if column.dtype in (nw.Categorical, nw.Enum, nw.String):
+    kind = column.dtype
+    if kind in (nw.Categorical, nw.Enum):
         return True
-    values = column.to_numpy()
-    return values.dtype == object and _is_text(values)
+    if kind == nw.String and str(getattr(column.to_native(), "dtype", "")) != "object":
+        return True  # but pandas' objects without a value are no text
+    return (kind not in _AS_ARRAYS or kind == nw.Unknown) and _is_text(column.to_list())
 
 
 def _is_text(values):
-    """Whether a column of objects holds text, perhaps among numbers."""
-    return any(isinstance(value, str) for value in values.tolist())
+    """Whether objects are text, perhaps among numbers."""
+    return any(isinstance(value, str) for value in values)
 
 
 def as_dense(X: Any) -> Any:
-    """Return a sparse matrix as an array."""
-    return X.toarray() if sparse.issparse(X) else X
+    """Return a sparse matrix as an array, and pandas' sparse columns as dense ones."""
+    with reading("X"):
+        if sparse.issparse(X):
+            return X.toarray()
+        # pandas' accessor is there if all columns are sparse.
+        return X.sparse.to_dense() if hasattr(X, "sparse") and hasattr(X, "columns") else X
 
 
 def has_single_precision(X: Any) -> bool:

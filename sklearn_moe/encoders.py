@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
 from sklearn_moe.layers import seeded_globally
 from sklearn_moe.tables import TableTransformer
-from sklearn_moe.validation import resolve
+from sklearn_moe.validation import check_signature, resolve
 
 
 class TableEncoder(BaseEstimator):
@@ -164,6 +164,7 @@ class CustomEncoder(BaseEstimator):
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Return the torch module of this encoder."""
         self._validate_params()
+        check_signature("encoder", self.factory, "input_shape")
         seed = torch.randint(2**62, (), generator=generator).item()
         with seeded_globally(seed):
             module = None if isinstance(self.factory, nn.Module) else self.factory(input_shape)
@@ -183,8 +184,14 @@ def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int,
         return tuple(input_shape)
     was_training = encoder.training
     device = next((parameter.device for parameter in encoder.parameters()), None)
-    with torch.no_grad():
-        output = encoder.eval()(torch.zeros(2, *input_shape, device=device))
+    try:
+        with torch.no_grad():
+            output = encoder.eval()(torch.zeros(2, *input_shape, device=device))
+    except Exception as error:
+        raise ValueError(
+            f"An encoder must read batches of shape {('n_samples', *input_shape)}, but "
+            f"{type(encoder).__name__} raises {type(error).__name__}: {error}"
+        ) from error
     encoder.train(was_training)
     if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else output

@@ -44,6 +44,7 @@ from sklearn_moe.validation import (
     check_device,
     check_net_params,
     check_shape,
+    check_signature,
     check_weight,
     check_y,
     class_weights,
@@ -672,7 +673,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _check_classes(self, y, classes, going_on):
         """Return labels as indices of the sorted classes, and these."""
-        check_classification_targets(y)
+        with reading("y"):
+            check_classification_targets(y)
         classes = np.unique(y) if classes is None else classes
         if len(classes) < 2:
             raise ValueError(
@@ -703,9 +705,9 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                     "or pass encoder='conv'."
                 )
         if not (self.categorical_features is None or isinstance(self.categorical_features, str)):
+            got = "images" if self._encodes_tables() else f"encoder={self.encoder!r}"
             raise ValueError(
-                f"categorical_features needs a table and encoder='auto' or 'table', got "
-                f"encoder={self.encoder!r}."
+                f"categorical_features needs a table and encoder='auto' or 'table', got {got}."
             )
         return False
 
@@ -899,6 +901,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         augmentation = self.augmentation
         if augmentation is not None:
             augmentation = resolve("augmentation", augmentation, AUGMENTATIONS)
+            check_signature("augmentation", augmentation, "x", "generator")
         if isinstance(augmentation, BaseEstimator):
             augmentation._validate_params()
         return augmentation
@@ -1181,6 +1184,7 @@ def _penalty(given):
             f"regularization={penalty!r} must be a name, a regularization such as Importance(), "
             "or a function."
         )
+    check_signature("regularization", penalty, "mixture_output", "x", "y", "sample_weight")
     if isinstance(penalty, BaseEstimator):
         penalty._validate_params()
     return penalty

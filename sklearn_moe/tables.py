@@ -278,7 +278,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return (slice(start, start + n_rows) for start in range(0, len(array), n_rows))
 
     def _scaled_down(self, numbers, columns=slice(None)):
-        numbers = numbers.astype(np.float64)
+        numbers = numbers.astype(np.float64, order="C")  # sums in other orders have other bits
         exponent = self.exponent_[columns]
         return np.ldexp(numbers, -exponent) if exponent.any() else numbers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from copy import copy
 from numbers import Real
@@ -30,6 +31,19 @@ def resolve(parameter, value, room):
         )
     # A copy, so that later changes of the object do not reach a fitted net.
     return copy(value) if isinstance(value, BaseEstimator) else value
+
+
+def check_signature(name, function, *arguments):
+    """Raise unless a user's function takes these arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must take the arguments ({', '.join(arguments)}), but {function!r} does not: "
+            f"{error}."
+        ) from error
+    except ValueError:  # of some built-in functions nothing is known
+        pass
 
 
 def same_parameters(one, other):

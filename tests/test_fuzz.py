@@ -171,7 +171,7 @@ class Case:
         if self.chance(0.5):
             changed["warm_start"] = True
         if self.chance(0.05):
-            changed["nonsense"] = 1
+            changed = {"nonsense": 1}
         copied = deepcopy(changed)
         done = self.call(f"set_params {changed}", self.clf.set_params, **changed)
         if done is not Refused:
@@ -275,7 +275,7 @@ class Case:
     def check_other_container(self, proba, expected):
         """Samples in another container are refused only for images, of another scale."""
         if self.is_table or proba is not Refused:
-            check_same(proba, expected)
+            check_equal(proba, expected)
 
     def ask_about_other_columns(self):
         columns = self.samples.columns
@@ -329,6 +329,6 @@ class Case:
 def check_equal(one, other):
     """Both are refused, or both are equal."""
     if one is Refused or other is Refused:
-        assert one is other
+        assert one is other, "One is refused, the other is not"
     else:
         check_same(one, other)

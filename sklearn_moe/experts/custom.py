@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sklearn_moe.experts.base import ExpertsModule, run_two_samples, shapes_of
 from sklearn_moe.layers import seeded_globally
+from sklearn_moe.validation import check_signature
 
 
 class CustomExperts(BaseEstimator):
@@ -75,6 +76,8 @@ class CustomExperts(BaseEstimator):
         return CustomExpertsModule(experts, hidden_sizes.pop())
 
     def _make(self, input_shape, n_classes):
+        if not isinstance(self.factory, type):
+            check_signature("experts", self.factory, "input_shape", "n_outputs")
         try:
             return self.factory(input_shape, n_classes)
         except Exception as error:

@@ -163,7 +163,6 @@ def odd_samples(rng, X):
         "polars Series": lambda: pl.Series(X[:, 0]),
         "pyarrow array": lambda: pa.array(X[:, 0]),
         "pyarrow batch": lambda: pa.RecordBatch.from_pandas(frame),
-        "grouped frame": lambda: frame.groupby(name),
         "one name": lambda: renamed(["a"] * n_features),
         "one name twice": lambda: pd.concat([frame, frame[[name]]], axis=1),
         "names that are numbers": lambda: renamed(range(n_features)),
