@@ -837,6 +837,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _settings(self, X, n_classes, incremental):
         """Return what a net takes anew in each training."""
+        net_params = self.net_params or {}
+        check_net_params(net_params)
         recipe = self._recipe(X)
         learning_rate = self.learning_rate
         if learning_rate == "auto":
@@ -853,7 +855,6 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             "batch_size": self.batch_size,
             "verbose": int(self.verbose >= 2),
         }
-        net_params = self.net_params or {}
         if "optimizer" in net_params:  # which has its own defaults
             del settings["optimizer__weight_decay"]
         settings = {name: net_params.get(name, value) for name, value in settings.items()}
@@ -918,7 +919,6 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             **({} if "optimizer" in net_params else _OPTIMIZER),
             **net_params,
         }
-        check_net_params(net_params)
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
 

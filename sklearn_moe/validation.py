@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import contextmanager
 from copy import copy
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -106,6 +106,13 @@ def check_net_params(net_params):
         raise ValueError(
             f"net_params['optimizer'] must be a class such as torch.optim.Adam, got {optimizer!r}."
         )
+    for name in ("max_epochs", "batch_size"):
+        number = net_params.get(name, 1)
+        is_whole = isinstance(number, Integral) and not isinstance(number, bool)
+        if not (is_whole and (number >= 1 or (name, number) == ("batch_size", -1))):
+            raise ValueError(
+                f"net_params[{name!r}] must be an integer of at least 1, got {number!r}."
+            )
 
 
 def _is_kind(value, kind):

@@ -98,7 +98,8 @@ def global_state():
 def supervised(data):
     """No call warns of what is not ours, changes its data, or leaves a global setting changed."""
     before, state = digest(data), global_state()
-    with warnings.catch_warnings(action="always"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         warnings.showwarning = check_warning
         yield
     after = global_state()

@@ -131,7 +131,8 @@ def draw_table(rng):
 def array_of(kind, order="C"):
     def convert(table):
         X = table.array()
-        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             held = np.array(X, dtype=kind, order=order)
             is_same = np.array_equal(held.astype(float), X, equal_nan=True)
         return held if is_same else None
