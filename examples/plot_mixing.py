@@ -3,8 +3,8 @@ Mixing probabilities or logits
 ==============================
 
 ``mixing="probability"`` averages what the experts predict, so that each expert has to be right
-where it is asked. ``mixing="logit"`` averages their logits before the softmax: the experts then
-correct one another, and the mixture may predict a little better, but no expert stands on its own.
+where it is asked. ``mixing="logit"`` averages their logits before the softmax: the experts may
+then correct one another, and nothing makes one of them stand on its own.
 """
 
 import matplotlib.pyplot as plt
@@ -41,8 +41,10 @@ mixtures = {
 }
 
 # %%
-# Both predict nearly all samples right. The chosen expert alone does so only where probabilities
-# were mixed.
+# Both predict nearly all samples right, and so does the chosen expert alone: .995 ± .002 of them
+# where probabilities were mixed, .997 ± .003 with logits (mean and standard deviation of five
+# seeds). What differs is how many experts share a sample, :math:`H_s` of 1.40 ± 0.18 and
+# 2.44 ± 0.05 bits, where 2.58 is all six.
 
 for mixing, clf in mixtures.items():
     measured = decomposition_entropy(clf, X, y)
@@ -53,8 +55,7 @@ for mixing, clf in mixtures.items():
 
 # %%
 # Each region has the colour and the number of the expert that the gate chooses there, and is paler
-# where it is less sure. With probabilities, experts own clear regions; with logits, each place
-# belongs to several of them.
+# where it is less sure, which is nearly everywhere with logits.
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
 for ax, (mixing, clf) in zip(axes, mixtures.items(), strict=True):
