@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from contextlib import contextmanager
 from copy import copy
 from numbers import Integral, Real
@@ -197,12 +198,12 @@ def class_weights(class_weight, y, weight, classes):
             raise ValueError(
                 f"class_weight has a weight for {label!r}, which is not among the classes {known}."
             )
-        if not (isinstance(value, Real) and 0 <= value <= np.finfo(float).max):
+        if not (isinstance(value, Real) and 0 <= value <= sys.float_info.max):
             raise ValueError(
                 f"class_weight must hold finite numbers of at least 0, got {value!r} for "
                 f"{label!r}."
             )
-    return np.array([class_weight.get(label, 1.0) for label in known])
+    return np.array([class_weight.get(label, 1.0) for label in known], dtype=float)
 
 
 def scaled(weight):

@@ -245,6 +245,27 @@ def test_a_function_that_fails_speaks_for_itself(iris):
         fit(iris, experts=fails)
 
 
+@pytest.mark.parametrize(
+    "params, arguments",
+    [
+        ({"experts": lambda n_outputs: None}, "input_shape, n_outputs"),
+        ({"encoder": lambda: None}, "input_shape"),
+        ({"regularization": lambda mixture: 0.0}, "mixture_output, x, y, sample_weight"),
+        ({"regularization": ["importance", len]}, "mixture_output, x, y, sample_weight"),
+        ({"augmentation": len}, "x, generator"),
+    ],
+)
+def test_functions_of_other_arguments(params, arguments, iris):
+    (name,) = params
+    with pytest.raises(TypeError, match=rf"{name} must take the arguments \({arguments}\), but"):
+        fit(iris, **params)
+
+
+def test_an_encoder_that_cannot_read_samples_is_named(iris):
+    with pytest.raises(ValueError, match=r"read batches of shape \('n_samples', 4\), but Linear"):
+        fit(iris, encoder=lambda input_shape: nn.Linear(99, 2))
+
+
 # Regularizations, augmentations and nets
 
 

@@ -1,12 +1,14 @@
 """What users pass as X: any container, any type, and what cannot be read."""
 
 import datetime
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from scipy import sparse
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import BaggingClassifier
@@ -165,6 +167,7 @@ COLOURED = {
     "polars, categorical": lambda X: pl.from_pandas(X).with_columns(
         pl.col("colour").cast(pl.Categorical)
     ),
+    "pyarrow, dictionary": lambda X: pa.Table.from_pandas(X.astype({"colour": "category"})),
     "array": lambda X: X.astype(object).to_numpy(),
     "array with NA": lambda X: X.astype(object).fillna(pd.NA).to_numpy(),
     "list": lambda X: X.astype(object).to_numpy().tolist(),
@@ -200,7 +203,9 @@ def test_numbers_as_categories_whatever_holds_them(missing):
     )
     clf = make(categorical_features=[0])
     expected = clf.fit(floats, kind == 1).predict_proba(floats)
-    for held in (objects, frame, frame.astype({"k": "category"}), with_nulls):
+    dictionary = with_nulls.to_arrow()
+    dictionary = dictionary.set_column(0, "k", dictionary["k"].dictionary_encode())
+    for held in (objects, frame, frame.astype({"k": "category"}), with_nulls, dictionary):
         assert np.array_equal(clf.predict_proba(held), expected)
         other = make(categorical_features=[0]).fit(held, kind == 1)
         assert np.array_equal(other.predict_proba(floats), expected)
@@ -367,3 +372,94 @@ def test_images_have_the_scale_of_the_training(digits):
     fractions = make(max_iter=1).fit(X / 16, y)
     with pytest.raises(ValueError, match=r"whole numbers up to 16.*fitted on numbers from 0 to 1"):
         fractions.predict(X)
+
+
+# What numpy, torch and data frames say of it in words of their own
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        (pl.Series([{"a": 1}] * 60), r"{'a': 1}"),
+        (pl.Series([[1.0]] * 60, dtype=pl.Array(pl.Float64, 1)), r"\[1.0\]"),
+        (pl.Series([b"\xff"] * 60), "b'.xff'"),
+    ],
+)
+def test_columns_of_polars_that_cannot_be_read_are_named(column, message):
+    X = pl.DataFrame({"fine": np.arange(60.0), "odd": column})
+    with pytest.raises(ValueError, match=f"Column 'odd' of X .*{message}"):
+        make().fit(X, np.arange(60) % 2)
+
+
+@pytest.mark.parametrize("kind", [pl.Int128, pl.Decimal(10, 2)])
+def test_numbers_that_numpy_does_not_have(kind, table):
+    X = np.round(table[0])
+    expected = make().fit(X, table[1]).predict_proba(X)
+    held = pl.DataFrame(X, schema=NAMES).with_columns(pl.col("a").cast(kind))
+    assert np.array_equal(make().fit(held, table[1]).predict_proba(held), expected)
+    objects = X.astype(object)
+    objects[0, 0] = Decimal("sNaN")
+    assert make().fit(objects, table[1]).encoder_.has_missing_[0]
+
+
+@pytest.mark.parametrize(
+    "make_odd, message",
+    [
+        (lambda X: pd.DataFrame(X, columns=["a"] * 6), "X is not valid: .* unique column names"),
+        (lambda X: torch.tensor(X).to_sparse(), "X is not valid: .*to_dense"),
+        (lambda X: torch.tensor(X, requires_grad=True), "X is not valid: .*grad"),
+        (lambda X: [[1.0, [2.0]]] * len(X), "X is not valid: "),
+        (lambda X: pd.DataFrame(X)[:0], "X is a data frame of shape .* at least one row"),
+        (lambda X: pd.DataFrame, "X is not valid: "),
+    ],
+)
+def test_what_cannot_be_read_is_named(make_odd, message, table):
+    X, y = table
+    with pytest.raises((ValueError, TypeError), match=message):
+        make().fit(make_odd(X), y)
+
+
+@pytest.mark.parametrize("value", [pd.NA, 10**400, [1]])
+def test_odd_values_without_an_encoder(value, table):
+    X = table[0].astype(object)
+    X[0, 0] = value
+    with pytest.raises((ValueError, TypeError), match="X is not valid"):
+        make(encoder=None).fit(X, table[1])
+
+
+def test_sparse_frames_without_an_encoder(halves):
+    X, y = halves
+    held = pd.DataFrame(X, columns=NAMES).astype(pd.SparseDtype(float))
+    expected = make(encoder=None).fit(X, y).predict_proba(X)
+    assert np.array_equal(make(encoder=None).fit(held, y).predict_proba(held), expected)
+
+
+def test_columns_of_objects_without_a_value_are_numbers(table):
+    X, y = table[0].copy(), table[1]
+    X[:, 1] = np.nan
+    expected = make().fit(X, y).predict_proba(X)
+    frame = pd.DataFrame(X, columns=NAMES)
+    for held in (X.astype(object), frame.astype(object), frame.assign(b=pd.NA), X.tolist()):
+        assert np.array_equal(make().fit(held, y).predict_proba(held), expected)
+
+
+def test_sums_of_the_largest_numbers_are_silent():
+    X = np.array([[1.0, -1.0], [-1.0, 1.0]] * 20) * np.finfo(float).max
+    assert make(max_iter=40).fit(X, [0, 1] * 20).score(X, [0, 1] * 20) == 1
+    single = np.clip(X, *np.array([-1, 1]) * np.finfo(np.float32).max).astype(np.float32)
+    assert np.isfinite(make().fit(single, [0, 1] * 20).predict_proba(single)).all()
+    with pytest.raises(ValueError, match="infinity"):
+        make(encoder=None).fit(X, [0, 1] * 20)
+
+
+def test_same_bits_for_any_order_in_memory(table):
+    X, y = table
+    expected = make().fit(X, y, X[:, 0] ** 2).predict_proba(X)
+    for held in (np.asfortranarray(X), strided(X), np.ascontiguousarray(X[:, ::-1])[:, ::-1]):
+        assert np.array_equal(make().fit(held, y, X[:, 0] ** 2).predict_proba(held), expected)
+    weight = np.where(np.arange(600) % 3 > 0, X[:, 0] ** 2, 0)
+    rows = weight > 0
+    for clf in (make(), make(categorical_features=[1])):
+        proba = clf.fit(X.round(1), y, weight).predict_proba(X.round(1))
+        removed = clf.fit(X.round(1)[rows], y[rows], weight[rows])
+        assert np.array_equal(proba, removed.predict_proba(X.round(1)))

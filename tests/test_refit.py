@@ -217,6 +217,8 @@ def test_weights_of_any_scale(scale, class_weight, iris):
         ({"n_experts": True}, "n_experts must be an integer, got True"),
         ({"max_iter": False}, "max_iter must be an integer, got False|'max_iter' parameter"),
         ({"class_weight": {(0, 1): 2.0}}, r"class_weight has a weight for \(0, 1\)"),
+        ({"class_weight": {0: 10**400}}, "class_weight must hold finite numbers"),
+        ({"n_threads": 10**6}, r"'n_threads' parameter .*\[1, 1024\]"),  # OpenMP would crash
     ],
 )
 def test_wrong_parameters(params, message, iris):
@@ -241,6 +243,7 @@ def test_batches_larger_than_any_data(iris):
         ([0, 1, np.inf], "Input y contains infinity.*Every sample needs a class label"),
         ([0, 1, 1j], "y must hold class labels"),
         ([0, 1, None], "Input y contains NaN|Every sample needs a class label"),
+        (["a", "b", pd.NA], "Input y contains NaN. Every sample needs a class label"),
         ([0, 0, 0], "at least 2 classes, got one class"),
         ([0, 1], "inconsistent numbers of samples"),
     ],
@@ -261,6 +264,13 @@ def test_wrong_labels(y, message):
         ([1, -1, 1], "sample_weight must be finite and at least 0, got -1.0"),
         ([0, 0, 0], "All weights are zero|at least one non-zero"),
         ([1, 1], "sample_weight"),
+        (np.nan, "sample_weight must be finite and at least 0, got nan"),
+        (np.inf, "sample_weight must be finite and at least 0, got inf"),
+        ({0: 1.0}, "sample_weight"),
+        ([1, 1, 1j], "sample_weight"),
+        ([1, 1, pd.NA], "sample_weight is not valid"),
+        ([1, 1, 10**400], "sample_weight is not valid"),
+        (np.array([1, 1, np.longdouble("1e4000")]), "sample_weight contains infinity"),
     ],
 )
 def test_wrong_weights(weight, message):
