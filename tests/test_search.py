@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 from functools import partial
 
@@ -705,6 +706,7 @@ def test_killed_searches_go_on(tmp_path, monkeypatch):
     process.communicate()
     monkeypatch.setattr(storages, "HEARTBEAT", 1)
     monkeypatch.setattr(storages, "GRACE", 1)
+    time.sleep(3)  # until its last signs of life, in whole seconds, are older than that
     clf, data = MoEClassifier(max_iter=1, random_state=0), load_iris(return_X_y=True)
     search = partial(tune, clf, *data, cv=2, study_name="shared", pruner=None, scoring=score)
     for path, n_folds in paths.items():
