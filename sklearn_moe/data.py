@@ -153,7 +153,7 @@ def _column(X, frame, position):
 _AS_ARRAYS = {
     nw.Float64,
     nw.Float32,
-    nw.Float16,
+    getattr(nw, "Float16", nw.Unknown),  # which older narwhals does not have
     nw.Int64,
     nw.Int32,
     nw.Int16,
