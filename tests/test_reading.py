@@ -391,7 +391,7 @@ def test_columns_of_polars_that_cannot_be_read_are_named(column, message):
         make().fit(X, np.arange(60) % 2)
 
 
-@pytest.mark.parametrize("kind", [pl.Int128, pl.Decimal(10, 2)])
+@pytest.mark.parametrize("kind", [getattr(pl, "Int128", pl.Int64), pl.Decimal(10, 2)])
 def test_numbers_that_numpy_does_not_have(kind, table):
     X = np.round(table[0])
     expected = make().fit(X, table[1]).predict_proba(X)

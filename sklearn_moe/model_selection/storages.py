@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -84,7 +84,7 @@ class Journal(JournalStorage, BaseHeartbeat):
     """A journal whose trials give signs of life, by the clocks of their machines."""
 
     def record_heartbeat(self, trial_id):
-        with suppress(StorageInternalError, UpdateFinishedTrialError):
+        with suppress(StorageInternalError, RuntimeError):  # also of a trial that is finished
             self.set_trial_system_attr(trial_id, "heartbeat", time.time())
 
     def _get_stale_trial_ids(self, study_id):
