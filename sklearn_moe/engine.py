@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, PassthroughScoring
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from skorch.history import History
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from sklearn_moe.callbacks import (
     BatchCallback,
+    Log,
     OneCycle,
     Progress,
     RefitGate,
@@ -89,9 +90,9 @@ _CAPTURABLE = {Competence} | {type(each) for each in REGULARIZERS.values() if ea
 
 
 _OWN_CALLBACKS = {
+    Log,
     OneCycle,
     PassthroughScoring,
-    PrintLog,
     Progress,
     RefitGate,
     StopEarly,
@@ -288,7 +289,7 @@ class MoENet(NeuralNetClassifier):
             ("stop_on_nan", StopOnNaN()),
             ("decomposition", TrackDecomposition()),
             ("refit_gate", RefitGate()),
-            ("print_log", PrintLog()),
+            ("print_log", Log()),
         ]
 
     def initialize_module(self):
@@ -357,7 +358,8 @@ class MoENet(NeuralNetClassifier):
             else:
                 super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
         finally:
-            self._set_training(False)
+            if training:
+                self._set_training(False)
 
     def _train_one_epoch(self, iterator, prefix, listeners):
         self._set_training(True)

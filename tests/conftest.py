@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import MixtureOutput, MoEClassifier
+from sklearn_moe.engine import MoENet
 
 
 def pytest_addoption(parser):
@@ -67,6 +68,26 @@ def mixed_table():
 def fitted_table(table):
     """A small mixture of the table; tests must not change it."""
     return MoEClassifier(max_iter=5, random_state=0).fit(*table)
+
+
+@pytest.fixture
+def short_trainings(monkeypatch):
+    """Let code train for three epochs at most, and load a third of the digits.
+
+    Building the guide runs the examples whole.
+    """
+    fit_loop = MoENet.fit_loop
+
+    def short(net, X, y=None, epochs=None, **params):
+        epochs = net.max_epochs if epochs is None else epochs
+        return fit_loop(net, X, y, epochs=min(epochs, 3), **params)
+
+    def few_digits(**params):
+        X, y = load_digits(**params)
+        return X[:600], y[:600]
+
+    monkeypatch.setattr(MoENet, "fit_loop", short)
+    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits)
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pytest
 from joblib import parallel_config
-from test_search import check_shared, go, worker
+from test_search import share_the_work
 
 from sklearn_moe import MoEClassifier, MoESearchCV, cross_validate
 
@@ -59,21 +58,15 @@ def postgres():
 
 
 def test_two_processes_fill_a_study_on_a_server(postgres):
-    processes = [worker({postgres: 99}, n_trials=4) for _ in range(2)]
-    go(*processes)
-    printed = [process.communicate() for process in processes]
-    assert not any(err for _, err in printed), printed
-    assert all("done" in out for out, _ in printed)
-    storage = optuna.storages.RDBStorage(postgres)
-    check_shared(optuna.load_study(study_name="shared", storage=storage), 4, n_extra=1)
+    storage = share_the_work(postgres)._storage
     storage.remove_session()
-    storage.engine.dispose()
+    storage._backend.engine.dispose()  # before the server stops
 
 
 @pytest.fixture
 def cluster():
     distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
-    local = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    local = distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
     with local, distributed.Client(local) as client:
         yield client
 

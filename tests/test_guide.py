@@ -36,10 +36,11 @@ def test_the_first_page_shows_what_the_readme_shows():
     assert set(statements(shown)) <= set(statements(first))
 
 
+@pytest.mark.filterwarnings("ignore:The gate has collapsed")  # so early
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.stem != "index"], ids=lambda page: page.stem
 )
-def test_code_blocks(page, monkeypatch, tmp_path, capsys):
+def test_code_blocks(page, monkeypatch, tmp_path, short_trainings, capsys):
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)  # some blocks write files
     namespace = {}

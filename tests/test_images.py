@@ -96,7 +96,7 @@ def test_convolutions_learn_digits(digits):
     X, y = digits[0].reshape(-1, 8, 8), digits[1]
     gate = AttentiveGate((32,), encoder=ConvEncoder((8,)))
     for change in ({"gate": gate}, {"encoder": "conv"}):
-        params = {"experts": "auto", "regularization": "importance", "max_iter": 30, **change}
+        params = {"experts": "auto", "regularization": "importance", "max_iter": 20, **change}
         clf = make(**params).fit(X[:1200], y[:1200])
         assert clf.score(X[1200:], y[1200:]) > 0.93
 

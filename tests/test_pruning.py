@@ -1,5 +1,6 @@
 import pickle
 from copy import deepcopy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -64,11 +65,17 @@ def make_twins(clf, pairs=((0, 3), (1, 4)), gate_too=False):
 # What all methods have in common
 
 
+@pytest.fixture(scope="module")
+def with_gate(data):
+    """A function that returns a mixture with a gate, which tests must not change."""
+    return cache(lambda gate: clone(MOE).set_params(gate=gate, max_iter=4).fit(*data[:2]))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("gate", GATES)
-def test_pruned_mixtures_are_ordinary_classifiers(method, gate, data):
+def test_pruned_mixtures_are_ordinary_classifiers(method, gate, data, with_gate):
     X, y, X_test, y_test = data
-    clf = clone(MOE).set_params(gate=gate, max_iter=4).fit(X, y)
+    clf = with_gate(gate)
     before, params = pickle.dumps(clf.module_), str(clf.get_params())
     if method == "router_norm" and gate in ("attentive", "kmeans"):
         with pytest.raises(ValueError, match="needs a gate with trained weights for each expert"):
@@ -94,12 +101,23 @@ def test_pruned_mixtures_are_ordinary_classifiers(method, gate, data):
     assert clone(pruned).fit(X, y).gate_proba(X_test).shape == (len(X_test), 3)
 
 
+@pytest.fixture(scope="module")
+def with_experts(data):
+    """A function that returns a mixture of experts, which tests must not change."""
+
+    @cache
+    def fitted(experts):
+        input_shape = (8, 8) if experts == "conv" else None
+        clf = clone(MOE).set_params(experts=experts, input_shape=input_shape, max_iter=2)
+        return clf.fit(*data[:2])
+
+    return fitted
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("experts", sorted(EXPERTS))
-def test_all_experts_can_be_pruned(method, experts, data):
-    X, y = data[:2]
-    input_shape = (8, 8) if experts == "conv" else None
-    clf = clone(MOE).set_params(experts=experts, input_shape=input_shape, max_iter=2).fit(X, y)
+def test_all_experts_can_be_pruned(method, experts, data, with_experts):
+    X, clf = data[0], with_experts(experts)
     pruned = prune(clf, X, method, 5)
     assert pruned.expert_proba(X).shape == (len(X), 5, 10)
     assert pruned.n_parameters_ < clf.n_parameters_
@@ -297,9 +315,9 @@ def test_groups_against_a_naive_search():
 @pytest.mark.parametrize("reduce", ["keep", "merge"])
 @pytest.mark.parametrize("similarity", ["outputs", "cka"])
 @pytest.mark.parametrize("gate", ["softmax", "top_k", "noisy_top_k", "hard", "kmeans"])
-def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data):
+def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data, with_gate):
     X, y, X_test, _ = data
-    clf = make_twins(clone(MOE).set_params(gate=gate, max_iter=5).fit(X, y))
+    clf = make_twins(deepcopy(with_gate(gate)))
     pruned = prune(clf, X, "similarity", 4, similarity=similarity, reduce=reduce)
     groups = {frozenset(group) for group in pruned.report_.groups}
     assert groups == {frozenset(group) for group in ((0, 3), (1, 4), (2,), (5,))}
@@ -544,11 +562,11 @@ def test_fine_tuning_of_all_experts_and_with_other_regularizations(data, fitted)
 
 @pytest.mark.parametrize("gate", ["softmax", "hard", "top_k", "noisy_top_k"])
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_fine_tuning_of_merged_experts_keeps_its_top_k(gate, top_k, data):
+def test_fine_tuning_of_merged_experts_keeps_its_top_k(gate, top_k, data, with_gate):
     X, y = data[:2]
-    clf = clone(MOE).set_params(gate=gate, max_iter=3).fit(X, y)
+    clf = with_gate(gate)
     regularization = "load" if gate == "noisy_top_k" and top_k > 1 else "entropy"
-    params = {"y": y, "fine_tune": True, "max_iter": 3, "regularization": regularization}
+    params = {"y": y, "fine_tune": True, "max_iter": 2, "regularization": regularization}
     pruned = prune(clf, X, "similarity", 4, top_k=top_k, **params)
     for _ in range(2):
         assert ((pruned.gate_proba(X) > 0).sum(axis=1) == top_k).all()

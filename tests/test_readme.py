@@ -7,12 +7,14 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_blocks_of_the_readme_run(capsys):
+@pytest.mark.filterwarnings("ignore:The gate has collapsed")  # so early
+def test_python_blocks_of_the_readme_run(short_trainings, capsys):
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(compile(block, "README.md", "exec"), namespace)

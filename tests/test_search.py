@@ -48,7 +48,7 @@ DEPTH = {"max_depth": IntDistribution(1, 5)}
 
 @pytest.fixture
 def clf():
-    return MoEClassifier(n_experts=3, max_iter=10, random_state=0)
+    return MoEClassifier(n_experts=3, batch_size=100, max_iter=10, random_state=0)
 
 
 def n_experts(trial):
@@ -451,7 +451,7 @@ def test_median_is_that_of_the_same_step():
 
 def test_many_epochs_and_classes_that_no_training_sample_has(iris):
     X, y = iris
-    clf = MoEClassifier(n_experts=2, max_iter=120, random_state=0)
+    clf = MoEClassifier(n_experts=2, batch_size=100, max_iter=120, random_state=0)
     search = tune(clf, X, y, n_experts, n_trials=1, cv=2)  # no warning of steps
     assert search.study_.trials[0].user_attrs["n_epochs"] == 240
     folds = [(np.arange(100), np.arange(100, 150))]
@@ -674,13 +674,18 @@ def worker(n_folds, n_trials):
     )
 
 
-def go(*workers):
-    """Let processes begin at the same time."""
-    for each in workers:
-        assert each.stdout.readline() == "ready\n"
-    for each in workers:
-        each.stdin.write("\n")
-        each.stdin.flush()
+def go(process):
+    """Let a process begin as soon as it can."""
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def shared_search(**params):
+    """Do in this process what a worker does."""
+    clf, data = MoEClassifier(max_iter=1, random_state=0), load_iris(return_X_y=True)
+    params.update(study_name="shared", pruner=None, scoring=score, verbose=0)
+    return tune(clf, *data, cv=2, **params)
 
 
 def check_shared(study, n_trials, n_extra=0):
@@ -707,23 +712,26 @@ def test_killed_searches_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(storages, "HEARTBEAT", 1)
     monkeypatch.setattr(storages, "GRACE", 1)
     time.sleep(3)  # until its last signs of life, in whole seconds, are older than that
-    clf, data = MoEClassifier(max_iter=1, random_state=0), load_iris(return_X_y=True)
-    search = partial(tune, clf, *data, cv=2, study_name="shared", pruner=None, scoring=score)
     for path, n_folds in paths.items():
         before = n_folds // 2  # complete trials
-        study = search(storage=path, n_trials=before + 2).study_
+        study = shared_search(storage=path, n_trials=before + 2).study_
         assert states(study) == ["COMPLETE"] * before + ["FAIL"] + ["COMPLETE"] * 2
         check_shared(study, before + 2)
 
 
-def test_three_processes_share_the_work(tmp_path):
-    path = tmp_path / "study.db"
-    processes = [worker({str(path): 99}, n_trials=4) for _ in range(3)]
-    go(*processes)
-    printed = [process.communicate() for process in processes]
-    assert not any(err for _, err in printed), printed
-    study = optuna.load_study(study_name="shared", storage=f"sqlite:///{path}")
-    check_shared(study, 4, n_extra=2)
+def test_two_processes_share_the_work(tmp_path):
+    share_the_work(tmp_path / "study.db")
+
+
+def share_the_work(storage):
+    """Fill a study from a process of its own and from this one, which start together."""
+    other = worker({str(storage): 99}, n_trials=4)
+    go(other)
+    study = shared_search(storage=storage, n_trials=4).study_
+    out, err = other.communicate()
+    assert "done" in out and not err, (out, err)
+    check_shared(study, 4, n_extra=1)
+    return study
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
