@@ -71,23 +71,26 @@ def fitted_table(table):
 
 
 @pytest.fixture
-def short_trainings(monkeypatch):
-    """Let code train for three epochs at most, and load a third of the digits.
+def few_digits(monkeypatch):
+    """Let code load a third of the digits."""
 
-    Building the guide runs the examples whole.
-    """
+    def load(**params):
+        X, y = load_digits(**params)
+        return X[:600], y[:600]
+
+    monkeypatch.setattr("sklearn.datasets.load_digits", load)
+
+
+@pytest.fixture
+def short_trainings(few_digits, monkeypatch):
+    """Let a training end after three epochs; building the guide runs the examples whole."""
     fit_loop = MoENet.fit_loop
 
     def short(net, X, y=None, epochs=None, **params):
         epochs = net.max_epochs if epochs is None else epochs
         return fit_loop(net, X, y, epochs=min(epochs, 3), **params)
 
-    def few_digits(**params):
-        X, y = load_digits(**params)
-        return X[:600], y[:600]
-
     monkeypatch.setattr(MoENet, "fit_loop", short)
-    monkeypatch.setattr("sklearn.datasets.load_digits", few_digits)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.smoke
 @pytest.fixture
 def clf():
     return MoEClassifier(
-        n_experts=2, learning_rate=1e-2, batch_size=32, max_iter=40, random_state=0
+        n_experts=2, learning_rate=1e-2, batch_size=75, max_iter=40, random_state=0
     )
 
 

@@ -316,7 +316,7 @@ def test_groups_against_a_naive_search():
 @pytest.mark.parametrize("similarity", ["outputs", "cka"])
 @pytest.mark.parametrize("gate", ["softmax", "top_k", "noisy_top_k", "hard", "kmeans"])
 def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data, with_gate):
-    X, y, X_test, _ = data
+    X, X_test = data[0], data[2]
     clf = make_twins(deepcopy(with_gate(gate)))
     pruned = prune(clf, X, "similarity", 4, similarity=similarity, reduce=reduce)
     groups = {frozenset(group) for group in pruned.report_.groups}

@@ -27,7 +27,7 @@ def test_readme_has_two_set_up_commands():
     assert "examples/plot_quickstart.py" in commands[0] and "pytest" in commands[1]
 
 
-def test_quick_start(capsys, monkeypatch, tmp_path):
+def test_quick_start(few_digits, capsys, monkeypatch, tmp_path):
     matplotlib.use("agg")
     monkeypatch.setattr(sys, "argv", ["plot_quickstart.py", str(tmp_path / "picture.png")])
     runpy.run_path(str(ROOT / "examples" / "plot_quickstart.py"), run_name="__main__")

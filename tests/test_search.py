@@ -192,7 +192,7 @@ def test_pruning_saves_epochs(digits):
             X,
             y,
             {prefix + name: each for name, each in space.items()},
-            n_trials=10 if pruner else 2,
+            n_trials=8 if pruner else 2,
             cv=2,
             pruner=pruner,
             random_state=0,
@@ -205,7 +205,7 @@ def test_pruning_saves_epochs(digits):
         )
     ]
     epochs = [sum(t.user_attrs["n_epochs"] for t in s.study_.trials) for s in searches]
-    assert epochs[3] == 2 * 2 * 10 and max(epochs[:3]) < 0.9 * 10 * 2 * 10
+    assert epochs[3] == 2 * 2 * 10 and max(epochs[:3]) < 0.9 * 8 * 2 * 10
     for search in searches[:3]:
         assert set(states(search.study_)) == {"COMPLETE", "PRUNED"}
         assert search.cv_results_["trial"].tolist() == [

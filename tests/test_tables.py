@@ -17,7 +17,9 @@ pytestmark = pytest.mark.smoke
 
 
 def make(**params):
-    return MoEClassifier(**{"n_experts": 3, "max_iter": 20, "random_state": 0, **params})
+    return MoEClassifier(
+        **{"n_experts": 3, "batch_size": 100, "max_iter": 20, "random_state": 0, **params}
+    )
 
 
 @pytest.fixture(scope="module")
