@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
+from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch.optim import Optimizer
 
@@ -92,6 +93,12 @@ def explained_memory(n_experts):
 
 def check_net_params(net_params):
     """Raise where skorch would with an error of its depths."""
+    known = {*inspect.signature(NeuralNet).parameters, "classes"}
+    for name in net_params:
+        if name.partition("__")[0] not in known:
+            raise ValueError(
+                f"net_params has {name!r}, which is no argument of skorch.NeuralNetClassifier."
+            )
     callbacks = net_params.get("callbacks", [])
     if not isinstance(callbacks, list):
         raise ValueError(f"net_params['callbacks'] must be a list, got {callbacks!r}.")

@@ -319,6 +319,7 @@ def test_augmentations_must_keep_the_shape(augmentation, got, iris):
         ({"callbacks": [5]}, r"net_params\['callbacks'\] must hold skorch callbacks.*got 5"),
         ({"callbacks": [("mine", "x")]}, r"must hold skorch callbacks.*got \('mine', 'x'\)"),
         ({"callbacks": None}, r"net_params\['callbacks'\] must be a list, got None"),
+        ({"nonsense": 1}, "net_params has 'nonsense', which is no argument of skorch"),
         ({"optimizer": "adam"}, r"must be a class such as torch.optim.Adam, got 'adam'"),
     ],
 )

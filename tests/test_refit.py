@@ -69,7 +69,7 @@ def test_a_failed_training_can_go_on(incremental, iris):
         return each.partial_fit(X, y, [0, 1, 2]) if incremental else each.fit(X, y)
 
     train(clf)
-    clf.set_params(net_params={"augmentation": lambda x, generator: 1 / 0})
+    clf.set_params(net_params={"callbacks": [Raises(ZeroDivisionError(), epoch=0)]})
     with pytest.raises(ZeroDivisionError):
         train(clf)
     clf.set_params(net_params=None)

@@ -71,7 +71,8 @@ def digest(value):
         value = tuple(map(digest, value))
     if isinstance(value, (pd.DataFrame, pd.Series)):  # of which pickles hold more than values
         types = str(value.dtype) if isinstance(value, pd.Series) else value.dtypes.astype(str)
-        value = list(value.axes), types, value.astype(object)
+        axes = [(str(axis.dtype), axis.names, list(axis)) for axis in value.axes]
+        value = axes, types, value.astype(object).to_numpy()
     try:
         return pickle.dumps(value)
     except Exception:  # such as of generators
