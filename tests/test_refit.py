@@ -69,10 +69,10 @@ def test_a_failed_training_can_go_on(incremental, iris):
         return each.partial_fit(X, y, [0, 1, 2]) if incremental else each.fit(X, y)
 
     train(clf)
-    clf.set_params(net_params={"callbacks": [Raises(ZeroDivisionError(), epoch=0)]})
+    clf.set_params(**FAILURES["penalty"])
     with pytest.raises(ZeroDivisionError):
         train(clf)
-    clf.set_params(net_params=None)
+    clf.set_params(regularization="auto")
     train(clf)
     train(train(same))
     assert np.array_equal(clf.predict_proba(X), same.predict_proba(X))
