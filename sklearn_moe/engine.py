@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
 from itertools import pairwise
 from typing import Any
@@ -99,6 +99,17 @@ _OWN_CALLBACKS = {
     StopOnNaN,
     TrackDecomposition,
 }
+
+
+@contextmanager
+def _of_net_params(name):
+    """Say of errors of a constructor whose arguments are a user's where these come from."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"net_params[{name!r}] can't be made with its arguments in net_params: {error}"
+        ) from error
 
 
 class TensorBatches:
@@ -319,6 +330,18 @@ class MoENet(NeuralNetClassifier):
         experts = _make(experts_for, self.steps_["experts"])
         gate = _make(gate_for, self.steps_["gate"])
         return self.module(experts, gate, mixing=self.mixing, encoder=encoder)
+
+    def initialize_criterion(self):
+        with _of_net_params("criterion"):
+            return super().initialize_criterion()
+
+    def initialize_optimizer(self, *args, **kwargs):
+        with _of_net_params("optimizer"):
+            return super().initialize_optimizer(*args, **kwargs)
+
+    def get_iterator(self, dataset, training=False):
+        with _of_net_params("iterator_train" if training else "iterator_valid"):
+            return super().get_iterator(dataset, training=training)
 
     def check_data(self, X, y=None):
         """Leave the checks to the estimator."""

@@ -737,7 +737,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             X = self._checked(X, reset=reset, dtype=None, ensure_all_finite=False)
         if not reset:
             return self.encoder_.read(X)
-        encoder = self._encoder() if self._has_table_encoder() else ENCODERS["table"]
+        encoder = as_encoder(self._encoder()) if self._has_table_encoder() else ENCODERS["table"]
         self.encoder_ = encoder.make_transformer()
         return self.encoder_.read(X, self.categorical_features)
 

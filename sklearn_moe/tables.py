@@ -20,6 +20,9 @@ from sklearn_moe.data import (
 ROWS_PER_COLUMN = 50
 COLUMNS_FOR_HATS = 100
 
+# Between two knots are at least so many rows, but for those of frequent values.
+ROWS_PER_KNOT = 40
+
 # Numbers are encoded in pieces of about so many, in double precision.
 NUMBERS_OF_PIECE = 2**20
 
@@ -136,13 +139,13 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             return
         distinct = [self._distinct(numbers, column, weight) for column in range(len(self.knots_))]
         bent = [column for column, (values, _) in enumerate(distinct) if len(values) > 4]
-        n_knots = self.n_knots
+        n_knots, least = self.n_knots, 0
         if n_knots == "auto":
             if len(bent) > min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN):
                 return
-            n_knots = 7
+            n_knots, least = 7, ROWS_PER_KNOT / len(numbers)
         for column in bent:
-            self.knots_[column] = choose_knots(*distinct[column], n_knots)
+            self.knots_[column] = choose_knots(*distinct[column], n_knots, least)
 
     def _distinct(self, numbers, column, weight):
         """Return the distinct values of a column, standardised, and their weights."""
@@ -289,7 +292,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             return clip_smoothly(np.clip(deviation / self.scale_[columns], -1e100, 1e100))
 
 
-def choose_knots(values: NDArray, weight: NDArray, n_knots: int) -> NDArray:
+def choose_knots(
+    values: NDArray, weight: NDArray, n_knots: int, least_share: float = 0
+) -> NDArray:
     """Return where the hat functions of a column have their tops: at quantiles.
 
     A value that is so frequent that several quantiles fall on it gets one knot, and the others go
@@ -303,15 +308,18 @@ def choose_knots(values: NDArray, weight: NDArray, n_knots: int) -> NDArray:
         How often each occurs.
     n_knots : int
         The largest number of knots.
+    least_share : float, default=0
+        The least part of the weight between two knots, for three knots and more.
 
     Returns
     -------
     ndarray of at most ``n_knots`` values
     """
+    least = least_share * weight.sum()
+    while _capped(weight, n_knots).sum() < least * (n_knots - 1) and n_knots > 3:
+        n_knots -= 1
     if len(values) > n_knots:
-        for _ in range(50):
-            weight = np.minimum(weight, weight.sum() / (n_knots - 1))
-        cumulated = weight.cumsum()
+        cumulated = _capped(weight, n_knots).cumsum()
         wanted = np.arange(1, n_knots - 1) / (n_knots - 1) * cumulated[-1]
         inner = np.searchsorted(cumulated, wanted * (1 - 1e-9))
         values = values[np.unique(np.r_[0, inner, len(values) - 1])]
@@ -320,6 +328,13 @@ def choose_knots(values: NDArray, weight: NDArray, n_knots: int) -> NDArray:
         if value - kept[-1] > SMALLEST_GAP:
             kept.append(value)
     return np.array(kept)
+
+
+def _capped(weight, n_knots):
+    """Return weights of which none is more than what lies between two knots."""
+    for _ in range(50):
+        weight = np.minimum(weight, weight.sum() / (n_knots - 1))
+    return weight
 
 
 def _key(level):

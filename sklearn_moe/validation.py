@@ -16,7 +16,6 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
 from skorch import NeuralNet
 from skorch.callbacks import Callback
-from torch.optim import Optimizer
 
 from sklearn_moe.data import is_missing, reading
 
@@ -91,11 +90,20 @@ def explained_memory(n_experts):
         ) from error
 
 
+_CLASSES_OF_NETS = {
+    "module": "sklearn_moe.mixture.MixtureOfExperts",
+    "criterion": "torch.nn.NLLLoss",
+    "optimizer": "torch.optim.Adam",
+    "iterator_train": "torch.utils.data.DataLoader",
+    "iterator_valid": "torch.utils.data.DataLoader",
+}
+
+
 def check_net_params(net_params):
     """Raise where skorch would with an error of its depths."""
     known = {*inspect.signature(NeuralNet).parameters, "classes"}
     for name in net_params:
-        if name.partition("__")[0] not in known:
+        if not isinstance(name, str) or name.partition("__")[0] not in known:
             raise ValueError(
                 f"net_params has {name!r}, which is no argument of skorch.NeuralNetClassifier."
             )
@@ -109,11 +117,12 @@ def check_net_params(net_params):
                 "net_params['callbacks'] must hold skorch callbacks, or pairs of a name and a "
                 f"callback, got {callback!r}."
             )
-    optimizer = net_params.get("optimizer", Optimizer)
-    if not callable(optimizer):
-        raise ValueError(
-            f"net_params['optimizer'] must be a class such as torch.optim.Adam, got {optimizer!r}."
-        )
+    for name, example in _CLASSES_OF_NETS.items():
+        if name in net_params and not callable(net_params[name]):
+            raise ValueError(
+                f"net_params[{name!r}] must be a class such as {example}, got "
+                f"{net_params[name]!r}."
+            )
     for name in ("max_epochs", "batch_size"):
         number = net_params.get(name, 1)
         is_whole = isinstance(number, Integral) and not isinstance(number, bool)
@@ -162,6 +171,8 @@ def check_y(y, name="y"):
         if "Complex data" not in str(error):
             raise
         raise ValueError(f"Complex data not supported: {name} must hold class labels.") from error
+    if y.dtype.kind == "V":
+        raise ValueError(f"{name} must hold class labels, got records of type {y.dtype}.")
     advice = "Every sample needs a class label: drop those without."
     if y.dtype == object and any(map(is_missing, y.tolist())):
         raise ValueError(f"Input {name} contains NaN. {advice}")

@@ -320,6 +320,8 @@ def test_augmentations_must_keep_the_shape(augmentation, got, iris):
         ({"callbacks": [("mine", "x")]}, r"must hold skorch callbacks.*got \('mine', 'x'\)"),
         ({"callbacks": None}, r"net_params\['callbacks'\] must be a list, got None"),
         ({"nonsense": 1}, "net_params has 'nonsense', which is no argument of skorch"),
+        ({"iterator_train": 5}, "must be a class such as torch.utils.data.DataLoader, got 5"),
+        ({"optimizer__nonsense": 1}, r"net_params\['optimizer'\] can't be made.*'nonsense'"),
         ({"optimizer": "adam"}, r"must be a class such as torch.optim.Adam, got 'adam'"),
     ],
 )

@@ -11,6 +11,7 @@ from sklearn_moe import (
     CustomEncoder,
     MoEClassifier,
     SoftmaxGate,
+    TableEncoder,
     distill,
 )
 from sklearn_moe.encoders import output_shape
@@ -62,6 +63,8 @@ def test_wrong_encoders(iris, generator):
     for params in ({"encoder": ConvEncoder}, {"gate": SoftmaxGate(encoder=ConvEncoder)}):
         with pytest.raises(ValueError, match=r"not a class: write encoder=ConvEncoder\(...\)"):
             MoEClassifier(**params).fit(*iris)
+    with pytest.raises(ValueError, match=r"not a class: write encoder=TableEncoder\(...\)"):
+        MoEClassifier(encoder=TableEncoder).fit(*iris)
     with pytest.raises(TypeError, match="which returns 3"):
         CustomEncoder(lambda shape: 3).build((4,), generator)
     with pytest.raises(ValueError, match=r"features of shape \(n_samples, ...\)"):

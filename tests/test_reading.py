@@ -324,7 +324,7 @@ def test_hat_functions_are_continuous_at_ties(share_of_zeros):
     X = np.where(rng.uniform(size=(1000, 2)) < share_of_zeros, 0, rng.exponential(size=(1000, 2)))
     clf = make().fit(X, X[:, 0] > 0.1)
     knots = clf.encoder_.knots_[0]
-    assert len(knots) >= 4 and (np.diff(knots) > 0).all()
+    assert len(knots) >= 2 and (np.diff(knots) > 0).all()
     encoded = clf.encoder_.transform(np.c_[[0, 1e-12, -1e-12, 1, 1 + 1e-12], np.zeros(5)])
     np.testing.assert_allclose(encoded[[0, 0, 3]], encoded[[1, 2, 4]], atol=1e-6)
     grid = np.linspace(-1, 5, 2001)
@@ -349,6 +349,8 @@ def test_knots_by_hand():
     values = np.arange(100.0)
     assert choose_knots(values, np.ones(100), 5).tolist() == [0, 24, 49, 74, 99]
     assert choose_knots(values, np.r_[1000, np.ones(99)], 5)[:2].tolist() == [0, 33]
+    for least, n_knots in ((30, 4), (40, 3), (60, 2), (200, 2)):
+        assert len(choose_knots(values, np.r_[1000, np.ones(99)], 5, least / 1099)) == n_knots
     assert choose_knots(values[:4], np.ones(4), 5).tolist() == [0, 1, 2, 3]
     assert choose_knots(np.array([0, 1e-9, 1.0]), np.ones(3), 5).tolist() == [0, 1]
 

@@ -246,12 +246,13 @@ def test_batches_larger_than_any_data(iris):
         (["a", "b", pd.NA], "Input y contains NaN. Every sample needs a class label"),
         ([0, 0, 0], "at least 2 classes, got one class"),
         ([0, 1], "inconsistent numbers of samples"),
+        (np.zeros(3, dtype="i4, i4"), "must hold class labels, got records of type"),
     ],
 )
 def test_wrong_labels(y, message):
     with pytest.raises(ValueError, match=message):
         make().fit(np.eye(3), y)
-    if y is not None and y != [0, 0, 0]:
+    if y is not None and str(y) != "[0, 0, 0]":
         with pytest.raises(ValueError, match="The validation set X_val, y_val is not valid"):
             make().fit(np.eye(3), [0, 1, 0], X_val=np.eye(3), y_val=y)
 
