@@ -311,13 +311,19 @@ class Case:
             name = self.draw_container()
             check_equal(self.fit_and_predict(name, everything), expected)
         rows = np.flatnonzero(self.rng.uniform(size=len(everything)) < 0.7)
-        if len(np.unique(self.codes[rows])) == len(np.unique(self.codes)):
+        all_classes = len(np.unique(self.codes[rows])) == len(np.unique(self.codes))
+        if all_classes and self.kinds(rows) == self.kinds(everything):
             weight = np.zeros(len(everything))
             weight[rows] = self.rng.uniform(0.5, 2, len(rows))
             check_equal(
                 self.fit_and_predict(self.container, everything, weight),
                 self.fit_and_predict(self.container, rows, weight[rows]),
             )
+
+    def kinds(self, rows):
+        """Return the types of the values in each column, which say what a column holds."""
+        columns = self.samples.columns.values() if self.is_table else []
+        return [set(map(type, values[rows].tolist())) for values in columns]
 
     def names_columns(self):
         return "column 0" in np.asarray(self.clf.categorical_features, dtype=object)
