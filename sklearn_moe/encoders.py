@@ -40,7 +40,7 @@ class TableEncoder(BaseEstimator):
     n_knots : int, "auto" or None, default="auto"
         Most hat functions of a column, at least 2; None takes none. "auto" is 7 for tables of
         at least 50 rows per such column, where it pays, if there are at most 100, and none
-        otherwise.
+        otherwise. A column whose rare values would have fewer than 25 rows for each gets fewer.
     max_categories : int or None, default=100
         A column of more categories has the rarest of them taken together; None keeps all.
 
