@@ -21,7 +21,7 @@ ROWS_PER_COLUMN = 50
 COLUMNS_FOR_HATS = 100
 
 # Between two knots are at least so many rows, but for those of frequent values.
-ROWS_PER_KNOT = 40
+ROWS_PER_KNOT = 25
 
 # Numbers are encoded in pieces of about so many, in double precision.
 NUMBERS_OF_PIECE = 2**20
