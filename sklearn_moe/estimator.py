@@ -45,6 +45,7 @@ from sklearn_moe.validation import (
     check_net_params,
     check_shape,
     check_signature,
+    check_sizes,
     check_weight,
     check_y,
     class_weights,
@@ -670,6 +671,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         for name in ("n_experts", "batch_size", "max_iter", "n_iter_no_change", "n_threads"):
             if isinstance(getattr(self, name), (bool, np.bool_)):  # which are integers, too
                 raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}.")
+        check_sizes(self.get_params())
 
     def _check_classes(self, y, classes, going_on):
         """Return labels as indices of the sorted classes, and these."""
@@ -1187,4 +1189,5 @@ def _penalty(given):
     check_signature("regularization", penalty, "mixture_output", "x", "y", "sample_weight")
     if isinstance(penalty, BaseEstimator):
         penalty._validate_params()
+        check_sizes({f"regularization__{k}": value for k, value in penalty.get_params().items()})
     return penalty

@@ -34,6 +34,18 @@ def resolve(parameter, value, room):
     return copy(value) if isinstance(value, BaseEstimator) else value
 
 
+def check_sizes(params):
+    """Raise where a parameter is a whole number that torch and floats cannot hold."""
+    for name, value in params.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, Integral) and abs(int(number)) >= 2**63:
+                if name != "batch_size":  # which ends at all samples
+                    raise ValueError(
+                        f"{name} must be smaller than 2**63, got a number of {int(number).bit_length()} "
+                        "bits."
+                    )
+
+
 def check_signature(name, function, *arguments):
     """Raise unless a user's function takes these arguments."""
     try:

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
 from skorch.callbacks import Callback
 
-from sklearn_moe import MoEClassifier, SoftmaxGate
+from sklearn_moe import Importance, MLPExperts, MoEClassifier, SoftmaxGate
 
 
 def make(**params):
@@ -218,6 +218,9 @@ def test_weights_of_any_scale(scale, class_weight, iris):
         ({"max_iter": False}, "max_iter must be an integer, got False|'max_iter' parameter"),
         ({"class_weight": {(0, 1): 2.0}}, r"class_weight has a weight for \(0, 1\)"),
         ({"class_weight": {0: 10**400}}, "class_weight must hold finite numbers"),
+        ({"weight_decay": 10**400}, r"weight_decay must be smaller than 2\*\*63, got a number of"),
+        ({"experts": MLPExperts((10**400,))}, "experts__hidden_layer_sizes must be smaller than"),
+        ({"regularization": [Importance(10**400)]}, "regularization__strength must be smaller"),
         ({"n_threads": 10**6}, r"'n_threads' parameter .*\[1, 1024\]"),  # OpenMP would crash
     ],
 )
