@@ -1189,5 +1189,4 @@ def _penalty(given):
     check_signature("regularization", penalty, "mixture_output", "x", "y", "sample_weight")
     if isinstance(penalty, BaseEstimator):
         penalty._validate_params()
-        check_sizes({f"regularization__{k}": value for k, value in penalty.get_params().items()})
     return penalty

@@ -38,12 +38,12 @@ def check_sizes(params):
     """Raise where a parameter is a whole number that torch and floats cannot hold."""
     for name, value in params.items():
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, Integral) and abs(int(number)) >= 2**63:
-                if name != "batch_size":  # which ends at all samples
-                    raise ValueError(
-                        f"{name} must be smaller than 2**63, got a number of {int(number).bit_length()} "
-                        "bits."
-                    )
+            is_huge = isinstance(number, Integral) and abs(int(number)) >= 2**63
+            if is_huge and name != "batch_size":  # which ends at all samples
+                bits = int(number).bit_length()
+                raise ValueError(
+                    f"{name} must be smaller than 2**63, got a number of {bits} bits."
+                )
 
 
 def check_signature(name, function, *arguments):

@@ -220,7 +220,7 @@ def test_weights_of_any_scale(scale, class_weight, iris):
         ({"class_weight": {0: 10**400}}, "class_weight must hold finite numbers"),
         ({"weight_decay": 10**400}, r"weight_decay must be smaller than 2\*\*63, got a number of"),
         ({"experts": MLPExperts((10**400,))}, "experts__hidden_layer_sizes must be smaller than"),
-        ({"regularization": [Importance(10**400)]}, "regularization__strength must be smaller"),
+        ({"regularization": [Importance(10**400)]}, "regularization__0__strength must be smaller"),
         ({"n_threads": 10**6}, r"'n_threads' parameter .*\[1, 1024\]"),  # OpenMP would crash
     ],
 )
