@@ -82,7 +82,7 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     Parameters
     ----------
     n_experts : int, default=8
-        Number of experts.
+        Number of experts, at most 65,536.
     experts : str, object or callable, default="auto"
         Kind of experts: a name, one of "auto", "mlp", "conv", "mpo", "orthogonal",
         "complexity" and "zero_computation", an object such as
@@ -255,7 +255,8 @@ class MoEClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "n_experts": [Interval(Integral, 1, None, closed="left")],
+        # Experts that are networks one by one would take hours to make.
+        "n_experts": [Interval(Integral, 1, 2**16, closed="both")],
         "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
         "gate": [StrOptions(set(GATES)), HasMethods("build")],
         "regularization": [StrOptions({"auto", *REGULARIZERS}), callable, list, tuple, None],

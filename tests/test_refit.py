@@ -41,7 +41,7 @@ FAILURES = {
     "gate": {"gate": SoftmaxGate(top_k=99)},
     "NaN": {"learning_rate": 1e30, "learning_rate_schedule": "constant"},
     "callback": {"net_params": {"callbacks": [Raises(RuntimeError("broken"))]}},
-    "memory": {"n_experts": 10**9},
+    "memory": {"experts": MLPExperts((10**9, 10**9))},
     "penalty": {"regularization": lambda mixture, x, y, sample_weight: 1 / 0},
 }
 
@@ -214,6 +214,7 @@ def test_weights_of_any_scale(scale, class_weight, iris):
 @pytest.mark.parametrize(
     "params, message",
     [
+        ({"n_experts": 10**9}, r"'n_experts' parameter .*\[1, 65536\]"),
         ({"n_experts": True}, "n_experts must be an integer, got True"),
         ({"max_iter": False}, "max_iter must be an integer, got False|'max_iter' parameter"),
         ({"class_weight": {(0, 1): 2.0}}, r"class_weight has a weight for \(0, 1\)"),
@@ -304,5 +305,5 @@ def test_a_diverged_training_says_so(params, iris):
 
 
 def test_too_much_memory(iris):
-    with pytest.raises(MemoryError, match=r"n_experts=1000000000.*fewer or smaller experts"):
-        make(n_experts=10**9).fit(*iris)
+    with pytest.raises(MemoryError, match="n_experts=3.*fewer or smaller experts"):
+        make(experts=MLPExperts((10**9, 10**9))).fit(*iris)
