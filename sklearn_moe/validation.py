@@ -161,9 +161,9 @@ def encode(y, classes, name):
     """Return the index of each label among the sorted classes."""
     known = np.isin(y, classes)
     if not known.all():
+        unknown = list(dict.fromkeys(y[~known].tolist()))
         raise ValueError(
-            f"{name} contains {np.unique(y[~known]).tolist()}, which are not among the classes "
-            f"{classes.tolist()}."
+            f"{name} contains {unknown}, which are not among the classes {classes.tolist()}."
         )
     return np.searchsorted(classes, y)
 
