@@ -305,5 +305,5 @@ def test_a_diverged_training_says_so(params, iris):
 
 
 def test_too_much_memory(iris):
-    with pytest.raises(MemoryError, match="n_experts=3.*fewer or smaller experts"):
+    with pytest.raises(MemoryError, match=r"n_experts=3.*fewer or smaller experts"):
         make(experts=MLPExperts((10**9, 10**9))).fit(*iris)
