@@ -238,6 +238,8 @@ def class_weights(class_weight, y, weight, classes):
 
 def scaled(weight):
     """Return weights with a maximum of 1, whose sums neither overflow nor vanish."""
+    # By a power of two first, as numpy 1.26 warns where it divides by a subnormal number.
+    weight = np.ldexp(weight, -np.frexp(weight.max())[1])
     return weight / (weight.max() or 1.0)
 
 
