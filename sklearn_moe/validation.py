@@ -161,7 +161,7 @@ def encode(y, classes, name):
     """Return the index of each label among the sorted classes."""
     known = np.isin(y, classes)
     if not known.all():
-        unknown = list(dict.fromkeys(y[~known].tolist()))
+        unknown = list({repr(label): label for label in y[~known].tolist()}.values())
         raise ValueError(
             f"{name} contains {unknown}, which are not among the classes {classes.tolist()}."
         )

@@ -244,7 +244,9 @@ class KMeansGateModule(GateModule):
 
     def _basis(self, x, weight, seed):
         """Return the mean, scale and components of samples."""
-        scaler = StandardScaler().fit(x, sample_weight=weight)
+        # Rounding can leave a constant column a variance below zero, which then counts as none.
+        with np.errstate(invalid="ignore"):
+            scaler = StandardScaler().fit(x, sample_weight=weight)
         projection = np.eye(*self.projection.shape)
         if x.shape[1] > MAX_DIMENSIONS:
             weighted = scaler.transform(x) * np.sqrt(weight)[:, None]
