@@ -316,10 +316,12 @@ def choose_knots(
     ndarray of at most ``n_knots`` values
     """
     least = least_share * weight.sum()
-    while _capped(weight, n_knots).sum() < least * (n_knots - 1) and n_knots > 3:
+    capped = _capped(weight, n_knots)
+    while capped.sum() < least * (n_knots - 1) and n_knots > 3:
         n_knots -= 1
+        capped = _capped(weight, n_knots)
     if len(values) > n_knots:
-        cumulated = _capped(weight, n_knots).cumsum()
+        cumulated = capped.cumsum()
         wanted = np.arange(1, n_knots - 1) / (n_knots - 1) * cumulated[-1]
         inner = np.searchsorted(cumulated, wanted * (1 - 1e-9))
         values = values[np.unique(np.r_[0, inner, len(values) - 1])]
@@ -333,7 +335,10 @@ def choose_knots(
 def _capped(weight, n_knots):
     """Return weights of which none is more than what lies between two knots."""
     for _ in range(50):
-        weight = np.minimum(weight, weight.sum() / (n_knots - 1))
+        most = weight.sum() / (n_knots - 1)
+        if weight.max() <= most:
+            break
+        weight = np.minimum(weight, most)
     return weight
 
 
