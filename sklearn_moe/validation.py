@@ -102,6 +102,8 @@ def explained_memory(n_experts):
         ) from error
 
 
+_ARGUMENTS_OF_NETS = {*inspect.signature(NeuralNet).parameters, "classes"}
+
 _CLASSES_OF_NETS = {
     "module": "sklearn_moe.mixture.MixtureOfExperts",
     "criterion": "torch.nn.NLLLoss",
@@ -113,9 +115,8 @@ _CLASSES_OF_NETS = {
 
 def check_net_params(net_params):
     """Raise where skorch would with an error of its depths."""
-    known = {*inspect.signature(NeuralNet).parameters, "classes"}
     for name in net_params:
-        if not isinstance(name, str) or name.partition("__")[0] not in known:
+        if not isinstance(name, str) or name.partition("__")[0] not in _ARGUMENTS_OF_NETS:
             raise ValueError(
                 f"net_params has {name!r}, which is no argument of skorch.NeuralNetClassifier."
             )
@@ -256,7 +257,7 @@ def weighty(weight):
 
 def normalize(weight):
     """Give the weights a mean of 1, once for all batches."""
-    weight = weight / weight.max()  # the mean of very large weights would overflow
+    weight = scaled(weight)
     return (weight / weight.mean()).astype(np.float32)
 
 
