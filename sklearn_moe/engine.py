@@ -862,26 +862,33 @@ def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]])
 
 def _arrays(state):
     """Return a state of torch with arrays in place of tensors."""
-    if isinstance(state, Tensor):
+
+    def array(value):
+        if not isinstance(value, Tensor):
+            return value
         # numpy does not know bfloat16; loading makes it that again.
-        state = state.float() if state.dtype == torch.bfloat16 else state
-        return state.detach().cpu().numpy()
-    if isinstance(state, dict):
-        return {name: _arrays(value) for name, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(map(_arrays, state))
-    return state
+        value = value.float() if value.dtype == torch.bfloat16 else value
+        return value.detach().cpu().numpy()
+
+    return _mapped(array, state)
 
 
 def _tensors(state):
     """Return such a state with tensors of its own."""
-    if isinstance(state, np.ndarray):
-        return torch.from_numpy(state.copy())
+
+    def tensor(value):
+        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+    return _mapped(tensor, state)
+
+
+def _mapped(function, state):
+    """Return nested dicts and lists with what a function makes of each value in them."""
     if isinstance(state, dict):
-        return {name: _tensors(value) for name, value in state.items()}
+        return {name: _mapped(function, value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(map(_tensors, state))
-    return state
+        return type(state)(_mapped(function, value) for value in state)
+    return function(state)
 
 
 def _lay_out_alike(optimizer):
