@@ -32,7 +32,7 @@ models = {
 
 def similarity(clf, X):
     with torch.no_grad():
-        hidden = clf.module_(torch.as_tensor(clf.encoder_.transform(X))).hidden
+        hidden = clf.module_(torch.as_tensor(X)).hidden
     units = torch.nn.functional.normalize(hidden, dim=2)
     first, second = np.triu_indices(clf.n_experts, 1)
     return (units @ units.mT)[:, first, second].abs().mean().item()

@@ -32,6 +32,20 @@ CONVOLUTION_CONSTRAINTS: dict = {
 }
 
 
+def convolutions(module: nn.Module) -> list[ConvStack]:
+    """Return the convolutional layers within a module."""
+    return [part for part in module.modules() if isinstance(part, ConvStack)]
+
+
+def multiply_adds(module: nn.Module) -> int:
+    """Return about how many multiply-adds a module takes for a sample.
+
+    Linear layers take as many as they have weights; convolutions say it themselves.
+    """
+    convolved = sum(stack.n_networks * stack.multiply_adds for stack in convolutions(module))
+    return sum(parameter.numel() for parameter in module.parameters()) + convolved
+
+
 class StackedConv(nn.Module):
     """Convolution, normalization, max-pooling and activation, for several networks.
 

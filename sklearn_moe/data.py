@@ -1,361 +1,355 @@
-"""Reading tables: from any container to arrays of numbers and of categories.
-
-Equal values give equal arrays, whatever holds them: lists, arrays of any type, sparse matrices,
-or data frames of pandas, polars, pyarrow and dask.
-"""
+"""Data on their way in: from what a user passes to the arrays that a net reads."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Real
 from typing import Any
 
-import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
-from sklearn.utils import assert_all_finite
+from sklearn.base import BaseEstimator
+from sklearn.utils import _safe_indexing, check_consistent_length
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+from sklearn_moe.checks import (
+    check_shape,
+    check_weight,
+    check_y,
+    class_weights,
+    encode,
+    normalize,
+    scaled,
+    split,
+    weighty,
+)
+from sklearn_moe.containers import (
+    Table,
+    as_dense,
+    as_eager,
+    as_frame,
+    as_objects,
+    categorical_columns,
+    read_table,
+    reading,
+)
+from sklearn_moe.encoders import Encoder
+from sklearn_moe.layers import check_layer_sizes
+from sklearn_moe.tables import TableTransformer
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """The columns of a table as arrays.
+class Reader:
+    """How a mixture reads its samples: as a training found, and as predictions repeat.
+
+    Tables become their numbers and, for each column of categories, the place of the category;
+    the first layer of the mixture encodes them. Everything else becomes an array of float32 or
+    uint8. scikit-learn checks shapes and names of columns in the name of an estimator, which
+    keeps ``n_features_in_`` and ``feature_names_in_``.
+
+    Parameters
+    ----------
+    table : TableTransformer or None
+        What is to be fitted on a table; None if the samples are no table that is encoded.
+    categorical_features : "from_dtype", array-like or None
+        As in ``MoEClassifier``.
+    input_shape : tuple of int or None
+        Shape of the images that the rows of X hold.
 
     Attributes
     ----------
-    numbers : ndarray of shape (n_samples, n_numbers)
-        The columns of numbers, with NaN where a value is missing.
-    codes : ndarray of shape (n_samples, n_categorical)
-        The columns of categories, as positions in ``levels``.
-    levels : list of lists
-        The distinct values of each column of categories: numbers as float, anything else as str,
-        and None for a missing value.
+    scale : {"bytes", "fractions"} or None
+        What the values of the images of the training were, where that is known.
     """
 
-    numbers: NDArray
-    codes: NDArray[np.int64]
-    levels: list[list[float | str | None]]
+    def __init__(
+        self,
+        table: TableTransformer | None,
+        categorical_features: ArrayLike | str | None = None,
+        input_shape: tuple[int, ...] | None = None,
+    ):
+        self.table = table
+        self.categorical_features = categorical_features
+        self.input_shape = input_shape
+        self.scale: str | None = None
 
-    def __len__(self) -> int:
-        return len(self.codes)
+    def read(self, X: Any, estimator: BaseEstimator) -> NDArray:
+        """Return samples as the fitted mixture of an estimator reads them."""
+        samples = self.take_in(X, estimator, reset=False)
+        return samples if self.table is None else self.table.arrange(samples)
 
-    def __getitem__(self, rows: slice | NDArray) -> Table:
-        return Table(self.numbers[rows], self.codes[rows], self.levels)
+    def take_in(self, X: Any, estimator: BaseEstimator, *, reset: bool) -> Table | NDArray:
+        """Return a table as ``Table``, and all else as an array.
 
+        With ``reset``, as in a first training, the samples decide what later ones have to be.
+        """
+        X = as_dense(as_objects(as_eager(X)))
+        if self.table is None:
+            return self._array(X, estimator, reset)
+        if as_frame(X) is not None:
+            validate_data(estimator, X, reset=reset, skip_check_array=True)
+            if 0 in X.shape:
+                raise ValueError(
+                    f"X is a data frame of shape {X.shape}. MoEClassifier needs at least one row "
+                    "and one column."
+                )
+        else:
+            X = _checked(X, estimator, reset=reset, dtype=None, ensure_all_finite=False)
+        if reset:
+            self.is_categorical = categorical_columns(X, self.categorical_features)
+        return read_table(X, self.is_categorical)
 
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Name what cannot be read, whatever its container, numpy or torch say of it."""
-    try:
-        # scikit-learn looks for infinity in sums, which those of huge numbers may become.
-        with np.errstate(over="ignore", invalid="ignore"):
-            yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        is_type_error = isinstance(error, TypeError)
-        if (is_type_error or isinstance(error, ValueError)) and re.search(
-            rf"\b{re.escape(name)}\b", str(error)
-        ):
-            raise
-        kind = TypeError if is_type_error else ValueError
-        raise kind(f"{name} is not valid: {error}") from error
-
-
-def as_eager(X: Any) -> Any:
-    """Return what a container computes, if it is lazy (dask, polars' LazyFrame)."""
-    with reading("X"):
-        if hasattr(X, "compute"):
-            return X.compute()
-        if hasattr(X, "collect_schema") and hasattr(X, "collect"):
-            return X.collect()
+    def _array(self, X, estimator, reset):
+        """Return images, or tables that are read as they are, on the scale of the training."""
+        with reading("X"):
+            is_whole = np.asarray(X).dtype.kind in "iu"
+        X = _checked(X, estimator, reset=reset, **_X_CHECKS)
+        if self.input_shape is not None and X.ndim == 2:
+            shape = check_layer_sizes("input_shape", self.input_shape)
+            if X.shape[1] != math.prod(shape):
+                raise ValueError(
+                    f"X has {X.shape[1]} features, but input_shape={shape} needs "
+                    f"{math.prod(shape)}."
+                )
+            X = X.reshape(len(X), *shape)
+        if 0 in X.shape:
+            raise ValueError(f"X has samples of shape {X.shape[1:]}, which hold no numbers.")
+        if X.ndim == 2:
+            return X.astype(np.float32, copy=False)
+        if not reset:
+            return self._on_scale(X, is_whole)
+        if X.dtype == np.uint8:
+            self.scale = "bytes"
+        elif X.min() >= 0 and X.max() <= 1:
+            self.scale = "fractions"
         return X
 
-
-def as_frame(X: Any) -> nw.DataFrame | None:
-    """Return a data frame as narwhals sees it, and None for all else."""
-    if isinstance(X, np.ndarray):  # which narwhals takes its time to find out
-        return None
-    with reading("X"):
-        frame = nw.from_native(X, eager_only=True, pass_through=True)
-    return frame if isinstance(frame, nw.DataFrame) else None
-
-
-def as_objects(X: Any) -> Any:
-    """Return sequences that mix numbers and text as objects, so that numbers stay numbers."""
-    if not isinstance(X, (list, tuple)):
-        return X
-    with reading("X"):
-        is_text = np.asarray(X).dtype.kind in "US"
-    return np.array(X, dtype=object) if is_text else X
+    def _on_scale(self, X, is_whole):
+        """Return images on the scale of those of the training."""
+        if self.scale == "bytes":
+            if not is_whole and X.max() > 2:
+                raise ValueError(
+                    f"X holds floats up to {X.max():.4g}, but the mixture was fitted on bytes, "
+                    "which it divides by 255. Pass whole numbers, or floats from 0 to 1."
+                )
+            return X / np.float32(255) if is_whole and X.dtype != np.uint8 else X
+        if self.scale == "fractions" and is_whole and X.max() > 1:
+            raise ValueError(
+                f"X holds whole numbers up to {X.max():.4g}, but the mixture was fitted on "
+                "numbers from 0 to 1. Divide X by 255."
+            )
+        return X.astype(np.float32, copy=False)
 
 
-def read_table(X: Any, is_categorical: NDArray[np.bool_]) -> Table:
-    """Read a table.
+def make_reader(
+    X: Any,
+    encoder: Encoder | None,
+    given: Any,
+    categorical_features: ArrayLike | str | None,
+    input_shape: tuple[int, ...] | None,
+) -> Reader:
+    """Return a reader for such samples, after a look whether they are a table or images.
 
     Parameters
     ----------
-    X : data frame or ndarray of shape (n_samples, n_features)
-        A table.
-    is_categorical : ndarray of shape (n_features,)
-        Whether a column holds categories.
-
-    Returns
-    -------
-    Table
-
-    Raises
-    ------
-    ValueError
-        If a column cannot be read. The message names it.
+    X : array-like
+        Samples.
+    encoder : Encoder or None
+        What comes before gate and experts, for tables if that is open.
+    given : str, object or None
+        What a user passed in its place.
+    categorical_features, input_shape
+        As in ``MoEClassifier``.
     """
-    frame = as_frame(X)
-    of_numbers, of_categories = np.flatnonzero(~is_categorical), np.flatnonzero(is_categorical)
-    if frame is None and X.dtype.kind in "fiub":
-        numbers = X if len(of_numbers) == X.shape[1] else X[:, of_numbers]
-        if numbers.dtype.kind != "f":
-            numbers = numbers.astype(np.float64)
-    else:
-        columns = [_numbers(*_column(X, frame, each)) for each in of_numbers]
-        numbers = np.stack(columns, axis=1) if columns else np.empty((len(X), 0))
-    if numbers.dtype.itemsize > 8:
-        with np.errstate(over="ignore"):
-            numbers = numbers.astype(np.float64)
-    _check_finite(numbers, X, frame, of_numbers)
-    read = [_levels(*_column(X, frame, each)) for each in of_categories]
-    codes = [codes for codes, _ in read]
-    return Table(
-        numbers,
-        np.stack(codes, axis=1) if codes else np.empty((len(X), 0), dtype=np.int64),
-        [levels for _, levels in read],
-    )
+    reads_tables = encoder is not None and not encoder.needs_images
+    if reads_tables:
+        with reading("X"):
+            n_axes = len(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
+        if n_axes <= 2 and input_shape is None:
+            return Reader(encoder.make_transformer(), categorical_features)
+        if encoder.needs_tables and not (isinstance(given, str) and given == "auto"):
+            raise ValueError(
+                f"encoder={given!r} is for tables, got images. Leave encoder='auto', or pass "
+                "encoder='conv'."
+            )
+    if not (categorical_features is None or isinstance(categorical_features, str)):
+        got = "images" if reads_tables else f"encoder={given!r}"
+        raise ValueError(
+            f"categorical_features needs a table and encoder='auto' or 'table', got {got}."
+        )
+    return Reader(None, input_shape=input_shape)
 
 
-def _column(X, frame, position):
-    """Return the values of a column, and its name for messages."""
-    if frame is None:
-        return X[:, position], str(position)
-    column = frame[:, int(position)]
-    name, kind = repr(column.name), column.dtype
-    if kind.is_temporal():
-        raise _temporal(name, kind)
-    with reading(f"Column {name} of X"):
-        if kind in _AS_ARRAYS:
-            return column.to_numpy(), name
-        # As an array, others may lose what is missing, or have an axis more.
-        return np.fromiter(column.to_list(), dtype=object, count=len(column)), name
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a training learns from.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n_samples, ...)
+        Samples, as the net reads them.
+    y : ndarray of shape (n_samples,)
+        Indices of their classes.
+    sample_weight : ndarray of shape (n_samples,)
+        Their weights, class weights included, with a mean of 1.
+    validation : tuple of X, y and sample_weight, or None
+        The same of a validation set.
+    rows : ndarray of shape (n_samples,)
+        Which of the samples that were passed these are.
+    classes : ndarray of shape (n_classes,)
+        The class labels.
+    news : dict of str by int
+        What the encoding of a table, which stays as it is, does not know of its columns.
+    """
+
+    X: NDArray
+    y: NDArray[np.int64]
+    sample_weight: NDArray[np.float32]
+    validation: tuple[NDArray, NDArray, NDArray] | None
+    rows: NDArray[np.int64]
+    classes: NDArray
+    news: dict[int, str]
+
+    def task(self, X: Any, sample_weight: ArrayLike | None) -> dict[str, Any]:
+        """Return what scikit-learn's callbacks get of the samples that were passed."""
+        weight = None if sample_weight is None else _safe_indexing(sample_weight, self.rows)
+        return {
+            "X": _safe_indexing(X, self.rows),
+            "y": self.classes[self.y],
+            "metadata": None if weight is None else {"sample_weight": np.asarray(weight)},
+        }
 
 
-_AS_ARRAYS = {
-    nw.Float64,
-    nw.Float32,
-    getattr(nw, "Float16", nw.Unknown),  # which older narwhals does not have
-    nw.Int64,
-    nw.Int32,
-    nw.Int16,
-    nw.Int8,
-    nw.UInt64,
-    nw.UInt32,
-    nw.UInt16,
-    nw.UInt8,
-    nw.Boolean,
-    nw.Unknown,
+def read_training_data(
+    reader: Reader,
+    estimator: BaseEstimator,
+    X: Any,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None,
+    validation: tuple[Any, ArrayLike | None, ArrayLike | None],
+    *,
+    classes: NDArray | None,
+    former_classes: NDArray | None,
+    class_weight: dict | str | None,
+    fraction: float | None,
+    random_state: np.random.RandomState,
+) -> TrainingData:
+    """Read what ``fit`` was given, once, and leave with the reader what predictions need.
+
+    Parameters
+    ----------
+    reader : Reader
+        A new one, or that of the training which goes on.
+    estimator : BaseEstimator
+        In whose name scikit-learn checks.
+    X, y, sample_weight
+        As in ``MoEClassifier.fit``.
+    validation : tuple of X_val, y_val and sample_weight_val
+        Likewise; each may be None.
+    classes : ndarray or None
+        All classes that will ever come; None takes those of ``y``.
+    former_classes : ndarray or None
+        Those of the training that goes on.
+    class_weight : dict, "balanced" or None
+        As in ``MoEClassifier``.
+    fraction : float or None
+        Part of the samples that becomes the validation set if none was passed.
+    random_state : RandomState
+        Chooses these.
+    """
+    is_first = former_classes is None
+    y = check_y(y)
+    samples = reader.take_in(X, estimator, reset=is_first)
+    check_consistent_length(samples, y)
+    y, classes = _indices(y, classes, former_classes)
+    weight = check_weight(sample_weight, samples, "sample_weight")
+    held_out = _read_validation(reader, estimator, *validation, samples, classes)
+
+    weight = scaled(weight)
+    of_class = class_weights(class_weight, y, weight, classes)
+    weight = weight * of_class[y]
+    rows = weighty(weight)  # the others shall count as removed
+    if held_out is not None:
+        X_val, y_val, weight_val = held_out
+        weight_val = scaled(weight_val) * of_class[y_val]
+        val_rows = weighty(weight_val)
+        held_out = X_val[val_rows], y_val[val_rows], normalize(weight_val[val_rows])
+    elif fraction is not None:
+        rows, val_rows = split(rows, y[rows], fraction=fraction, random_state=random_state)
+        held_out = samples[val_rows], y[val_rows], normalize(weight[val_rows])
+    weight = normalize(weight[rows])
+    if len(rows) < len(samples):
+        samples, y = samples[rows], y[rows]
+    news = {}
+    if reader.table is not None:
+        if is_first:
+            reader.table.fit(samples, is_categorical=reader.is_categorical, sample_weight=weight)
+        else:
+            news = reader.table.news(samples)
+        samples = reader.table.arrange(samples)
+        if held_out is not None:
+            held_out = reader.table.arrange(held_out[0]), *held_out[1:]
+    return TrainingData(samples, y, weight, held_out, rows, classes, news)
+
+
+def _indices(y, classes, former_classes):
+    """Return labels as indices of the sorted classes, and these."""
+    with reading("y"):
+        check_classification_targets(y)
+    classes = np.unique(y) if classes is None else classes
+    if len(classes) < 2:
+        raise ValueError(
+            f"MoEClassifier needs at least 2 classes, got one class: {classes.tolist()}."
+        )
+    if former_classes is not None and not np.array_equal(classes, former_classes):
+        raise ValueError(
+            f"The classes {classes.tolist()} differ from {former_classes.tolist()}, those of "
+            "the training that warm_start or partial_fit goes on with."
+        )
+    return encode(y, classes, "y"), classes
+
+
+def _read_validation(reader, estimator, X_val, y_val, weight_val, samples, classes):
+    if X_val is None and y_val is None and weight_val is None:
+        return None
+    if X_val is None or y_val is None:
+        raise ValueError(
+            "X_val and y_val must be passed together, and sample_weight_val only with them."
+        )
+    try:
+        y_val = check_y(y_val)
+        X_val = reader.take_in(X_val, estimator, reset=False)
+        check_consistent_length(X_val, y_val)
+        weight_val = check_weight(weight_val, X_val, "sample_weight_val")
+    except ValueError as error:
+        raise ValueError(f"The validation set X_val, y_val is not valid: {error}") from error
+    if reader.table is None:
+        check_shape("X_val", X_val, samples.shape[1:])
+    return X_val, encode(y_val, classes, "y_val"), weight_val
+
+
+# Images of bytes stay as they are until the net scales a batch of them.
+_X_CHECKS = {"dtype": [np.float32, np.uint8], "order": "C", "allow_nd": True}
+
+_TEXT = "Leave encoder='auto', which encodes text and categories. Without it X must be numeric."
+
+_ADVICE = {
+    "could not convert string": _TEXT,
+    "is not compatible with arrays of bytes/strings": _TEXT,
+    "Complex data not supported": "Pass real and imaginary part as features of their own.",
+    "contains NaN": "Leave encoder='auto', which fills in what is missing in a table.",
+    "contains infinity": "X must be finite: clip or drop such values first.",
 }
 
 
-def _temporal(name, kind):
-    return ValueError(
-        f"Column {name} of X holds {kind}. X must be numbers and categories: make numbers of "
-        "times first, such as the hour or the days since an event."
-    )
-
-
-def _numbers(values, name):
-    """Return a column of numbers as floats."""
-    if values.dtype.kind in "iub":
-        return values.astype(np.float64)
-    if values.dtype.kind == "f":
-        return values
-    if values.dtype.kind in "mM":
-        raise _temporal(name, values.dtype)
-    return np.array([_number(value, name) for value in values.tolist()], dtype=np.float64)
-
-
-def _number(value, name):
-    if is_missing(value):
-        return np.nan
+def _checked(X, estimator, *, reset, **checks):
+    """Return an array that scikit-learn has checked, and say what to do if it complains."""
     try:
-        if isinstance(value, (Real, Decimal, np.bool_, str, bytes)):
-            return float(value)
-    except OverflowError:
-        return np.inf  # of which the check of finite numbers tells
-    except ValueError:
-        pass
-    raise ValueError(
-        f"Column {name} of X is a column of numbers and holds {value!r}. Name it in "
-        "categorical_features if it holds categories, or make numbers of it first."
-    )
-
-
-def _check_finite(numbers, X, frame, positions):
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            assert_all_finite(numbers, allow_nan=True)
-    except ValueError as error:
-        column = int(np.flatnonzero(np.isinf(numbers).any(axis=0))[0])
-        position = positions[column]
-        name = str(position) if frame is None else repr(frame.columns[position])
-        raise ValueError(
-            f"Column {name} of X contains infinity or a value too large for float64. Clip or "
-            "drop such values first."
-        ) from error
-
-
-def _levels(values, name):
-    """Return the codes of a column of categories, and what they stand for."""
-    if values.dtype.kind in "fiub":
-        distinct, codes = np.unique(values, return_inverse=True)
-        return codes, [None if value != value else float(value) for value in distinct.tolist()]
-    if values.dtype.kind in "mM":
-        raise _temporal(name, values.dtype)
-    positions: dict[float | str | None, int] = {}
-    seen: dict[Any, int] = {}
-    codes = np.empty(len(values), dtype=np.int64)
-    for row, value in enumerate(values.tolist()):
-        try:
-            code = seen.get(value)
-        except TypeError:
-            raise ValueError(
-                f"Column {name} of X holds {value!r}, which is no category. Categories must be "
-                "numbers, text or other hashable values."
-            ) from None
-        if code is None:
-            level = _level(value)
-            code = seen[value] = positions.setdefault(level, len(positions))
-        codes[row] = code
-    return codes, list(positions)
-
-
-def _level(value):
-    """Return a category as a float, a str, or None for a missing one."""
-    if is_missing(value):
-        return None
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, (Real, Decimal, np.bool_)):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    return str(value)
-
-
-def is_missing(value):
-    """Whether a value is None, NaN, NaT or pandas' NA."""
-    if value is None:
-        return True
-    try:
-        return bool(value != value)
-    except (TypeError, ValueError):  # pandas' NA is neither equal nor unequal to itself
-        return type(value).__name__ == "NAType"
-    except ArithmeticError:  # Decimal's signalling NaN
-        return True
-
-
-def categorical_columns(
-    X: ArrayLike, categorical_features: ArrayLike | str | None
-) -> NDArray[np.bool_]:
-    """Return for each column whether it holds categories.
-
-    Parameters
-    ----------
-    X : data frame or ndarray of shape (n_samples, n_features)
-        A table.
-    categorical_features : "from_dtype", array-like or None
-        As in ``MoEClassifier``.
-
-    Returns
-    -------
-    ndarray of shape (n_features,)
-    """
-    n_features = X.shape[1]
-    frame = as_frame(X)
-    is_categorical = np.zeros(n_features, dtype=bool)
-    if categorical_features is None or n_features == 0:
-        return is_categorical
-    if isinstance(categorical_features, str):
-        if frame is not None:
-            is_categorical[:] = [_holds_categories(column) for column in frame.iter_columns()]
-        elif X.dtype == object:
-            is_categorical[:] = [_is_text(X[:, column].tolist()) for column in range(n_features)]
-        return is_categorical
-    with reading("categorical_features"):
-        chosen = np.asarray(categorical_features)
-    if chosen.size == 0:
-        return is_categorical
-    if chosen.dtype.kind == "b":
-        if chosen.shape != (n_features,):
-            raise ValueError(
-                f"categorical_features is a mask of shape {chosen.shape}, but X has {n_features} "
-                "features."
-            )
-        return chosen
-    if chosen.dtype.kind in "UTO" and all(isinstance(name, str) for name in chosen.tolist()):
-        names = [] if frame is None else frame.columns
-        unknown = [name for name in chosen.tolist() if name not in names]
-        if unknown:
-            raise ValueError(
-                f"categorical_features has {unknown[0]!r}, but the columns of X are {names}."
-                if names
-                else f"categorical_features has the name {unknown[0]!r}, but X has no names of "
-                "columns. Pass a data frame, or positions."
-            )
-        chosen = np.array([names.index(name) for name in chosen.tolist()])
-    if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
-        raise ValueError(
-            "categorical_features must be 'from_dtype', None, a mask, or a list of names or of "
-            f"positions of columns, got {categorical_features!r}."
-        )
-    if chosen.min() < 0 or chosen.max() >= n_features:
-        raise ValueError(
-            f"categorical_features must be positions from 0 to {n_features - 1}, got "
-            f"{categorical_features!r}."
-        )
-    is_categorical[chosen] = True
-    return is_categorical
-
-
-def _holds_categories(column):
-    kind = column.dtype
-    if kind in (nw.Categorical, nw.Enum):
-        return True
-    if kind == nw.String and str(getattr(column.to_native(), "dtype", "")) != "object":
-        return True  # but pandas' objects without a value are no text
-    return (kind not in _AS_ARRAYS or kind == nw.Unknown) and _is_text(column.to_list())
-
-
-def _is_text(values):
-    """Whether objects are text, perhaps among numbers."""
-    return any(isinstance(value, str) for value in values)
-
-
-def as_dense(X: Any) -> Any:
-    """Return a sparse matrix as an array, and pandas' sparse columns as dense ones."""
-    with reading("X"):
-        if sparse.issparse(X):
-            return X.toarray()
-        # pandas' accessor is there if all columns are sparse.
-        return X.sparse.to_dense() if hasattr(X, "sparse") and hasattr(X, "columns") else X
-
-
-def has_single_precision(X: Any) -> bool:
-    """Whether all values of an array or a data frame are float32 or float16."""
-    frame = as_frame(X)
-    if frame is not None:
-        kinds = {str(kind) for kind in frame.schema.values()}
-        return bool(kinds) and kinds <= {"Float32", "Float16"}
-    return getattr(X, "dtype", None) in (np.float32, np.float16)
+        with reading("X"):
+            return validate_data(estimator, X, reset=reset, **checks)
+    except (ValueError, TypeError) as error:
+        for complaint, advice in _ADVICE.items():
+            if complaint in str(error):
+                what = str(error).splitlines()[0].rstrip(".")
+                raise ValueError(f"{what}. {advice}") from error
+        raise

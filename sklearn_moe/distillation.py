@@ -17,19 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sklearn_moe.decomposition import (
-    Decomposition,
-    check_labels,
-    decomposition_entropy,
-    final_model,
-    with_last,
-)
-from sklearn_moe.defaults import usual_defaults
-from sklearn_moe.encoders import output_shape
-from sklearn_moe.engine import CHUNK_SIZE
-from sklearn_moe.gates import SoftmaxGate, build_gate
-from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.validation import (
+from sklearn_moe.checks import (
     check_shape,
     check_weight,
     class_weights,
@@ -37,6 +25,20 @@ from sklearn_moe.validation import (
     normalize,
     weighty,
 )
+from sklearn_moe.decomposition import (
+    Decomposition,
+    check_labels,
+    decomposition_entropy,
+    final_model,
+    with_last,
+)
+from sklearn_moe.encoders import output_shape
+from sklearn_moe.gates import SoftmaxGate, build_gate
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.callbacks import usual_callbacks
+from sklearn_moe.training.defaults import usual_defaults
+from sklearn_moe.training.prediction import CHUNK_SIZE
+from sklearn_moe.training.session import Session, fitted_attributes
 
 
 @validate_params(
@@ -167,25 +169,22 @@ def distill(
     # Neither experts nor encoder are trained. Samples that augmentation changes have to pass
     # through them each time, others only once.
     objective = _likelihood if target == "labels" else _divergence
-    encoder = net.module_.encoder
+    module = net.module_
+    table, encoder = module.table, module.encoder
     if net.augmentation is None:
         inputs, goal = _encoded(net, X), _goals(teacher.net_, X, classes, target)
-        net.module_.encoder = nn.Identity()
+        module.table = module.encoder = nn.Identity()
     else:
         inputs, goal = X, classes
         objective = _on_changed(objective, teacher.module_.eval(), target)
-    interrupted = net.train(
-        inputs,
-        goal,
-        weight,
-        callbacks=student._callbacks(student.max_iter),
-        seed=int(train_seed),
-        objective=objective,
+    callbacks = usual_callbacks(student, student.max_iter)
+    session = Session(
+        net, inputs, goal, weight, seed=int(train_seed), callbacks=callbacks, objective=objective
     )
-    if interrupted:
+    if session.run():
         raise KeyboardInterrupt("The distillation was interrupted; the teacher is as it was.")
-    net.module_.encoder = encoder
-    student._adopt(net, X, weight)
+    module.table, module.encoder = table, encoder
+    vars(student).update(fitted_attributes(net, X, weight))
     student.report_ = distillation_report(teacher, student, samples, y)
     return with_last(estimator, student)
 
@@ -204,7 +203,7 @@ def _with_new_gate(net, gate, seed):
     net.steps_["gate"] = [("build", net.n_experts)]
     hidden_size = module.experts.hidden_size
     with usual_defaults():
-        shape = output_shape(module.encoder, net.input_shape)
+        shape = output_shape(module.encoder, output_shape(module.table, net.input_shape))
         student = build_gate(gate, shape, net.n_experts, hidden_size, generator)
     module.experts.check_gate(student)
     teacher.teach(student.to(net.device))
@@ -214,7 +213,9 @@ def _with_new_gate(net, gate, seed):
 
 def _encoded(net, X):
     """Return what the gate sees of the samples, from an encoder that is not trained any more."""
-    if isinstance(net.module_.encoder, nn.Identity) and X.dtype == np.float32:
+    module = net.module_
+    changes = [part for part in (module.table, module.encoder) if type(part) is not nn.Identity]
+    if not changes and X.dtype == np.float32:
         return X
     return net.evaluate(X, MixtureOfExperts.encode)
 
@@ -241,7 +242,7 @@ def _check_teacher(teacher):
 
 def _training_data(teacher, X, y, target, sample_weight):
     """Return the samples, their classes (zeros without labels) and their weights."""
-    X = teacher._encode(X)
+    X = teacher.reader_.read(X, teacher)
     check_shape("X", X, teacher.net_.input_shape)
     if y is not None:
         check_consistent_length(X, y)
@@ -271,14 +272,16 @@ def _goals(net, X, y, target):
 
 def _on_changed(objective, teacher, target):
     """Return the objective for samples that augmentation has changed."""
+    of_encoded = MixtureOfExperts(teacher.experts, teacher.gate)
 
     def on_changed(net, x, sample_weight, y):
         with torch.no_grad():
+            x = teacher.encode(x, net.session_.generator, net.augmentation)
             if target == "teacher":
-                goal = teacher.gate_proba(x)
+                goal = of_encoded.gate_proba(x)
             else:
-                goal = _expert_log_proba(teacher, x)[torch.arange(len(y), device=y.device), :, y]
-            x = teacher.encode(x)
+                rows = torch.arange(len(y), device=y.device)
+                goal = _expert_log_proba(of_encoded, x)[rows, :, y]
         return objective(net, x, sample_weight, goal)
 
     return on_changed
@@ -291,14 +294,14 @@ def _expert_log_proba(module, x):
 def _likelihood(net, x, sample_weight, y):
     """The likelihood of the mixture, where y has each expert's log-probability of the class."""
     # Over all experts, as a gate that sees its top k alone would never learn of the others.
-    log_proba = net.module_.gate(x, None, net.generator_).logits.log_softmax(dim=1)
+    log_proba = net.module_.gate(x, None, net.session_.generator).logits.log_softmax(dim=1)
     loss = -(log_proba + y).logsumexp(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
 
 
 def _divergence(net, x, sample_weight, y):
     """The divergence from the teacher's gate, where y has its probabilities."""
-    log_proba = net.module_.gate(x, None, net.generator_).logits.log_softmax(dim=1)
+    log_proba = net.module_.gate(x, None, net.session_.generator).logits.log_softmax(dim=1)
     loss = F.kl_div(log_proba, y, reduction="none").sum(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
 

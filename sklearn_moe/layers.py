@@ -7,7 +7,7 @@ touches torch's global random state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
@@ -75,6 +75,9 @@ class StackedLinear(nn.Module):
     generator : torch.Generator
         Source of the initial weights; each expert is initialised as ``nn.Linear`` would be.
     """
+
+    has_known_gradient = True
+    can_be_captured = True
 
     def __init__(self, n_experts: int, n_in: int, n_out: int, generator: torch.Generator):
         super().__init__()
@@ -242,6 +245,9 @@ class LayerTrail(NamedTuple):
 class MLP(StackedMLP):
     """One such network, from (N, D) to (N, O); without layers it returns its input."""
 
+    has_known_gradient = True
+    can_be_captured = True
+
     def __init__(self, sizes: Sequence[int], generator: torch.Generator):
         super().__init__(1, sizes, generator)
 
@@ -278,20 +284,28 @@ def keep_rows(module: nn.Module, rows: list[int]) -> None:
         setattr(module, name, buffer[rows])
 
 
+# What torch's own modules would declare.
+_BY_TORCH = {
+    "has_known_gradient": {nn.ModuleList, nn.Identity, nn.NLLLoss},
+    "can_be_captured": {nn.ModuleList, nn.Identity, nn.Linear},
+}
+
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def consists_of(module: nn.Module, kinds: Collection[type]) -> bool:
-    """Whether a module and all its parts are of these very kinds and do what those do.
+def all_declare(module: nn.Module, promise: str) -> bool:
+    """Whether the classes of a module and of all its parts make a promise, and nothing breaks it.
 
-    They do not where a user has added hooks or parametrizations (which have a kind of their own),
-    or has given several parts one parameter.
+    A class makes a promise for itself by an attribute ``has_known_gradient = True`` (a closed form
+    in ``training/closed_form.py`` knows it) or ``can_be_captured = True`` (its steps do not wait
+    for the device); what derives from it may do other things. Hooks, parametrizations (which have
+    a class of their own) and parameters that several parts share break it.
     """
     parameters = [each for _, each in module.named_parameters(remove_duplicate=False)]
     return (
         not _has_any_global_hook()
         and all(
-            type(part) in kinds
+            (vars(type(part)).get(promise, False) or type(part) in _BY_TORCH[promise])
             and "forward" not in vars(part)
             and not any(getattr(part, name) for name in _HOOKS)
             for part in module.modules()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sklearn_moe.gates import GateOutput, Routing
+from sklearn_moe.images import augment
 
 # Multiply-adds that take as long as it takes to single out the samples of one expert, and run it.
 WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9}
@@ -70,7 +72,12 @@ class MixtureOfExperts(nn.Module):
         What is averaged.
     encoder : nn.Module, default=None
         Maps a batch to what gate and experts see; None leaves it as it is.
+    table : TableLayer, default=None
+        Encodes a batch of a table, before the encoder.
     """
+
+    has_known_gradient = True
+    can_be_captured = True
 
     def __init__(
         self,
@@ -79,17 +86,24 @@ class MixtureOfExperts(nn.Module):
         *,
         mixing: str = "probability",
         encoder: nn.Module | None = None,
+        table: nn.Module | None = None,
     ):
         super().__init__()
         experts.check_gate(gate)
+        self.table = nn.Identity() if table is None else table
         self.encoder = nn.Identity() if encoder is None else encoder
         self.experts = experts
         self.gate = gate
         self.mixing = mixing
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> MixtureOutput:
-        """Run a batch; the generator serves dropout and gate noise in training."""
-        x = self.encode(x)
+    def forward(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        augmentation: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
+    ) -> MixtureOutput:
+        """Run a batch; the generator serves augmentation, dropout and gate noise in training."""
+        x = self.encode(x, generator, augmentation)
         expert_logits, hidden = self.experts(x, generator)
         gate_logits, gate_log_proba, routing = self._choose(x, hidden, generator)
         return MixtureOutput(
@@ -104,8 +118,16 @@ class MixtureOfExperts(nn.Module):
             top_k=self.gate.top_k,
         )
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        augmentation: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
+    ) -> Tensor:
         """Return what gate and experts see of a batch; bytes are brought to between 0 and 1."""
+        x = self.table(x)
+        if augmentation is not None:
+            x = augment(augmentation, x, generator)
         return self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
 
     def route(self, x: Tensor) -> GateOutput:

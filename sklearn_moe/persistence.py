@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sklearn_moe.data import Reader
 from sklearn_moe.decomposition import Decomposition
 from sklearn_moe.distillation import DistillationReport
 from sklearn_moe.encoders import ENCODERS, CustomEncoder
-from sklearn_moe.engine import MoENet
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
@@ -13,13 +13,14 @@ from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.pruning import PruningReport
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.tables import TableTransformer
+from sklearn_moe.training.net import MoENet
 
 _ROOMS = (ENCODERS, EXPERTS, GATES, AUGMENTATIONS, REGULARIZERS)
 
 TRUSTED_TYPES: list[str] = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {type(each) for room in _ROOMS for each in room.values()}
-    | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, TableTransformer}
+    | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
     | {Decomposition, DistillationReport, PruningReport}
 )
 """The types of this package that a skops file of a mixture may hold, for ``trusted``.

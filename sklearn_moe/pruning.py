@@ -17,14 +17,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from sklearn_moe.callbacks import AnnealTopK
+from sklearn_moe.checks import check_shape
 from sklearn_moe.decomposition import (
     check_labels,
     final_model,
     with_last,
 )
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.validation import check_shape
+from sklearn_moe.training.callbacks import AnnealTopK
 
 # Experts, and the units of experts, are compared on at most so many samples, evenly spaced.
 SAMPLES_TO_COMPARE = 8192
@@ -419,7 +419,7 @@ def _counts(model, X, y, counting):
 
 
 def _encode(model, X):
-    X = model._encode(X)
+    X = model.reader_.read(X, model)
     check_shape("X", X, model.net_.input_shape)
     return X
 

@@ -15,7 +15,6 @@ from sklearn_moe.decomposition import (
     decomposition_entropy,
     final_model,
 )
-from sklearn_moe.regularizers import Entropy, Importance, Load, SampleSimilarity
 
 # Of more experts than this the report shows the most used ones.
 MOST_EXPERTS = 17
@@ -157,9 +156,7 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
     verdict, advice = ["even", "sure"], []
     if used < (n_experts + 1) / 2:
         verdict[0] = "uneven"
-        if any(
-            isinstance(each, (Importance, Load, SampleSimilarity)) for each in net.regularizations
-        ):
+        if any(getattr(each, "balances", False) for each in net.regularizations):
             advice.append("a higher strength of the regularization, for more experts")
         elif net.regularizations:
             advice.append("'importance' or 'sample_similarity' beside the present regularization")
@@ -173,7 +170,7 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
             advice.append("mixing='probability', which lets experts stand on their own")
         if not net.module_.gate.needs_hidden:
             advice.append("gate='attentive', which is surer")
-        if any(isinstance(each, Entropy) for each in net.regularizations):
+        if any(getattr(each, "sharpens", False) for each in net.regularizations):
             advice.append("a higher strength of the entropy regularization")
         elif net.regularizations:
             advice.append("Entropy(0.1) beside the present regularization")

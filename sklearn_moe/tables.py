@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sklearn_moe.data import (
-    Table,
-    as_dense,
-    as_eager,
-    as_frame,
-    as_objects,
-    categorical_columns,
-    read_table,
-)
+from sklearn_moe.containers import Table, as_dense, as_eager, as_frame, as_objects, read_table
 
 # With fewer rows or more columns hat functions took more than they gave (digits, breast_cancer).
 ROWS_PER_COLUMN = 50
@@ -71,7 +66,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         Whether there is one more column for the rarest categories and unknown ones.
     """
 
-    def __init__(self, n_knots: int | str | None, max_categories: int | None):
+    def __init__(self, n_knots: int | str | None = "auto", max_categories: int | None = 100):
         self.n_knots = n_knots
         self.max_categories = max_categories
 
@@ -80,6 +75,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         X: Table,
         y: None = None,
         *,
+        is_categorical: NDArray[np.bool_],
         sample_weight: NDArray | None = None,
     ) -> TableTransformer:
         """Learn scales, knots and categories.
@@ -87,9 +83,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : Table of n_samples rows
-            What :meth:`read` returned.
+            What :func:`read_table` returned.
         y : None
             Not used.
+        is_categorical : ndarray of shape (n_features,)
+            Which columns it read as categories.
         sample_weight : ndarray of shape (n_samples,), default=None
             Weights of the samples.
 
@@ -97,6 +95,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         -------
         self : TableTransformer
         """
+        self.is_categorical_ = is_categorical
         weight = np.ones(len(X)) if sample_weight is None else sample_weight.astype(np.float64)
         self._fit_scales(X.numbers, weight)
         self._fit_knots(X.numbers, weight)
@@ -111,7 +110,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             highest = np.fmax(highest, np.fmax.reduce(numbers[rows], axis=0))
         exponent = np.frexp(np.fmax(np.abs(lowest), np.abs(highest)))[1]
         is_extreme = np.isfinite(lowest) & (np.abs(exponent) > LARGEST_EXPONENT)
-        self.exponent_ = np.where(is_extreme, exponent, 0)
+        # By more than 1000 no factor could bring them, nor does it have to.
+        self.exponent_ = np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
 
         total, self.mean_ = np.zeros(n_columns), np.zeros(n_columns)
         self.has_missing_ = np.zeros(n_columns, dtype=bool)
@@ -167,29 +167,23 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 used = [code for code in used if code in frequent]
             self.categories_.append([levels[code] for code in used])
 
-    def read(
-        self, X: ArrayLike, categorical_features: ArrayLike | str | None = "as in fit"
-    ) -> Table:
-        """Read a table, in fit to find out which columns hold categories.
+    def read(self, X: ArrayLike) -> NDArray:
+        """Read a table as the net, ``module_`` and its gate do.
 
         Parameters
         ----------
         X : data frame or array-like of shape (n_samples, n_features)
             A table.
-        categorical_features : "from_dtype", array-like or None
-            As in ``MoEClassifier``; by default the columns are those of the last table that was
-            read with it.
 
         Returns
         -------
-        Table
+        ndarray of shape (n_samples, n_features)
+            Its numbers, and then for each column of categories the place of the category.
         """
         X = as_dense(as_eager(X))
         if as_frame(X) is None:
             X = np.asarray(as_objects(X))
-        if not (isinstance(categorical_features, str) and categorical_features == "as in fit"):
-            self.is_categorical_ = categorical_columns(X, categorical_features)
-        return read_table(X, self.is_categorical_)
+        return self.arrange(read_table(X, self.is_categorical_))
 
     def news(self, table: Table) -> dict[int, str]:
         """Return what a table has that the fitted one had not, by the position of the column."""
@@ -215,69 +209,104 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 news[position] = f"has {new} for the first time"
         return news
 
-    def transform(self, X: Table | ArrayLike) -> NDArray[np.float32]:
-        """Return a table as numbers.
+    def arrange(self, table: Table) -> NDArray:
+        """Return the array that the net reads: its numbers, then the places of its categories.
+
+        A category that has no place of its own has that of the rarest ones, or -1. A table of
+        floats in rows is returned as it is.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_numbers + n_categorical)
+            Of float64, or of float32 if the numbers are.
+        """
+        numbers = table.numbers
+        dtype = np.float64 if numbers.dtype.itemsize == 8 else np.float32
+        if table.codes.shape[1] == 0:
+            return np.ascontiguousarray(numbers, dtype)
+        places = [
+            self._places(levels, categories, has_infrequent)[codes]
+            for codes, levels, categories, has_infrequent in zip(
+                table.codes.T, table.levels, self.categories_, self.has_infrequent_, strict=True
+            )
+        ]
+        return np.column_stack([numbers, *places]).astype(dtype, order="C", copy=False)
+
+    @staticmethod
+    def _places(levels, categories, has_infrequent):
+        """Return the place of each level among the categories."""
+        place = {category: i for i, category in enumerate(categories)}
+        unknown = len(place) if has_infrequent else -1
+        return np.array([place.get(level, unknown) for level in levels], dtype=np.float32)
+
+    def make_layer(self) -> TableLayer:
+        """Return the torch layer that encodes what :meth:`arrange` returns."""
+        return TableLayer(self)
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return a table as gate and experts read it.
 
         Parameters
         ----------
-        X : data frame, array-like of shape (n_samples, n_features) or Table
+        X : data frame or array-like of shape (n_samples, n_features)
             A table.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_numbers)
-            Columns of numbers, standardised; for each of them that had missing values, whether it
-            is missing; hat functions; and categories.
+        ndarray of shape (n_samples, n_encoded)
+            The columns that :meth:`get_feature_names_out` names.
         """
-        table = X if isinstance(X, Table) else self.read(X)
-        n_numbers = len(self.mean_)
-        n_missing = np.count_nonzero(self.has_missing_)
-        n_hats = sum(map(len, self.knots_))
-        widths = np.array(
-            [
-                len(each) + extra
-                for each, extra in zip(self.categories_, self.has_infrequent_, strict=True)
-            ],
-            dtype=int,
-        )
-        starts = n_numbers + n_missing + n_hats + np.r_[0, widths.cumsum()]
-        encoded = np.zeros((len(table), starts[-1]), dtype=np.float32)
-        for rows in self._pieces(encoded):
-            piece, out = self._standardised(table.numbers[rows]), encoded[rows]
-            missing = np.isnan(piece)
-            piece[missing] = 0
-            out[:, :n_numbers] = piece
-            out[:, n_numbers : n_numbers + n_missing] = missing[:, self.has_missing_]
-            if n_hats:
-                out[:, n_numbers + n_missing : starts[0]] = self._hats(piece)
-        for j, (codes, levels) in enumerate(zip(table.codes.T, table.levels, strict=True)):
-            place = {level: i for i, level in enumerate(self.categories_[j])}
-            unknown = len(place) if self.has_infrequent_[j] else -1
-            places = np.array([place.get(level, unknown) for level in levels], dtype=int)[codes]
-            known = np.flatnonzero(places >= 0)
-            encoded[known, starts[j] + places[known]] = 1
-        return encoded
+        samples, layer = self.read(X), self.make_layer()
+        with torch.inference_mode():
+            parts = [
+                layer(torch.from_numpy(samples[rows].copy())).numpy()
+                for rows in self._pieces(samples, layer.n_out)
+            ]
+        return np.concatenate(parts) if parts else np.empty((0, layer.n_out), np.float32)
 
-    def _hats(self, numbers):
-        """Return the hat functions of standardised columns.
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
+        """Return the names of the encoded columns.
 
-        Between two knots a hat function falls from 1 to 0 and the next one rises; before the
-        first knot and after the last one, the first and the last are 1.
+        Parameters
+        ----------
+        input_features : array-like of str of shape (n_features,), default=None
+            Names of the columns of the table; ``x0``, ``x1``, ... by default.
+
+        Returns
+        -------
+        ndarray of str objects of shape (n_encoded,)
+            ``age`` for the standardised column itself, ``age_missing``, ``age_hat0`` and so on
+            for its hat functions, and ``town_Ulm`` or ``town_infrequent`` for a category.
         """
-        column = np.repeat(np.arange(len(self.knots_)), [len(knots) for knots in self.knots_])
-        knots = np.concatenate(self.knots_)
-        is_first = np.r_[True, column[1:] != column[:-1]]
-        is_last = np.r_[is_first[1:], True]
-        gap = np.where(is_last, 1, np.r_[knots[1:], 0] - knots)
-        risen = np.clip((numbers[:, column] - knots) / gap, 0, 1)  # of the next hat function
-        risen[:, is_last] = 0
-        rest = np.ones_like(risen)
-        rest[:, ~is_first] = risen[:, np.flatnonzero(~is_first) - 1]
-        return rest - risen
+        n_features = len(self.is_categorical_)
+        if input_features is None:
+            input_features = [f"x{position}" for position in range(n_features)]
+        names = np.asarray(input_features, dtype=object)
+        if len(names) != n_features:
+            raise ValueError(
+                f"input_features must hold {n_features} names, one for each column, got "
+                f"{len(names)}."
+            )
+        numbers, categorical = names[~self.is_categorical_], names[self.is_categorical_]
+        out = [
+            *numbers,
+            *(f"{name}_missing" for name in numbers[self.has_missing_]),
+            *(
+                f"{name}_hat{i}"
+                for name, knots in zip(numbers, self.knots_, strict=True)
+                for i in range(len(knots))
+            ),
+        ]
+        for name, categories, has_infrequent in zip(
+            categorical, self.categories_, self.has_infrequent_, strict=True
+        ):
+            out += [f"{name}_{'missing' if each is None else each}" for each in categories]
+            out += [f"{name}_infrequent"] * has_infrequent
+        return np.array(out, dtype=object)
 
-    def _pieces(self, array):
+    def _pieces(self, array, width=None):
         """Return slices of so many rows that a piece stays small."""
-        n_rows = max(1, NUMBERS_OF_PIECE // max(1, array.shape[1]))
+        n_rows = max(1, NUMBERS_OF_PIECE // max(1, width or array.shape[1]))
         return (slice(start, start + n_rows) for start in range(0, len(array), n_rows))
 
     def _scaled_down(self, numbers, columns=slice(None)):
@@ -290,6 +319,93 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             deviation = self._scaled_down(numbers, columns) - self.mean_[columns]
             # Whatever is as far from the mean as this is at the end of the range.
             return clip_smoothly(np.clip(deviation / self.scale_[columns], -1e100, 1e100))
+
+
+class TableLayer(nn.Module):
+    r"""The first layer of a mixture for tables: it encodes a batch of raw columns.
+
+    Numbers :math:`x` are standardised in double precision, so that small differences of large
+    numbers survive, and squashed to :math:`s = z / \sqrt{1 + (z / 3)^2}` with
+    :math:`z = (x - \mu) / \sigma`. Then come, for columns that had missing values, whether this
+    one is missing; hat functions of :math:`s`; and one column for each category. Between two
+    knots a hat function falls from 1 to 0 and the next one rises; before the first knot and after
+    the last one, the first and the last are 1.
+
+    It has nothing to learn in a training.
+
+    Parameters
+    ----------
+    fitted : TableTransformer
+        What was learned from a table.
+
+    Attributes
+    ----------
+    n_out : int
+        Number of encoded columns.
+    """
+
+    has_known_gradient = True
+    can_be_captured = True
+
+    def __init__(self, fitted: TableTransformer):
+        super().__init__()
+        self.n_numbers = len(fitted.mean_)
+        self.is_extreme = bool(fitted.exponent_.any())
+        self.has_hats = any(map(len, fitted.knots_))
+        self.has_categories = bool(fitted.categories_)
+        self._keep("mean", fitted.mean_)
+        self._keep("scale", fitted.scale_)
+        self._keep("factor", np.ldexp(1.0, -fitted.exponent_))
+        self._keep("with_missing", np.flatnonzero(fitted.has_missing_))
+
+        column = np.repeat(np.arange(self.n_numbers), [len(knots) for knots in fitted.knots_])
+        knots = np.concatenate([np.empty(0), *fitted.knots_])
+        is_first = np.diff(column, prepend=-1) > 0
+        self._keep("column", column)
+        self._keep("knots", knots.astype(np.float32))
+        # No hat function falls after the last knot of its column.
+        gap = np.where(np.diff(column, append=-1) == 0, np.diff(knots, append=0), np.inf)
+        self._keep("gap", gap.astype(np.float32))
+        self._keep("is_first", is_first.astype(np.float32))
+
+        widths = [
+            len(categories) + has_infrequent
+            for categories, has_infrequent in zip(
+                fitted.categories_, fitted.has_infrequent_, strict=True
+            )
+        ]
+        self.n_categories = sum(widths)
+        self._keep("start", np.cumsum([0, *widths])[:-1])
+        self.n_out = self.n_numbers + len(self.with_missing) + len(column) + self.n_categories
+
+    def _keep(self, name, values):
+        # The state of a net need not hold them a second time.
+        self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a batch (n_samples, n_features) to (n_samples, n_out)."""
+        encoded = []
+        if self.n_numbers:
+            numbers = x[:, : self.n_numbers].double()
+            if self.is_extreme:
+                numbers = numbers * self.factor
+            standard = ((numbers - self.mean) / self.scale).clamp(-1e18, 1e18).float()
+            squashed = standard / (1 + (standard / 3).square()).sqrt()
+            encoded.append(squashed.nan_to_num(0.0))
+        if len(self.with_missing):
+            encoded.append(standard.index_select(1, self.with_missing).isnan().float())
+        if self.has_hats:
+            risen = encoded[0].index_select(1, self.column)
+            risen = risen.sub_(self.knots).div_(self.gap).clamp_(0, 1)  # of the next hat function
+            encoded.append(F.pad(risen, (1, -1)).add_(self.is_first).sub_(risen))
+        if self.has_categories:
+            places = x[:, self.n_numbers :]
+            # Whatever is no category has the column beyond the last, which is left out.
+            places = torch.where(places >= 0, places + self.start, self.n_categories).long()
+            shape = len(x), self.n_categories + 1
+            one_hot = x.new_zeros(shape, dtype=torch.float32).scatter_(1, places, 1.0)
+            encoded.append(one_hot[:, : self.n_categories])
+        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
 
 
 def choose_knots(

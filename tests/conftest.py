@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import MixtureOutput, MoEClassifier
-from sklearn_moe.engine import MoENet
+from sklearn_moe.training.net import MoENet
 
 
 def pytest_addoption(parser):

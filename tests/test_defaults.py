@@ -13,10 +13,10 @@ from sklearn_moe import (
     distill,
     prune_experts,
 )
-from sklearn_moe.defaults import usual_defaults
 from sklearn_moe.experts import EXPERTS
 from sklearn_moe.gates import GATES
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.training.defaults import usual_defaults
 
 
 class Shifted(nn.Linear):

@@ -31,8 +31,8 @@ from sklearn_moe import (
     TableEncoder,
     decomposition_entropy,
 )
-from sklearn_moe.callbacks import BatchCallback, Progress
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.callbacks import BatchCallback, Progress
 
 
 def nn_expert(input_shape, n_outputs, hidden_size):
@@ -864,7 +864,7 @@ def test_progress_bar_and_lines(iris, capsys):
 def test_progress_bar_moves_with_the_batches(iris):
     class Read(BatchCallback):
         def on_batch_end(self, net, training, **kwargs):
-            (bar,) = (each.bar for _, each in net.callbacks_ if isinstance(each, Progress))
+            (bar,) = (each.bar for each in net.listeners if isinstance(each, Progress))
             places.append(bar.n)
 
     places = []

@@ -19,8 +19,7 @@ from sklearn_moe import (
     SoftmaxGate,
     distill,
 )
-from sklearn_moe.convolution import ConvStack
-from sklearn_moe.engine import _multiply_adds
+from sklearn_moe.convolution import ConvStack, multiply_adds
 from sklearn_moe.experts import ConvExpertsModule, MLPExpertsModule
 from sklearn_moe.images import channels_first
 
@@ -219,7 +218,7 @@ def test_memory_maps_of_bytes_are_not_copied(images, tmp_path):
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
     clf = make().fit(mapped, y)
-    assert np.shares_memory(clf._encode(mapped), mapped)
+    assert np.shares_memory(clf.reader_.read(mapped, clf), mapped)
     assert np.array_equal(clf.predict_proba(mapped), make().fit(X, y).predict_proba(X))
 
 
@@ -239,7 +238,7 @@ def test_threads_count_the_work_of_convolutions(images):
     clf = make(experts=ConvExperts((4,), ())).fit(*images)
     body = clf.module_.experts.body
     assert isinstance(body, ConvStack)
-    assert _multiply_adds(clf.module_.experts) > 3 * 8 * 8 * 9 * 4
+    assert multiply_adds(clf.module_.experts) > 3 * 8 * 8 * 9 * 4
 
 
 def test_convolutions_need_images(digits):

@@ -5,8 +5,8 @@ from sklearn.metrics import adjusted_rand_score, log_loss
 from torch import nn
 
 from sklearn_moe import KMeansGate, MoEClassifier, decomposition_entropy
-from sklearn_moe.engine import _spaced
 from sklearn_moe.gates.kmeans import least_squares, match, weighted_median
+from sklearn_moe.training.batches import spaced
 
 CORNERS = np.array([[0, 0], [10, 0], [0, 10]])
 
@@ -84,12 +84,12 @@ def test_the_weighted_median_is_that_of_copies():
 
 
 def test_samples_are_taken_by_weight():
-    rows, counts = _spaced(torch.tensor([1.0, 0, 10, 1, 8]), 4)  # at 2.5, 7.5, 12.5, 17.5 of 20
+    rows, counts = spaced(torch.tensor([1.0, 0, 10, 1, 8]), 4)  # at 2.5, 7.5, 12.5, 17.5 of 20
     assert rows.tolist() == [2, 4] and counts.tolist() == [2, 2]
-    rows, counts = _spaced(torch.ones(10), 4)
+    rows, counts = spaced(torch.ones(10), 4)
     assert rows.tolist() == [1, 3, 6, 8] and counts.tolist() == [1] * 4
     weight = torch.rand(5)
-    rows, kept = _spaced(weight, 5)
+    rows, kept = spaced(weight, 5)
     assert rows == slice(None) and kept is weight
 
 

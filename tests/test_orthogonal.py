@@ -100,7 +100,7 @@ def test_the_penalty_makes_experts_differ(digits):
             n_experts=3, regularization=regularization, max_iter=10, random_state=0
         ).fit(X, y)
         with torch.no_grad():
-            x = torch.as_tensor(clf.encoder_.transform(X[:200]))
+            x = torch.as_tensor(X[:200])
             hidden = torch.nn.functional.normalize(clf.module_(x).hidden, dim=2)
         return (hidden @ hidden.mT)[:, [0, 0, 1], [1, 2, 2]].abs().mean()
 

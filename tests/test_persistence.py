@@ -34,6 +34,7 @@ from sklearn_moe import (
     prune_experts,
 )
 from sklearn_moe.gates import GateModule
+from sklearn_moe.parameters import architecture_of, settings_of
 
 
 def data():
@@ -312,8 +313,8 @@ def test_joblib_maps_arrays(tmp_path):
 def test_a_net_before_its_training():
     clf = make().fit(*data())
     net = type(clf.net_)(
-        **clf._architecture(False),
-        **clf._settings(data()[0], 3, False),
+        **architecture_of(clf, False),
+        **settings_of(clf, data()[0], 3, incremental=False),
         input_shape=(4,),
         n_classes=3,
         seed=0,

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from threading import Event, Thread, get_ident
 
 import numpy as np
@@ -9,14 +10,15 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from sklearn_moe import MLPExperts, MoEClassifier
-from sklearn_moe.engine import MoENet
-from sklearn_moe.threads import intra_op_threads
+from sklearn_moe.training import prediction
+from sklearn_moe.training.prediction import threads_for
+from sklearn_moe.training.threads import intra_op_threads
 
 
 @pytest.fixture
 def several_threads(monkeypatch):
     """Give torch four threads in this thread, whatever the tests run with."""
-    monkeypatch.setattr("sklearn_moe.threads._n_processors", lambda: 4)
+    monkeypatch.setattr("sklearn_moe.training.threads._n_processors", lambda: 4)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
@@ -112,11 +114,11 @@ def test_threads_are_set_for_training_and_prediction(iris):
 def test_large_work_takes_two_threads(several_threads):
     X, y = np.random.RandomState(0).normal(size=(64, 64)), np.arange(64) % 2
     net = MoEClassifier(n_experts=2, max_iter=1, experts=MLPExperts((512, 512))).fit(X, y).net_
-    with net.threads(1024):
+    with threads_for(net, 1024):
         assert torch.get_num_threads() == 2
-    with net.threads(1):
+    with threads_for(net, 1):
         assert torch.get_num_threads() == 1
-        with net.threads(1024):  # a callback that predicts, say
+        with threads_for(net, 1024):  # a callback that predicts, say
             assert torch.get_num_threads() == 2
 
 
@@ -125,7 +127,7 @@ def test_experts_that_do_not_run_are_no_work(several_threads):
     clf = MoEClassifier(n_experts=16, gate="hard", max_iter=1, experts=MLPExperts((512,)))
     net = clf.fit(X, y).net_
     for predicting, expected in ((False, 2), (True, 1)):
-        with net.threads(1024, predicting=predicting):
+        with threads_for(net, 1024, predicting=predicting):
             assert torch.get_num_threads() == expected
 
 
@@ -135,11 +137,12 @@ def test_predictions_do_not_depend_on_chunks_and_threads(digits, several_threads
     at_once = clf.predict_proba(X), clf.gate_proba(X), clf.apply(X)
     threads = []
     monkeypatch.setattr(
-        MoENet,
-        "_run",
-        lambda net, function, x: threads.append(get_ident()) or function(net.module_, x),
+        prediction,
+        "run_padded",
+        lambda net, module, function, x: threads.append(get_ident()) or function(module, x),
     )
-    monkeypatch.setattr("sklearn_moe.engine.CHUNK_SIZE", 100)
+    monkeypatch.setattr(prediction, "CHUNK_SIZE", 100)
+    clf = deepcopy(clf)  # which has not looked at its work yet
     for whole, method in zip(at_once, (clf.predict_proba, clf.gate_proba, clf.apply), strict=True):
         np.testing.assert_allclose(method(X), whole, atol=1e-6)
     assert get_ident() not in threads
@@ -157,21 +160,22 @@ def test_limits_of_others_are_kept(limit, digits, several_threads, monkeypatch):
         X[:64], y[:64]
     )
     seen = []
-    monkeypatch.setattr("sklearn_moe.engine.CHUNK_SIZE", 256)
+    monkeypatch.setattr(prediction, "CHUNK_SIZE", 256)
+    clf = deepcopy(clf)  # which has not looked at its work yet
     monkeypatch.setattr(
-        MoENet,
-        "_run",
-        lambda net, function, x: (
-            seen.append((get_ident(), torch.get_num_threads())) or function(net.module_, x)
+        prediction,
+        "run_padded",
+        lambda net, module, function, x: (
+            seen.append((get_ident(), torch.get_num_threads())) or function(module, x)
         ),
     )
     if limit == "processors":
-        monkeypatch.setattr("sklearn_moe.threads._n_processors", lambda: 1)
+        monkeypatch.setattr("sklearn_moe.training.threads._n_processors", lambda: 1)
     elif limit == "torch":
         torch.set_num_threads(1)
     with threadpool_limits(1 if limit == "threadpoolctl" else None):
         before = torch.get_num_threads()
-        with clf.net_.threads(1024):
+        with threads_for(clf.net_, 1024):
             assert torch.get_num_threads() == 1
         clf.predict(X)
         assert torch.get_num_threads() == before
@@ -203,7 +207,7 @@ import multiprocessing
 import numpy as np
 import torch
 from sklearn_moe import MoEClassifier
-from sklearn_moe.threads import intra_op_threads
+from sklearn_moe.training.threads import intra_op_threads
 
 X = np.random.default_rng(0).normal(size=(64, 784))
 y = np.arange(64) % 2
@@ -245,9 +249,10 @@ import torch
 from threadpoolctl import threadpool_info
 
 from sklearn_moe import MoEClassifier
+from sklearn_moe.training.prediction import threads_for
 
 clf = MoEClassifier(n_experts=2, max_iter=1).fit([[0.0], [1.0]] * 9, [0, 1] * 9)
-with clf.net_.threads(10**9):
+with threads_for(clf.net_, 10**9):
     assert torch.get_num_threads() == 1
 assert torch.get_num_threads() == 1
 assert all(each["num_threads"] == 1 for each in threadpool_info() if "torch" in each["filepath"])

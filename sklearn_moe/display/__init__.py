@@ -5,8 +5,8 @@ artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and leave it
 """
 
 from sklearn_moe.display.decomposition import DecompositionDisplay
-from sklearn_moe.display.front import ParetoFrontDisplay
 from sklearn_moe.display.gate import GateDisplay
+from sklearn_moe.display.pareto_front import ParetoFrontDisplay
 from sklearn_moe.display.regions import ExpertRegionsDisplay
 from sklearn_moe.display.samples import ExpertSamplesDisplay
 from sklearn_moe.display.training import TrainingDisplay

@@ -18,6 +18,9 @@ class ExpertsModule(nn.Module):
         Length of the hidden vectors, which an attentive gate reads.
     costs : sequence of int
         Multiply-adds that each expert takes for a sample.
+    widest : int or None, default=None
+        Number of outputs of the widest layer of an expert; None stands for ``hidden_size``.
+        Predictions are made in chunks in which those of all experts fit into a processor's cache.
     is_ordinary : sequence of bool, default=all True
         Which experts are no cheap ones, of which some may take more samples than others.
     independent : bool, default=True
@@ -32,6 +35,7 @@ class ExpertsModule(nn.Module):
     """
 
     hidden_size: int
+    widest: int | None = None
     independent = True
     runs_at_once = False
     can_merge = False

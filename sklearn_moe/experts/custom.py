@@ -8,9 +8,9 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from sklearn_moe.checks import check_signature
 from sklearn_moe.experts.base import ExpertsModule, run_two_samples, shapes_of
 from sklearn_moe.layers import seeded_globally
-from sklearn_moe.validation import check_signature
 
 
 class CustomExperts(BaseEstimator):

@@ -77,6 +77,8 @@ class MLPExperts(BaseEstimator):
 class MLPExpertsModule(StackedMLP, ExpertsModule):
     """The torch module of :class:`MLPExperts`."""
 
+    has_known_gradient = True
+    can_be_captured = True
     runs_at_once = True
     can_merge = True
 

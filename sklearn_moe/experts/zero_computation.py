@@ -227,7 +227,7 @@ class ZeroComputationExpertsModule(ExpertsModule):
                 f"that it can lose one of them, got top_k={gate.top_k}. Take a gate with top_k=2 "
                 "or more, or leave capacity=None."
             )
-        if hasattr(gate, "refit") and {"zero", "constant"} & set(self.kinds):
+        if gate.refits and {"zero", "constant"} & set(self.kinds):
             raise ValueError(
                 "Zero and constant experts cannot answer for a cluster of their own, so a k-means "
                 "gate makes no sense for them. Take another gate, or "

@@ -100,6 +100,8 @@ class AttentiveGate(Gate):
 class AttentiveGateModule(GateModule):
     """The torch module of an :class:`AttentiveGate`."""
 
+    can_be_captured = True
+
     def __init__(
         self, encoder: nn.Module, trunk: MLP, query: nn.Linear, key: nn.Linear, **routing
     ):

@@ -72,9 +72,13 @@ class GateModule(nn.Module):
         Whether ``score`` reads the experts' hidden vectors. A gate that does not chooses before
         any expert runs, and gets None in their place in prediction; one that does can be distilled
         to such a gate.
+    refits : bool, default=False
+        Whether the gate learns without gradients. Then ``refit`` is called before each epoch, and
+        with samples of at most the gate's ``max_samples``.
     """
 
     needs_hidden = True
+    refits = False
 
     def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
         super().__init__()
@@ -117,6 +121,13 @@ class GateModule(nn.Module):
 
     def begin(self) -> None:
         """Take note of the weights that a fit starts from."""
+
+    def remember(self) -> None:
+        """Take note of what was learned before, at the start of each training."""
+
+    def refit(self, x: Tensor, losses: Tensor, sample_weight: Tensor, seed: int) -> None:
+        """Learn from samples (N, ...) and the losses (N, E) of all experts on them."""
+        raise NotImplementedError(f"{type(self).__name__} needs refit(), or refits = False.")
 
     def norm_change(self) -> Tensor | None:
         """Return how much the norm of each expert's weights has grown since the fit began.
@@ -234,7 +245,8 @@ class Gate(BaseEstimator):
                 f"Lower top_k, for example gate={type(self).__name__}(top_k={n_experts}), or "
                 "raise n_experts."
             )
-        if hasattr(as_encoder(self.encoder), "make_transformer"):
+        encoder = as_encoder(self.encoder)
+        if encoder is not None and encoder.needs_tables:
             raise ValueError(
                 f"The gate's encoder={self.encoder!r} is for tables, which are encoded once, for "
                 "gate and experts. Set MoEClassifier(encoder='table') and leave the gate's "

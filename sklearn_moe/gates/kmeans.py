@@ -122,6 +122,7 @@ class KMeansGateModule(GateModule):
     """The torch module of a :class:`KMeansGate`."""
 
     needs_hidden = False
+    refits = True
 
     def __init__(
         self,

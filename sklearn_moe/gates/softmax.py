@@ -101,6 +101,8 @@ class SoftmaxGate(Gate):
 class SoftmaxGateModule(GateModule):
     """The torch module of a :class:`SoftmaxGate`."""
 
+    has_known_gradient = True
+    can_be_captured = True
     needs_hidden = False
 
     def __init__(self, network: MLP, *, encoder: nn.Module, **routing):

@@ -1,13 +1,13 @@
 """Cross-validation with measures of the decomposition, and tuning with Optuna."""
 
-from sklearn_moe.model_selection.search import MoESearchCV, tune
-from sklearn_moe.model_selection.spaces import suggest_parameters
-from sklearn_moe.model_selection.validation import (
+from sklearn_moe.model_selection.cross_validation import (
     Comparison,
     CrossValidation,
     compare,
     cross_validate,
 )
+from sklearn_moe.model_selection.search import MoESearchCV, tune
+from sklearn_moe.model_selection.spaces import suggest_parameters
 
 __all__ = [
     "Comparison",

@@ -28,6 +28,7 @@ from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
+from sklearn_moe.model_selection.cross_validation import scorers_by_name
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
     Address,
@@ -41,7 +42,6 @@ from sklearn_moe.model_selection.studies import (
     wait_for_beginning,
 )
 from sklearn_moe.model_selection.trials import STEPS, Evaluation, MedianPruner, TrialFailed
-from sklearn_moe.model_selection.validation import scorers_by_name
 
 if TYPE_CHECKING:
     import optuna

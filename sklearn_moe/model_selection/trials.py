@@ -219,7 +219,7 @@ class ReportEpochs(Callback):
         if not known.any():
             self.left_out = None
             return
-        self.X = net.read_(X)[known]
+        self.X = net.session_.read(X)[known]
         self.y = np.searchsorted(self.classes, np.asarray(y)[known])
 
     def on_epoch_end(self, net, **kwargs):

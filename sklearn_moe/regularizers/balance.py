@@ -34,7 +34,7 @@ class Importance(Regularizer):
     0.5
     """
 
-    gate_only = True
+    gate_only = balances = can_be_captured = True
 
     def __init__(self, strength: float = 0.2):
         self.strength = strength
@@ -75,7 +75,7 @@ class Load(Regularizer):
     >>> clf = MoEClassifier(gate="noisy_top_k", regularization=["importance", "load"])
     """
 
-    gate_only = True
+    gate_only = balances = can_be_captured = True
 
     def __init__(self, strength: float = 0.1):
         self.strength = strength

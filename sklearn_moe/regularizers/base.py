@@ -23,6 +23,15 @@ class Regularizer(BaseEstimator):
     gate_only : bool, default=False
         Says that the penalty reads ``gate_logits``, ``gate_proba`` and ``routing`` alone of the
         mixture. The training is then faster, and the rest of the mixture is None.
+    per_nat_of_experts : float, default=0.0
+        For a penalty that is a multiple of the experts' mean negative log-likelihood and nothing
+        else: the factor. The training is then faster.
+    balances : bool, default=False
+        Whether a higher strength makes the use of the experts more even.
+    sharpens : bool, default=False
+        Whether it makes the gate surer.
+    can_be_captured : bool, default=False
+        Whether the penalty never waits for the device, so that CUDA graphs can replay it.
 
     Examples
     --------
@@ -38,11 +47,17 @@ class Regularizer(BaseEstimator):
     """
 
     gate_only = False
+    per_nat_of_experts = 0.0
+    balances = False
+    sharpens = False
+    can_be_captured = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "penalty" in vars(cls) and "gate_only" not in vars(cls):
-            cls.gate_only = False  # a promise that holds for another penalty
+        if "penalty" in vars(cls):  # promises that hold for another penalty
+            for promise in ("gate_only", "per_nat_of_experts"):
+                if promise not in vars(cls):
+                    setattr(cls, promise, getattr(Regularizer, promise))
 
     _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
 

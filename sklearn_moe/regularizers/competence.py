@@ -30,8 +30,15 @@ class Competence(Regularizer):
     >>> clf = MoEClassifier(regularization=["importance", Competence(3.0)])
     """
 
+    can_be_captured = True
+
     def __init__(self, strength: float = 1.0):
         self.strength = strength
+
+    @property
+    def per_nat_of_experts(self) -> float:
+        """The strength, as the penalty is their mean negative log-likelihood."""
+        return self.strength
 
     def penalty(self, mixture, x, y, sample_weight):
         """Return the mean negative log-likelihood of the experts on their own."""

@@ -29,7 +29,7 @@ class Entropy(Regularizer):
     >>> clf = MoEClassifier(regularization=["importance", Entropy(0.1)])
     """
 
-    gate_only = True
+    gate_only = sharpens = can_be_captured = True
 
     def __init__(self, strength: float = 0.01):
         self.strength = strength
@@ -61,7 +61,7 @@ class ZLoss(Regularizer):
     >>> clf = MoEClassifier(regularization=ZLoss(0.01))
     """
 
-    gate_only = True
+    gate_only = can_be_captured = True
 
     def __init__(self, strength: float = 1e-3):
         self.strength = strength

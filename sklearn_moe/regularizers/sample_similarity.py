@@ -50,7 +50,7 @@ class SampleSimilarity(Regularizer):
     >>> clf = MoEClassifier(gate="attentive", regularization=SampleSimilarity(strength=0.1))
     """
 
-    gate_only = True
+    gate_only = balances = can_be_captured = True
 
     _parameter_constraints: dict = {
         **Regularizer._parameter_constraints,

@@ -8,14 +8,10 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 
 from sklearn_moe import MLPExperts, MoEClassifier
-from sklearn_moe.callbacks import BatchCallback
-from sklearn_moe.engine import (
-    BLOCKS_OF_WINDOW,
-    ROWS_OF_BLOCK,
-    MoENet,
-    TensorBatches,
-)
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.batches import BLOCKS_OF_WINDOW, ROWS_OF_BLOCK, TensorBatches
+from sklearn_moe.training.callbacks import BatchCallback
+from sklearn_moe.training.net import MoENet
 
 
 @pytest.mark.parametrize(
@@ -52,9 +48,8 @@ def test_batches_are_shuffled_anew_in_each_epoch():
 def test_the_net_is_a_skorch_net(iris):
     X, y = iris
     clf = MoEClassifier(n_experts=2, max_iter=5, random_state=0).fit(X, y)
-    encoded = clf.encoder_.transform(X)
-    np.testing.assert_allclose(clf.net_.predict_proba(encoded), clf.predict_proba(X), rtol=1e-6)
-    assert np.array_equal(clf.net_.predict(encoded), clf.predict(X))
+    np.testing.assert_allclose(clf.net_.predict_proba(X), clf.predict_proba(X), rtol=1e-6)
+    assert np.array_equal(clf.net_.predict(X), clf.predict(X))
     assert clf.net_.history[:, "train_loss"] == clf.loss_curve_
 
 

@@ -9,17 +9,35 @@ import math
 from copy import deepcopy
 
 import torch
+from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback, PrintLog
+from skorch.utils import data_from_dataset
+from torch.nn import functional as F
 
 from sklearn_moe.decomposition import mutual_information, usage_entropy
+from sklearn_moe.training.batches import spaced
+from sklearn_moe.training.prediction import CHUNK_SIZE
+
+
+def usual_callbacks(estimator: BaseEstimator, epochs: int, *, incremental: bool = False):
+    """Return the callbacks that any training of a ``MoEClassifier`` has."""
+    callbacks = []
+    if estimator.learning_rate_schedule == "one_cycle" and not incremental:
+        callbacks.append(OneCycle(epochs))
+    if estimator.verbose == 1:
+        callbacks.append(Progress(epochs))
+    return callbacks
 
 
 class BatchCallback(Callback):
     """Base class of our callbacks that listen to batches.
 
-    They do without the history of batches, which the engine then does not keep, and without the
-    batch in ``on_batch_begin``.
+    They do without the history of batches, which the net then does not keep, and without the
+    batch in ``on_batch_begin``. Those that say ``can_be_captured`` change nothing in a step, so
+    that a CUDA graph may replay it.
     """
+
+    needs_no_history = True
 
 
 def listens_to_batches(callback: Callback) -> bool:
@@ -33,6 +51,8 @@ def listens_to_batches(callback: Callback) -> bool:
 
 class Progress(BatchCallback):
     """A progress bar over the epochs, which moves with the batches."""
+
+    can_be_captured = True
 
     shown = {
         "train_loss": "train_loss",
@@ -81,6 +101,8 @@ class TrackDecomposition(BatchCallback):
     Samples count with their weights.
     """
 
+    can_be_captured = True
+
     def on_epoch_begin(self, net, **kwargs):
         if not net.track_decomposition:
             return
@@ -112,26 +134,43 @@ class Log(PrintLog):
     A short epoch takes a tenth longer with them.
     """
 
+    can_be_captured = True
+
     def on_epoch_end(self, net, **kwargs):
         if net.verbose or self.sink is not print:
             super().on_epoch_end(net, **kwargs)
 
 
 class RefitGate(Callback):
-    """Let a gate that learns without gradients learn before each epoch.
+    """Let a gate that learns without gradients (``refits``) learn before each epoch.
 
-    A gate module that has ``refit(x, losses, sample_weight, seed)`` gets what it sees of the
-    training samples, of at most ``max_samples``, and the losses of all experts on them. If it has
-    ``remember()``, too, that is called first in each training.
+    It gets what it sees of the training samples, of at most ``max_samples``, and the losses of all
+    experts on them.
     """
 
+    can_be_captured = True
+
     def on_train_begin(self, net, **kwargs):
-        if hasattr(net.module_.gate, "remember"):
-            net.module_.gate.remember()
+        net.module_.gate.remember()
 
     def on_epoch_begin(self, net, dataset_train=None, **kwargs):
-        if hasattr(net.module_.gate, "refit"):
-            net.refit_gate(dataset_train)
+        module = net.module_
+        if not module.gate.refits:
+            return
+        inputs, y = data_from_dataset(dataset_train)
+        rows, weight = spaced(inputs["sample_weight"], module.gate.max_samples)
+        generator = net.session_.generator
+        seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
+        seen, losses = [], []
+        with torch.no_grad():
+            parts = (values[rows].split(CHUNK_SIZE) for values in (inputs["x"], y))
+            for x, labels in zip(*parts, strict=True):
+                x = module.encode(x.to(net.device))
+                logits = module.experts(x)[0].permute(0, 2, 1)
+                targets = labels.to(net.device)[:, None].expand(-1, logits.shape[2])
+                losses.append(F.cross_entropy(logits, targets, reduction="none"))
+                seen.append(x)
+            module.gate.refit(torch.cat(seen), torch.cat(losses), weight, seed)
 
 
 class AnnealTopK(Callback):
@@ -166,6 +205,8 @@ class AnnealTopK(Callback):
 class StopOnNaN(Callback):
     """Stop a training whose loss is no longer a number."""
 
+    can_be_captured = True
+
     def on_epoch_end(self, net, **kwargs):
         row = net.history[-1]
         self._check(net, row["train_loss"])
@@ -198,6 +239,8 @@ class OneCycle(BatchCallback):
     L. N. Smith, N. Topin, Super-Convergence: Very Fast Training of Neural Networks Using Large
     Learning Rates, 2017, arXiv 1708.07120.
     """
+
+    can_be_captured = True
 
     warm_up = 0.3  # part of the cycle in which the rate rises
     descent = 1 / 3  # epochs of a descent before its time, for each epoch before it
@@ -264,18 +307,22 @@ class StopEarly(Callback):
         The training ends after so many epochs without a fall of the loss.
     tol : float
         A fall by more than this counts.
-    schedule : OneCycle, default=None
-        The schedule of the learning rate, if it has one. A high rate makes the loss go up and
-        down, and it falls when the rate does. So patience begins at the peak, and the rate comes
-        down before the training ends.
+
+    Notes
+    -----
+    A high learning rate makes the loss go up and down, and it falls when the rate does. So under a
+    ``OneCycle``, patience begins at its peak, and the rate comes down before the training ends.
     """
 
-    def __init__(self, patience: int, tol: float, schedule: OneCycle | None = None):
+    can_be_captured = True
+
+    def __init__(self, patience: int, tol: float):
         self.patience = patience
         self.tol = tol
-        self.schedule = schedule
 
     def on_train_begin(self, net, **kwargs):
+        schedules = [each for each in net.listeners if isinstance(each, OneCycle)]
+        self.schedule = schedules[0] if schedules else None
         self.lowest = self.to_beat = math.inf
         self.waited = 0
         self.epochs_left = None
@@ -298,8 +345,8 @@ class StopEarly(Callback):
         if self.epochs_left == 0:
             raise KeyboardInterrupt  # skorch's signal to stop
 
-    def restore(self, net):
-        """Give the net its best weights; the engine calls this before ``on_train_end``."""
+    def after_epochs(self, net):
+        """Give the net its best weights, before the others' ``on_train_end``."""
         # An epoch that another callback ended is not seen here; it may be the best one.
         is_best = net.history and net.history[-1].get("valid_loss", math.inf) < self.lowest
         if self.best_weights is not None and not is_best:

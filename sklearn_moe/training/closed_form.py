@@ -10,40 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sklearn_moe.experts import MLPExpertsModule
-from sklearn_moe.gates import SoftmaxGateModule
-from sklearn_moe.layers import MLP, StackedLinear, consists_of
+from sklearn_moe.layers import all_declare
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
-from sklearn_moe.regularizers import Competence, check_penalty
-
-_KNOWN = {
-    MixtureOfExperts,
-    MLPExpertsModule,
-    SoftmaxGateModule,
-    MLP,
-    StackedLinear,
-    nn.ModuleList,
-    nn.Identity,
-}
+from sklearn_moe.regularizers import check_penalty
 
 
 def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]) -> bool:
     """Whether :func:`likelihood_gradient` can train this mixture."""
     return (
-        type(module) is MixtureOfExperts
-        and module.mixing == "probability"
-        and type(module.encoder) is nn.Identity
-        and type(module.experts) is MLPExpertsModule
-        and type(module.gate) is SoftmaxGateModule
-        and type(module.gate.encoder) is nn.Identity
+        module.mixing == "probability"
         and all(
-            type(each) is Competence or getattr(each, "gate_only", False)
+            getattr(each, "gate_only", False) or getattr(each, "per_nat_of_experts", 0) > 0
             for each in regularizations
         )
         and all(parameter.requires_grad for parameter in module.parameters())
-        and consists_of(module, _KNOWN)
+        and all_declare(module, "has_known_gradient")
     )
 
 
@@ -55,6 +38,7 @@ def likelihood_gradient(
     y: Tensor,
     *,
     generator: torch.Generator | None = None,
+    augmentation: Callable | None = None,
     regularizations: list[Callable] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Set the gradients of a mixture's parameters for a batch.
@@ -70,6 +54,10 @@ def likelihood_gradient(
     :math:`\lambda / E` to the experts' responsibilities. Regularizations that read the gate alone
     are small, and left to autograd.
 
+    Measured beside it, one ``torch.autograd.Function`` for the loss took 1.3 to 1.5 times as long
+    with 8 experts of 16 units on 54 features, for batches of 32 to 256, and 1.1 times with the
+    default of 256 units and hat functions.
+
     Parameters
     ----------
     module : MixtureOfExperts
@@ -82,6 +70,8 @@ def likelihood_gradient(
         Indices of the classes.
     generator : torch.Generator, default=None
         Source of dropout and gate noise.
+    augmentation : callable, default=None
+        Changes the batch at random.
     regularizations : list of callable, default=()
         Penalties that are added to the loss.
 
@@ -100,10 +90,10 @@ def likelihood_gradient(
     Neural Computation 3, 1991.
     """
     n_samples = len(x)
-    competence = sum(each.strength for each in regularizations if type(each) is Competence)
-    regularizations = [each for each in regularizations if type(each) is not Competence]
+    competence = sum(getattr(each, "per_nat_of_experts", 0) for each in regularizations)
+    regularizations = [each for each in regularizations if getattr(each, "gate_only", False)]
     weight = sample_weight / n_samples
-    x = module.encode(x).flatten(1)
+    x = module.encode(x, generator, augmentation).flatten(1)
     # In the order of the forward pass, as both draw from the generator.
     expert_trail = module.experts.run(x, generator)
     gate_trail = module.gate.network.run(x)

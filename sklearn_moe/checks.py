@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from sklearn_moe.data import is_missing, reading
+from sklearn_moe.containers import is_missing, reading
 
 
 def resolve(parameter, value, room):

@@ -1,0 +1,361 @@
+"""Reading tables: from any container to arrays of numbers and of categories.
+
+Equal values give equal arrays, whatever holds them: lists, arrays of any type, sparse matrices,
+or data frames of pandas, polars, pyarrow and dask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from sklearn.utils import assert_all_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The columns of a table as arrays.
+
+    Attributes
+    ----------
+    numbers : ndarray of shape (n_samples, n_numbers)
+        The columns of numbers, with NaN where a value is missing.
+    codes : ndarray of shape (n_samples, n_categorical)
+        The columns of categories, as positions in ``levels``.
+    levels : list of lists
+        The distinct values of each column of categories: numbers as float, anything else as str,
+        and None for a missing value.
+    """
+
+    numbers: NDArray
+    codes: NDArray[np.int64]
+    levels: list[list[float | str | None]]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: slice | NDArray) -> Table:
+        return Table(self.numbers[rows], self.codes[rows], self.levels)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Name what cannot be read, whatever its container, numpy or torch say of it."""
+    try:
+        # scikit-learn looks for infinity in sums, which those of huge numbers may become.
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        is_type_error = isinstance(error, TypeError)
+        if (is_type_error or isinstance(error, ValueError)) and re.search(
+            rf"\b{re.escape(name)}\b", str(error)
+        ):
+            raise
+        kind = TypeError if is_type_error else ValueError
+        raise kind(f"{name} is not valid: {error}") from error
+
+
+def as_eager(X: Any) -> Any:
+    """Return what a container computes, if it is lazy (dask, polars' LazyFrame)."""
+    with reading("X"):
+        if hasattr(X, "compute"):
+            return X.compute()
+        if hasattr(X, "collect_schema") and hasattr(X, "collect"):
+            return X.collect()
+        return X
+
+
+def as_frame(X: Any) -> nw.DataFrame | None:
+    """Return a data frame as narwhals sees it, and None for all else."""
+    if isinstance(X, np.ndarray):  # which narwhals takes its time to find out
+        return None
+    with reading("X"):
+        frame = nw.from_native(X, eager_only=True, pass_through=True)
+    return frame if isinstance(frame, nw.DataFrame) else None
+
+
+def as_objects(X: Any) -> Any:
+    """Return sequences that mix numbers and text as objects, so that numbers stay numbers."""
+    if not isinstance(X, (list, tuple)):
+        return X
+    with reading("X"):
+        is_text = np.asarray(X).dtype.kind in "US"
+    return np.array(X, dtype=object) if is_text else X
+
+
+def read_table(X: Any, is_categorical: NDArray[np.bool_]) -> Table:
+    """Read a table.
+
+    Parameters
+    ----------
+    X : data frame or ndarray of shape (n_samples, n_features)
+        A table.
+    is_categorical : ndarray of shape (n_features,)
+        Whether a column holds categories.
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    ValueError
+        If a column cannot be read. The message names it.
+    """
+    frame = as_frame(X)
+    of_numbers, of_categories = np.flatnonzero(~is_categorical), np.flatnonzero(is_categorical)
+    if frame is None and X.dtype.kind in "fiub":
+        numbers = X if len(of_numbers) == X.shape[1] else X[:, of_numbers]
+        if numbers.dtype.kind != "f":
+            numbers = numbers.astype(np.float64)
+    else:
+        columns = [_numbers(*_column(X, frame, each)) for each in of_numbers]
+        numbers = np.stack(columns, axis=1) if columns else np.empty((len(X), 0))
+    if numbers.dtype.itemsize > 8:
+        with np.errstate(over="ignore"):
+            numbers = numbers.astype(np.float64)
+    _check_finite(numbers, X, frame, of_numbers)
+    read = [_levels(*_column(X, frame, each)) for each in of_categories]
+    codes = [codes for codes, _ in read]
+    return Table(
+        numbers,
+        np.stack(codes, axis=1) if codes else np.empty((len(X), 0), dtype=np.int64),
+        [levels for _, levels in read],
+    )
+
+
+def _column(X, frame, position):
+    """Return the values of a column, and its name for messages."""
+    if frame is None:
+        return X[:, position], str(position)
+    column = frame[:, int(position)]
+    name, kind = repr(column.name), column.dtype
+    if kind.is_temporal():
+        raise _temporal(name, kind)
+    with reading(f"Column {name} of X"):
+        if kind in _AS_ARRAYS:
+            return column.to_numpy(), name
+        # As an array, others may lose what is missing, or have an axis more.
+        return np.fromiter(column.to_list(), dtype=object, count=len(column)), name
+
+
+_AS_ARRAYS = {
+    nw.Float64,
+    nw.Float32,
+    getattr(nw, "Float16", nw.Unknown),  # which older narwhals does not have
+    nw.Int64,
+    nw.Int32,
+    nw.Int16,
+    nw.Int8,
+    nw.UInt64,
+    nw.UInt32,
+    nw.UInt16,
+    nw.UInt8,
+    nw.Boolean,
+    nw.Unknown,
+}
+
+
+def _temporal(name, kind):
+    return ValueError(
+        f"Column {name} of X holds {kind}. X must be numbers and categories: make numbers of "
+        "times first, such as the hour or the days since an event."
+    )
+
+
+def _numbers(values, name):
+    """Return a column of numbers as floats."""
+    if values.dtype.kind in "iub":
+        return values.astype(np.float64)
+    if values.dtype.kind == "f":
+        return values
+    if values.dtype.kind in "mM":
+        raise _temporal(name, values.dtype)
+    return np.array([_number(value, name) for value in values.tolist()], dtype=np.float64)
+
+
+def _number(value, name):
+    if is_missing(value):
+        return np.nan
+    try:
+        if isinstance(value, (Real, Decimal, np.bool_, str, bytes)):
+            return float(value)
+    except OverflowError:
+        return np.inf  # of which the check of finite numbers tells
+    except ValueError:
+        pass
+    raise ValueError(
+        f"Column {name} of X is a column of numbers and holds {value!r}. Name it in "
+        "categorical_features if it holds categories, or make numbers of it first."
+    )
+
+
+def _check_finite(numbers, X, frame, positions):
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            assert_all_finite(numbers, allow_nan=True)
+    except ValueError as error:
+        column = int(np.flatnonzero(np.isinf(numbers).any(axis=0))[0])
+        position = positions[column]
+        name = str(position) if frame is None else repr(frame.columns[position])
+        raise ValueError(
+            f"Column {name} of X contains infinity or a value too large for float64. Clip or "
+            "drop such values first."
+        ) from error
+
+
+def _levels(values, name):
+    """Return the codes of a column of categories, and what they stand for."""
+    if values.dtype.kind in "fiub":
+        distinct, codes = np.unique(values, return_inverse=True)
+        return codes, [None if value != value else float(value) for value in distinct.tolist()]
+    if values.dtype.kind in "mM":
+        raise _temporal(name, values.dtype)
+    positions: dict[float | str | None, int] = {}
+    seen: dict[Any, int] = {}
+    codes = np.empty(len(values), dtype=np.int64)
+    for row, value in enumerate(values.tolist()):
+        try:
+            code = seen.get(value)
+        except TypeError:
+            raise ValueError(
+                f"Column {name} of X holds {value!r}, which is no category. Categories must be "
+                "numbers, text or other hashable values."
+            ) from None
+        if code is None:
+            level = _level(value)
+            code = seen[value] = positions.setdefault(level, len(positions))
+        codes[row] = code
+    return codes, list(positions)
+
+
+def _level(value):
+    """Return a category as a float, a str, or None for a missing one."""
+    if is_missing(value):
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (Real, Decimal, np.bool_)):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    return str(value)
+
+
+def is_missing(value):
+    """Whether a value is None, NaN, NaT or pandas' NA."""
+    if value is None:
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # pandas' NA is neither equal nor unequal to itself
+        return type(value).__name__ == "NAType"
+    except ArithmeticError:  # Decimal's signalling NaN
+        return True
+
+
+def categorical_columns(
+    X: ArrayLike, categorical_features: ArrayLike | str | None
+) -> NDArray[np.bool_]:
+    """Return for each column whether it holds categories.
+
+    Parameters
+    ----------
+    X : data frame or ndarray of shape (n_samples, n_features)
+        A table.
+    categorical_features : "from_dtype", array-like or None
+        As in ``MoEClassifier``.
+
+    Returns
+    -------
+    ndarray of shape (n_features,)
+    """
+    n_features = X.shape[1]
+    frame = as_frame(X)
+    is_categorical = np.zeros(n_features, dtype=bool)
+    if categorical_features is None or n_features == 0:
+        return is_categorical
+    if isinstance(categorical_features, str):
+        if frame is not None:
+            is_categorical[:] = [_holds_categories(column) for column in frame.iter_columns()]
+        elif X.dtype == object:
+            is_categorical[:] = [_is_text(X[:, column].tolist()) for column in range(n_features)]
+        return is_categorical
+    with reading("categorical_features"):
+        chosen = np.asarray(categorical_features)
+    if chosen.size == 0:
+        return is_categorical
+    if chosen.dtype.kind == "b":
+        if chosen.shape != (n_features,):
+            raise ValueError(
+                f"categorical_features is a mask of shape {chosen.shape}, but X has {n_features} "
+                "features."
+            )
+        return chosen
+    if chosen.dtype.kind in "UTO" and all(isinstance(name, str) for name in chosen.tolist()):
+        names = [] if frame is None else frame.columns
+        unknown = [name for name in chosen.tolist() if name not in names]
+        if unknown:
+            raise ValueError(
+                f"categorical_features has {unknown[0]!r}, but the columns of X are {names}."
+                if names
+                else f"categorical_features has the name {unknown[0]!r}, but X has no names of "
+                "columns. Pass a data frame, or positions."
+            )
+        chosen = np.array([names.index(name) for name in chosen.tolist()])
+    if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
+        raise ValueError(
+            "categorical_features must be 'from_dtype', None, a mask, or a list of names or of "
+            f"positions of columns, got {categorical_features!r}."
+        )
+    if chosen.min() < 0 or chosen.max() >= n_features:
+        raise ValueError(
+            f"categorical_features must be positions from 0 to {n_features - 1}, got "
+            f"{categorical_features!r}."
+        )
+    is_categorical[chosen] = True
+    return is_categorical
+
+
+def _holds_categories(column):
+    kind = column.dtype
+    if kind in (nw.Categorical, nw.Enum):
+        return True
+    if kind == nw.String and str(getattr(column.to_native(), "dtype", "")) != "object":
+        return True  # but pandas' objects without a value are no text
+    return (kind not in _AS_ARRAYS or kind == nw.Unknown) and _is_text(column.to_list())
+
+
+def _is_text(values):
+    """Whether objects are text, perhaps among numbers."""
+    return any(isinstance(value, str) for value in values)
+
+
+def as_dense(X: Any) -> Any:
+    """Return a sparse matrix as an array, and pandas' sparse columns as dense ones."""
+    with reading("X"):
+        if sparse.issparse(X):
+            return X.toarray()
+        # pandas' accessor is there if all columns are sparse.
+        return X.sparse.to_dense() if hasattr(X, "sparse") and hasattr(X, "columns") else X
+
+
+def has_single_precision(X: Any) -> bool:
+    """Whether all values of an array or a data frame are float32 or float16."""
+    frame = as_frame(X)
+    if frame is not None:
+        kinds = {str(kind) for kind in frame.schema.values()}
+        return bool(kinds) and kinds <= {"Float32", "Float16"}
+    return getattr(X, "dtype", None) in (np.float32, np.float16)

@@ -1,0 +1,60 @@
+"""What all encoders have in common."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from sklearn_moe.tables import TableTransformer
+
+
+class Encoder(BaseEstimator):
+    """Base class of the encoders: what comes before gate and experts, and is trained with them.
+
+    A subclass implements ``build``.
+
+    Attributes
+    ----------
+    needs_images : bool, default=False
+        Whether it reads images only. Otherwise a table is encoded before it, as the default is.
+    needs_tables : bool, default=False
+        Whether it reads tables only.
+    """
+
+    needs_images = False
+    needs_tables = False
+
+    def make_transformer(self) -> TableTransformer:
+        """Return what is fitted on a table, and encodes it before this encoder."""
+        return TableTransformer()
+
+    def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        """Return a torch module that maps a batch (N, *input_shape) to features of any shape."""
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method build(input_shape, generator)."
+        )
+
+
+def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that an encoder gives a sample."""
+    if isinstance(encoder, nn.Identity):
+        return tuple(input_shape)
+    was_training = encoder.training
+    device = next((parameter.device for parameter in encoder.parameters()), None)
+    try:
+        with torch.no_grad():
+            output = encoder.eval()(torch.zeros(2, *input_shape, device=device))
+    except Exception as error:
+        raise ValueError(
+            f"An encoder must read batches of shape {('n_samples', *input_shape)}, but "
+            f"{type(encoder).__name__} raises {type(error).__name__}: {error}"
+        ) from error
+    encoder.train(was_training)
+    if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else output
+        raise ValueError(
+            "An encoder must return features of shape (n_samples, ...); a batch of shape "
+            f"{(2, *input_shape)} gave {got!r}."
+        )
+    return tuple(output.shape[1:])

@@ -1,0 +1,59 @@
+"""An encoder from a user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from sklearn_moe.checks import check_signature
+from sklearn_moe.encoders.base import Encoder
+from sklearn_moe.layers import seeded_globally
+
+
+class CustomEncoder(Encoder):
+    """An encoder from a user's own function, which may return any torch backbone.
+
+    ``MoEClassifier(encoder=function)`` wraps it in this.
+
+    Parameters
+    ----------
+    factory : callable
+        ``factory(input_shape)`` returns a ``nn.Module`` that maps a batch
+        ``(n_samples, *input_shape)``, with the axes of ``X``, to features of any shape.
+
+    Notes
+    -----
+    Such modules draw their initial weights and their dropout from torch's global random state. It
+    is seeded from ``random_state`` and restored afterwards, under a lock.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier
+    >>> from torch import nn
+    >>> def backbone(input_shape):
+    ...     return nn.Sequential(nn.Linear(input_shape[0], 16), nn.ReLU())
+    >>> clf = MoEClassifier(encoder=backbone)
+    """
+
+    _parameter_constraints: dict = {"factory": [callable]}
+
+    def __init__(self, factory: Callable[[tuple[int, ...]], nn.Module]):
+        self.factory = factory
+
+    def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
+        """Return the torch module of this encoder."""
+        self._validate_params()
+        check_signature("encoder", self.factory, "input_shape")
+        seed = torch.randint(2**62, (), generator=generator).item()
+        with seeded_globally(seed):
+            module = None if isinstance(self.factory, nn.Module) else self.factory(input_shape)
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                "encoder must be a function (input_shape) -> torch.nn.Module that makes the "
+                f"encoder, got {self.factory!r}"
+                + ("." if isinstance(self.factory, nn.Module) else f", which returns {module!r}.")
+            )
+        module.uses_global_random_state = True
+        return module

@@ -1,0 +1,183 @@
+"""What a fitted mixture can do: predict, and say how it came to its predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from sklearn_moe.checks import check_device, check_shape
+from sklearn_moe.containers import as_eager, has_single_precision
+from sklearn_moe.mixture import MixtureOfExperts
+
+
+class FittedMixture:
+    """The methods and attributes of a classifier with a ``reader_`` and a ``net_``."""
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Predict the most probable class of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+        """
+        fitted = self._snapshot()  # another thread may fit
+        proba = fitted.predict_proba(X)
+        return fitted.classes_[proba.argmax(axis=1)]
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Predict the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities in the order of ``classes_``; rows sum to 1. They are float64, and
+            float32 if ``X`` is float32 or float16.
+        """
+        return self._evaluate_proba(X, MixtureOfExperts.predict_proba)
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Predict the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Log-probabilities, exact also where the probability is 0.
+        """
+        log_proba = self._evaluate(
+            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1)
+        )
+        if log_proba.dtype == np.float64:
+            log_proba -= logsumexp(log_proba, axis=1, keepdims=True)
+        return log_proba
+
+    def gate_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Return how much each expert says about each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_experts)
+            Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
+            one expert the whole sample here, although it trains on the full softmax.
+        """
+        return self._evaluate_proba(X, MixtureOfExperts.gate_proba)
+
+    def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.floating]:
+        """Predict the probability of each class by each expert on its own.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+        chosen_only : bool, default=False
+            Whether to return only what the expert says that the gate chooses for a sample (see
+            :meth:`apply`).
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_experts, n_classes) or (n_samples, n_classes)
+            Each expert's probabilities, or those of the chosen expert.
+        """
+        if chosen_only:
+            return self._evaluate_proba(
+                X, lambda module, x: module.chosen_expert_logits(x).softmax(dim=1)
+            )
+        return self._evaluate_proba(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
+
+    def apply(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Return the expert that the gate chooses for each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Index of the most probable expert.
+        """
+        return self._evaluate(X, lambda module, x: module.gate_proba(x).argmax(dim=1), np.int64)
+
+    def _evaluate_proba(self, X, function):
+        """Return probabilities as :meth:`_evaluate` does, which sum to 1 in their precision."""
+        proba = self._evaluate(X, function)
+        if proba.dtype == np.float64:
+            proba /= proba.sum(axis=-1, keepdims=True)
+        return proba
+
+    def _evaluate(self, X, function, dtype=None):
+        """Return a function of the mixture, in double precision unless X has less."""
+        check_is_fitted(self)
+        fitted = self._snapshot()  # another thread may fit
+        X = as_eager(X)
+        if dtype is None:
+            dtype = np.float32 if has_single_precision(X) else np.float64
+        samples = fitted.reader_.read(X, fitted)
+        check_shape("X", samples, fitted.net_.input_shape)
+        return fitted.net_.evaluate(samples, function, dtype)
+
+    def _snapshot(self):
+        """Return a shallow copy, which other threads cannot change."""
+        new = object.__new__(type(self))
+        new.__dict__.update(vars(self))
+        return new
+
+    def to(self, device: str) -> FittedMixture:
+        """Move the fitted mixture to a device.
+
+        Parameters
+        ----------
+        device : str
+            A torch device such as "cpu" or "cuda", or "auto".
+
+        Returns
+        -------
+        self : MoEClassifier
+        """
+        check_is_fitted(self)
+        self.net_.to(check_device(device))
+        return self
+
+    @property
+    def device_(self) -> str:
+        """Where the fitted mixture is."""
+        return str(self.net_.device)
+
+    @property
+    def module_(self) -> nn.Module:
+        """The fitted torch module."""
+        return self.net_.module_
+
+    @property
+    def expert_costs_(self) -> NDArray[np.int64]:
+        """Multiply-adds that each expert takes for a sample."""
+        return np.array(self.module_.experts.costs)
+
+    @property
+    def n_parameters_(self) -> int:
+        """Number of parameters of gate, experts and encoder."""
+        return sum(parameter.numel() for parameter in self.module_.parameters())

@@ -1,0 +1,216 @@
+"""From the parameters of a ``MoEClassifier`` to objects: names, functions and "auto" resolved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+
+from sklearn_moe.checks import (
+    check_device,
+    check_net_params,
+    check_signature,
+    check_sizes,
+    resolve,
+)
+from sklearn_moe.encoders import ENCODERS, Encoder, as_encoder
+from sklearn_moe.experts import EXPERTS, CustomExperts
+from sklearn_moe.gates import GATES
+from sklearn_moe.images import AUGMENTATIONS
+from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
+from sklearn_moe.regularizers import REGULARIZERS
+
+if TYPE_CHECKING:
+    from sklearn_moe.estimator import MoEClassifier
+
+_ROOMS = {
+    "experts": EXPERTS,
+    "gate": GATES,
+    "encoder": ENCODERS,
+    "augmentation": AUGMENTATIONS,
+    "regularization": REGULARIZERS,
+}
+
+
+def check_parameters(estimator: MoEClassifier) -> None:
+    """Check what scikit-learn's table of constraints cannot."""
+    check_device(estimator.device)
+    for name in ("n_experts", "batch_size", "max_iter", "n_iter_no_change", "n_threads"):
+        value = getattr(estimator, name)
+        if isinstance(value, (bool, np.bool_)):  # which are integers, too
+            raise ValueError(f"{name} must be an integer, got {value!r}.")
+    check_sizes(estimator.get_params())
+    check_net_params(estimator.net_params or {})
+
+
+def encoder_of(estimator: MoEClassifier) -> Encoder | None:
+    """Return what ``encoder`` stands for where it has a say; "auto" is the encoder of tables."""
+    encoder = estimator.encoder
+    return as_encoder("table" if _is_auto(encoder) else encoder)
+
+
+def architecture_of(estimator: MoEClassifier, is_table: bool) -> dict[str, Any]:
+    """Return the arguments that a net keeps for good."""
+    encoder, experts = estimator.encoder, estimator.experts
+    if _is_function(experts):
+        experts = CustomExperts(experts)
+    return {
+        # Which experts "auto" means depends on what the encoder makes of the samples.
+        "experts": "auto" if _is_auto(experts) else resolve("experts", experts, EXPERTS),
+        "encoder": None if _is_auto(encoder) and not is_table else encoder_of(estimator),
+        "gate": resolve("gate", estimator.gate, GATES),
+        "n_experts": estimator.n_experts,
+        "mixing": estimator.mixing,
+    }
+
+
+def settings_of(
+    estimator: MoEClassifier, X: np.ndarray, n_classes: int, *, incremental: bool
+) -> dict[str, Any]:
+    """Return the arguments that a net takes anew in each training."""
+    net_params = estimator.net_params or {}
+    recipe = recipe_of(estimator, is_flat=X.ndim == 2)
+    learning_rate = estimator.learning_rate
+    if _is_auto(learning_rate):
+        schedule = "constant" if incremental else estimator.learning_rate_schedule
+        learning_rate = recipe["learning_rate"][schedule]
+    settings = {
+        "regularizations": _penalties(estimator.regularization, recipe["regularization"]),
+        "augmentation": _augmentation(estimator.augmentation),
+        "n_threads": estimator.n_threads,
+        "track_decomposition": bool(estimator.track_decomposition or estimator.verbose),
+        "lr": learning_rate,
+        "optimizer__weight_decay": estimator.weight_decay,
+        "max_epochs": estimator.max_iter,
+        "batch_size": estimator.batch_size,
+        "verbose": int(estimator.verbose >= 2),
+    }
+    if "optimizer" in net_params:  # which has its own defaults
+        del settings["optimizer__weight_decay"]
+    settings = {name: net_params.get(name, value) for name, value in settings.items()}
+    if _is_auto(settings["batch_size"]):
+        settings["batch_size"] = automatic_batch_size(len(X))
+    if _is_auto(settings.get("optimizer__weight_decay")):
+        settings["optimizer__weight_decay"] = automatic_weight_decay(
+            recipe,
+            n_classes=n_classes,
+            n_samples=len(X),
+            batch_size=settings["batch_size"],
+            epochs=None if incremental else settings["max_epochs"],
+        )
+    return settings
+
+
+def recipe_of(estimator: MoEClassifier, *, is_flat: bool) -> dict[str, Any]:
+    """Return what "auto" means for samples that are rows of numbers, or images."""
+    encoder = encoder_of(estimator)
+    has_backbone = encoder is not None and not encoder.needs_tables
+    if not is_flat or has_backbone or _is_function(estimator.experts):
+        return RECIPES["other"]
+    gate = resolve("gate", estimator.gate, GATES)
+    # As its module, a gate that does not say so reads the experts.
+    return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
+
+
+def _is_auto(value):
+    return isinstance(value, str) and value == "auto"
+
+
+def _is_function(value):
+    return callable(value) and not hasattr(value, "build")
+
+
+def _penalties(given, auto):
+    """Return the regularizations, where "auto" stands for those of the recipe."""
+    if given is None:
+        return []
+    penalties = []
+    for each in given if isinstance(given, (list, tuple)) else [given]:
+        penalties += map(_penalty, auto if _is_auto(each) else [each])
+    return [each for each in penalties if getattr(each, "strength", 1) != 0]
+
+
+def _penalty(given):
+    """Return the penalty that a name stands for, or the one that a user passed."""
+    penalty = resolve("regularization", given, REGULARIZERS)
+    if not callable(penalty):
+        raise ValueError(
+            f"regularization={penalty!r} must be a name, a regularization such as Importance(), "
+            "or a function."
+        )
+    check_signature("regularization", penalty, "mixture_output", "x", "y", "sample_weight")
+    return _checked(penalty)
+
+
+def _augmentation(given: str | Callable | None):
+    if given is None:
+        return None
+    augmentation = resolve("augmentation", given, AUGMENTATIONS)
+    check_signature("augmentation", augmentation, "x", "generator")
+    return _checked(augmentation)
+
+
+def _checked(given):
+    """Return an object whose parameters are valid, or a function."""
+    if isinstance(given, BaseEstimator):
+        given._validate_params()
+    return given
+
+
+# Nested parameters, such as gate__top_k and regularization__0__strength.
+
+
+def parameters_in_list(regularization: Any) -> dict[str, Any]:
+    """Return the parameters of regularizations in a list, by their place."""
+    if not isinstance(regularization, (list, tuple)):
+        return {}
+    return {
+        f"regularization__{place}__{name}": value
+        for place, each in enumerate(regularization)
+        if hasattr(each, "get_params")
+        for name, value in each.get_params().items()
+    }
+
+
+def set_parameters_in_list(estimator: MoEClassifier, params: dict[str, Any]) -> dict[str, Any]:
+    """Set those of some parameters that are in a list, after all others; return what is left."""
+    in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
+    if not in_list:
+        return params
+    estimator.set_params(**{key: each for key, each in params.items() if key not in in_list})
+    known = estimator.get_params()
+    for key in in_list:
+        if key not in known:
+            raise ValueError(
+                f"Cannot set {key}: regularization={estimator.regularization!r} has no such "
+                "parameter. Pass a list of objects, for example [Importance()]."
+            )
+        _, place, name = key.split("__", maxsplit=2)
+        estimator.regularization[int(place)].set_params(**{name: params[key]})
+    return {}
+
+
+def check_nested(estimator: MoEClassifier, params: dict[str, Any]) -> None:
+    """Raise for a nested parameter of what is given by name, as only objects have parameters."""
+    for key in params:
+        name, _, nested = key.partition("__")
+        value = params.get(name, getattr(estimator, name, None))
+        if nested and name in _ROOMS and not hasattr(value, "set_params"):
+            example = _example(_ROOMS[name], value, nested, params[key])
+            raise ValueError(
+                f"Cannot set {key}: {name}={value!r} has no parameters of its own. Pass one "
+                f"object in its place, for example {name}={example!r}."
+            )
+
+
+def _example(room, name, nested, value):
+    """Return what a name stands for, or the first of the room that has the parameter, with it."""
+    named = room.get(name) if isinstance(name, str) else None
+    options = [named] if named is not None else list(room.values())
+    for option in options:
+        if nested in option.get_params():
+            return clone(option).set_params(**{nested: value})
+    return options[0]

@@ -1,0 +1,495 @@
+"""The skorch net behind the estimator: what it does in other ways than skorch's own.
+
+``MoENet`` is a skorch net, so callbacks, history, checkpoints and prediction work as usual. It is
+trained in a ``Session``, which knows what its batches hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback, PassthroughScoring
+from skorch.dataset import Dataset
+from skorch.history import History
+from torch import Tensor
+
+from sklearn_moe.encoders import build_encoder, output_shape
+from sklearn_moe.experts import EXPERTS, build_experts
+from sklearn_moe.gates import build_gate
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training import prediction
+from sklearn_moe.training.batches import TensorBatches
+from sklearn_moe.training.callbacks import (
+    Log,
+    RefitGate,
+    StopOnNaN,
+    TrackDecomposition,
+    listens_to_batches,
+)
+from sklearn_moe.training.defaults import usual_defaults
+from sklearn_moe.training.session import Session
+from sklearn_moe.training.state import arrays, device_here, lay_out_alike, plain, tensors
+from sklearn_moe.training.steps import gradient_for, on_device, steps_of_epoch
+
+
+@contextmanager
+def _of_net_params(name):
+    """Say of errors of a constructor whose arguments are a user's where these come from."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"net_params[{name!r}] can't be made with its arguments in net_params: {error}"
+        ) from error
+
+
+# The classes that a net is made of. Its state leaves them out, as it holds nothing but data.
+_CLASSES = {
+    "module": MixtureOfExperts,
+    "criterion": torch.nn.NLLLoss,
+    "optimizer": torch.optim.AdamW,
+    "iterator_train": TensorBatches,
+    "iterator_valid": TensorBatches,
+    "dataset": Dataset,
+}
+
+
+class MoENet(NeuralNetClassifier):
+    """The skorch net that trains a mixture of experts.
+
+    Its state, of which a pickle is made, holds parameters, arrays and plain values. From them the
+    net is built anew: what a module has learned must be in its ``state_dict``.
+
+    Parameters
+    ----------
+    experts, gate, encoder : object
+        Hyperparameter objects with a ``build`` method. The experts may be "auto", the encoder
+        None.
+    table : TableTransformer or None
+        What was fitted on a table, whose layer comes first.
+    regularizations : list of callable
+        Penalties that are added to the loss.
+    augmentation : callable or None
+        Changes the batches of a training.
+    input_shape : tuple of int
+        Shape of one sample.
+    n_experts, n_classes : int
+        Sizes of the mixture.
+    mixing : {"probability", "logit"}
+        How experts become one prediction.
+    seed : int
+        Seed of the initial weights.
+    n_threads : int or "auto"
+        Number of torch's intra-op threads in training and prediction.
+    track_decomposition : bool
+        Whether the history records H_s, H_u and I(E;Y) of each epoch.
+    **kwargs
+        Arguments of ``skorch.NeuralNetClassifier``. An own ``iterator_train`` has to take a
+        ``generator``.
+    """
+
+    def __init__(
+        self,
+        experts,
+        gate,
+        encoder=None,
+        table=None,
+        *,
+        regularizations,
+        augmentation=None,
+        input_shape,
+        n_experts,
+        n_classes,
+        mixing,
+        seed,
+        n_threads,
+        track_decomposition,
+        **kwargs,
+    ):
+        self.experts = experts
+        self.gate = gate
+        self.encoder = encoder
+        self.table = table
+        self.regularizations = regularizations
+        self.augmentation = augmentation
+        self.input_shape = input_shape
+        self.n_experts = n_experts
+        self.n_classes = n_classes
+        self.mixing = mixing
+        self.seed = seed
+        self.n_threads = n_threads
+        self.track_decomposition = track_decomposition
+        ours = {
+            **_CLASSES,
+            "criterion__reduction": "none",
+            "iterator_valid__batch_size": prediction.CHUNK_SIZE,
+            "train_split": None,
+            "predict_nonlinearity": None,
+            "classes": list(range(n_classes)),
+        }
+        super().__init__(**{**ours, **kwargs})
+
+    session_: Session | None = None  # the training that is going on
+    steps_ = None
+    _work = None
+
+    # What skorch asks of a net
+
+    @property
+    def _default_callbacks(self):
+        return [
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("valid_accuracy", PassthroughScoring("valid_accuracy", lower_is_better=False)),
+            ("stop_on_nan", StopOnNaN()),
+            ("decomposition", TrackDecomposition()),
+            ("refit_gate", RefitGate()),
+            ("print_log", Log()),
+        ]
+
+    def initialize_module(self):
+        if self.steps_ is None:
+            # How experts and gate came about: with how many experts each was built, and what
+            # pruning did to it since.
+            self.steps_ = {part: [("build", self.n_experts)] for part in ("experts", "gate")}
+        with usual_defaults():
+            module = self._build()
+        self.module_ = module.eval()  # as it is at all times but those of a training step
+        return self
+
+    def _build(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        table = None if self.table is None else self.table.make_layer()
+        shape = self.input_shape if table is None else (table.n_out,)
+        encoder = build_encoder(self.encoder, shape, generator)
+        shape = output_shape(encoder, shape)
+        experts_of = self.experts
+        if isinstance(experts_of, str):
+            experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
+
+        def experts_for(n_experts):
+            return build_experts(experts_of, shape, n_experts, self.n_classes, generator)
+
+        def gate_for(n_experts):
+            return build_gate(self.gate, shape, n_experts, experts.hidden_size, generator)
+
+        experts = _make(experts_for, self.steps_["experts"])
+        gate = _make(gate_for, self.steps_["gate"])
+        return self.module(experts, gate, mixing=self.mixing, encoder=encoder, table=table)
+
+    def initialize_criterion(self):
+        with _of_net_params("criterion"):
+            return super().initialize_criterion()
+
+    def initialize_optimizer(self, *args, **kwargs):
+        with _of_net_params("optimizer"):
+            return super().initialize_optimizer(*args, **kwargs)
+
+    def get_iterator(self, dataset, training=False):
+        with _of_net_params("iterator_train" if training else "iterator_valid"):
+            return super().get_iterator(dataset, training=training)
+
+    def get_params_for(self, prefix):
+        params = super().get_params_for(prefix)
+        if prefix == "iterator_train" and self.session_ is not None:
+            params |= self.session_.for_batches
+        return params
+
+    def get_split_datasets(self, X, y=None, **fit_params):
+        if self.session_ is None or self.session_.validation is None:
+            return super().get_split_datasets(X, y, **fit_params)
+        return self.get_dataset(X, y), self.session_.validation
+
+    def check_data(self, X, y=None):
+        """Leave the checks to the estimator."""
+
+    @property
+    def listeners(self) -> list[Callback]:
+        """The callbacks of the net, and those of the present training."""
+        own = [callback for _, callback in self.callbacks_]
+        return own if self.session_ is None else own + self.session_.callbacks
+
+    def notify(self, method_name, **kwargs):
+        super().notify(method_name, **kwargs)
+        if self.session_ is not None:
+            for callback in self.session_.callbacks:
+                getattr(callback, method_name)(self, **kwargs)
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.forget_batches()
+        super().on_epoch_begin(net, **kwargs)
+
+    def forget_batches(self) -> None:
+        """Keep the figures of epochs alone; those of single batches would outgrow the model."""
+        if self.history:
+            self.history[-1]["batches"].clear()
+
+    def fit_loop(self, *args, **kwargs):
+        try:
+            super().fit_loop(*args, **kwargs)
+        except KeyboardInterrupt:
+            # skorch's callbacks end a training by this exception, too, but after a whole epoch.
+            is_amid_epoch = not self.history or "train_loss" not in self.history[-1]
+            if self.session_ is not None:
+                self.session_.interrupted = is_amid_epoch
+        if self.session_ is not None:
+            self.session_.after_epochs()
+        return self
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Train or validate for one epoch.
+
+        skorch tells all callbacks of each batch and reads its loss from the device. Small nets
+        would spend more time on that than on their arithmetic. So it happens in a training only if
+        a user's callback listens to batches; otherwise the history gets one entry that stands for
+        all batches.
+        """
+        listeners = [callback for callback in self.listeners if listens_to_batches(callback)]
+        try:
+            if training and all(getattr(each, "needs_no_history", False) for each in listeners):
+                self._train_one_epoch(iterator, prefix, listeners)
+            else:
+                super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        finally:
+            if training:
+                self._set_training(False)
+
+    def _train_one_epoch(self, iterator, prefix, listeners):
+        self._set_training(True)
+        losses, sizes = [], []
+
+        def announce():
+            for callback in listeners:
+                callback.on_batch_begin(self, batch=None, training=True)
+
+        for step in steps_of_epoch(self, iterator, announce):
+            for callback in listeners:
+                callback.on_batch_end(self, training=True, **step)
+            losses.append(step["loss"].clone())  # which a graph overwrites
+            sizes.append(len(step["batch"][1]))
+        self.history.new_batch()
+        loss = np.average(torch.stack(losses).tolist(), weights=sizes)
+        self.history.record_batch(f"{prefix}_loss", float(loss))
+        self.history.record_batch(f"{prefix}_batch_size", sum(sizes))
+        self.history.record(f"{prefix}_batch_count", len(sizes))
+
+    def train_step_single(self, batch, **fit_params):
+        self._set_training(True)
+        return gradient_for(self)(self, *on_device(self, batch), with_prediction=True)
+
+    def validation_step(self, batch, **fit_params):
+        inputs, y = on_device(self, batch)
+        sample_weight = inputs["sample_weight"]
+        with torch.no_grad():
+            log_proba = self.module_(inputs["x"]).log_proba
+            loss = (self.criterion_(log_proba, y) * sample_weight).mean()
+            correct = ((log_proba.argmax(dim=1) == y) * sample_weight).mean()
+        self.history.record_batch("valid_accuracy", correct.item())
+        return {"loss": loss, "y_pred": log_proba.softmax(dim=1)}
+
+    def evaluation_step(self, batch, training=False):
+        self.check_is_fitted()
+        inputs, _ = batch
+        x = inputs["x"] if isinstance(inputs, dict) else inputs
+        x = torch.as_tensor(x, device=self.device)
+        if not training:
+            with torch.no_grad():
+                net = self._predicting()
+                return prediction.run_padded(net, net.module_, MixtureOfExperts.predict_proba, x)
+        before = self.module_.training
+        self._set_training(True)
+        try:
+            with torch.enable_grad():
+                return self.module_(x).log_proba.softmax(dim=1)
+        finally:
+            self._set_training(before)
+
+    # What is kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        params = {
+            name: value
+            for name, value in vars(self).items()
+            if not (name.startswith("_") or name.endswith("_"))
+            and not (name in _CLASSES and value is _CLASSES[name])
+        }
+        if not self.initialized_:
+            return {"params": params}
+        callbacks = dict(self.callbacks_)
+        ours = {
+            name: callback
+            for name, callback in callbacks.items()
+            if name in dict(self._default_callbacks)
+            and not any(param.startswith(f"callbacks__{name}") for param in params)
+        }
+        return {
+            "params": params,
+            "steps": {part: list(steps) for part, steps in self.steps_.items()},
+            "module": arrays(self.module_.state_dict()),
+            "frozen": [
+                name for name, value in self.module_.named_parameters() if not value.requires_grad
+            ],
+            "criterion": arrays(self.criterion_.state_dict()),
+            "optimizer": arrays(self.optimizer_.state_dict()),
+            "history": [
+                {name: plain(value) for name, value in row.items()} for row in self.history
+            ],
+            "callbacks": [
+                (name, None if name in ours else callback) for name, callback in callbacks.items()
+            ],
+            "best_scores": {
+                name: plain(callback.best_score_)
+                for name, callback in ours.items()
+                if hasattr(callback, "best_score_")
+            },
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        params = {**state["params"], "device": device_here(state["params"]["device"])}
+        # Those of a user must not be initialized a second time.
+        self.__init__(**{**params, "callbacks": "disable"})
+        if "module" in state:
+            self.steps_ = state["steps"]
+            self.initialize()
+            self.module_.load_state_dict(tensors(state["module"]))
+            for name, parameter in self.module_.named_parameters():
+                parameter.requires_grad_(name not in state["frozen"])
+            self.criterion_.load_state_dict(tensors(state["criterion"]))
+            self.optimizer_.load_state_dict(tensors(state["optimizer"]))
+            lay_out_alike(self.optimizer_)
+            self.history_ = History(state["history"])
+            ours = {name: callback.initialize() for name, callback in self._default_callbacks}
+            for name, best_score in state["best_scores"].items():
+                ours[name].best_score_ = best_score
+            self.callbacks_ = [
+                (name, ours[name] if callback is None else callback)
+                for name, callback in state["callbacks"]
+            ]
+        self.callbacks = params["callbacks"]
+
+    def __deepcopy__(self, memo: dict) -> MoENet:
+        # The module is copied as it is. Some optimizers can only be built anew.
+        net = memo[id(self)] = object.__new__(type(self))
+        net.__dict__.update(
+            {
+                name: deepcopy(value, memo)
+                for name, value in vars(self).items()
+                if name != "optimizer_"
+            }
+        )
+        return net._take_over_optimizer(self) if self.initialized_ else net
+
+    def _take_over_optimizer(self, net):
+        """Go on with what the optimizer of another net has seen."""
+        self.initialize_optimizer()
+        self.optimizer_.load_state_dict(deepcopy(net.optimizer_.state_dict()))
+        return self
+
+    # What the estimator asks of a net
+
+    def keep(self, experts: list[int]) -> None:
+        """Drop all experts but these, whose order becomes theirs."""
+        self.module_.experts.keep(experts)
+        self.module_.gate.keep(experts)
+        for steps in self.steps_.values():
+            steps.append(("keep", experts))
+        self._work = None
+
+    def merge(
+        self,
+        groups: list[list[int]],
+        shares: list[list[float]] | None = None,
+        x: Tensor | None = None,
+    ) -> None:
+        """Replace groups of experts by one each, to which all their samples go.
+
+        With ``shares`` and samples ``x`` it is their mean (see :class:`ExpertsModule`), otherwise
+        the first.
+        """
+        firsts = [group[0] for group in groups]
+        with usual_defaults(self.device):
+            if shares is None:
+                self.module_.experts.keep(firsts)
+            else:
+                self.module_.experts.merge(groups, shares, x)
+            self.module_.gate = self.module_.gate.merge(groups)
+        self.steps_["experts"].append(("keep", firsts))
+        self.steps_["gate"].append(("merge", groups))
+        self._work = None
+
+    def take(self, top_k: int) -> None:
+        """Let so many experts answer for a sample from now on."""
+        self.module_.gate.take(top_k)
+        self.steps_["gate"].append(("take", top_k))
+        self._work = None
+
+    def snapshot(self) -> MoENet:
+        """Return a net that predicts as this one does now and shares the rest with it."""
+        net = object.__new__(type(self))
+        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_).eval())
+        return net
+
+    def _predicting(self):
+        """Return this net, or a copy amid a training step, which must not notice."""
+        return self.snapshot() if self.module_.training else self
+
+    def copy_to_train(self) -> MoENet:
+        """Return a net whose training goes on from here, and leaves this one as it is."""
+        net = self.snapshot()
+        parameters = self.module_.parameters(), net.module_.parameters()
+        for own, copied in zip(*parameters, strict=True):  # hooks are not copied, but a user's
+            copied._backward_hooks = own._backward_hooks
+            copied._post_accumulate_grad_hooks = own._post_accumulate_grad_hooks
+        net.history_ = copy(self.history)
+        return net._take_over_optimizer(self)
+
+    def evaluate(
+        self,
+        X: np.ndarray | Tensor,
+        function: Callable[[MixtureOfExperts, Tensor], Tensor],
+        dtype: type | None = None,
+    ) -> np.ndarray:
+        """Return what a function of the mixture and a batch says about each row of X.
+
+        ``dtype`` is that of what is returned; by default it is torch's.
+        """
+        return prediction.evaluate(self._predicting(), X, function, dtype)
+
+    @property
+    def work(self) -> prediction.Work:
+        """How much the mixture has to do."""
+        module = self.module_
+        key = module.experts, module.gate, module.encoder, self.device
+        if self._work is None or any(
+            one is not other for one, other in zip(self._work[0], key, strict=True)
+        ):
+            self._work = key, prediction.Work.of(module, self.device)
+        return self._work[1]
+
+    def to(self, device: str) -> None:
+        """Move module and optimizer to a device."""
+        self.device = device
+        self.module_.to(device)
+        # Loading its own state moves an optimizer's tensors to where its parameters are.
+        self.optimizer_.load_state_dict(self.optimizer_.state_dict())
+
+
+def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]]):
+    """Build experts or a gate, and do what was done to them since."""
+    part = None
+    for step, value in steps:
+        if step == "build":
+            part = build(value)
+        elif step == "keep":
+            part.keep(value)
+        elif step == "merge":
+            part = part.merge(value)
+        elif step == "take":
+            part.take(value)
+    return part

@@ -1,0 +1,159 @@
+"""Predictions: in chunks that fit the cache, padded so that no row depends on its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sklearn_moe.convolution import convolutions, multiply_adds
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.batches import as_tensor
+from sklearn_moe.training.defaults import usual_defaults
+from sklearn_moe.training.threads import intra_op_threads, threads_given
+
+if TYPE_CHECKING:
+    from sklearn_moe.training.net import MoENet
+
+# Predictions are made in chunks of at most this many rows, whatever the batch size of the training
+# was, and of fewer where the outputs of a layer of all experts would outgrow so many numbers: what
+# does not fit into the processor's cache is slow.
+CHUNK_SIZE = 8192
+CHUNK_OF_LAYER = 2**18
+CHUNK_OF_CONVOLUTION = {"cpu": 2**20, "cuda": 2**28}
+
+# Vectorised loops compute the last few rows in another way, with other bits. So a batch is filled
+# up to a multiple of this many rows, which no processor splits: then there are no last few rows,
+# and a prediction does not depend on its place in the batch.
+ROWS_AT_ONCE = 16
+
+# One row alone runs as it is where it takes more multiply-adds than these, as sixteen would take
+# twice the time or more. Its probabilities may differ by 1e-7 then from those in a batch.
+WORK_TO_PAD_A_ROW = 6e4
+
+# Multiply-adds of a batch from which a second thread pays, where there may be one. Sums in another
+# order give other bits, so the choice depends on the work and on what the process was given, never
+# on how busy the machine is.
+WORK_FOR_TWO_THREADS = 2e8
+
+
+class Work(NamedTuple):
+    """How much a mixture has to do, which takes a while to find out.
+
+    Attributes
+    ----------
+    training, prediction : float
+        Multiply-adds for a sample in each.
+    chunk_size : int
+        Largest number of rows that a prediction takes at once.
+    """
+
+    training: float
+    prediction: float
+    chunk_size: int
+
+    @classmethod
+    def of(cls, module: MixtureOfExperts, device: str) -> Work:
+        """Look at a mixture on a device."""
+        experts = multiply_adds(module.experts)
+        others = multiply_adds(module.gate) + multiply_adds(module.encoder)
+        is_conditional = module.is_conditional
+        n_experts = len(module.experts.costs)
+        running = experts * module.gate.top_k / n_experts if is_conditional else experts
+        return cls(experts + others, running + others, _chunk_size(module, n_experts, device))
+
+
+def _chunk_size(module, n_experts, device):
+    on_cpu = torch.device(device).type == "cpu"
+    limit = CHUNK_OF_LAYER
+    width = n_experts * (module.experts.widest or module.experts.hidden_size or 1)
+    if stacks := convolutions(module):
+        limit = CHUNK_OF_CONVOLUTION["cpu" if on_cpu else "cuda"]
+        width = max(width, *(stack.n_networks * stack.widest for stack in stacks))
+    elif module.is_conditional or not on_cpu:
+        return CHUNK_SIZE
+    return min(max(2 ** int(math.log2(limit / width)), ROWS_AT_ONCE), CHUNK_SIZE)
+
+
+def threads_for(
+    net: MoENet, n_rows: int, *, predicting: bool = False
+) -> AbstractContextManager[None]:
+    """Return a context in which torch uses the right number of threads for such batches."""
+    if net.n_threads != "auto":
+        return intra_op_threads(net.n_threads)
+    work = net.work.prediction if predicting else net.work.training
+    n_threads = 2 if n_rows * work >= WORK_FOR_TWO_THREADS else 1
+    return intra_op_threads(n_threads, within_limits=True)
+
+
+def evaluate(
+    net: MoENet,
+    X: np.ndarray | Tensor,
+    function: Callable[[MixtureOfExperts, Tensor], Tensor],
+    dtype: type | None = None,
+) -> np.ndarray:
+    """Return what a function of a net's mixture and a batch says about each row of X.
+
+    ``dtype`` is that of what is returned; by default it is torch's.
+    """
+    module, device, chunk_size = net.module_, net.device, net.work.chunk_size
+
+    def part(start):
+        with torch.inference_mode():
+            x = as_tensor(X[start : start + chunk_size], device)
+            return run_padded(net, module, function, x).cpu().numpy()
+
+    starts = range(0, len(X), chunk_size)
+    with threads_for(net, min(chunk_size, len(X)), predicting=True):
+        if len(starts) == 1:
+            return part(0).astype(dtype, copy=False) if dtype else part(0)
+        if not _runs_in_two_threads(net, module, len(starts)):
+            return _gathered(map(part, starts), starts, len(X), dtype)
+        # One chunk each is faster than two threads for each product of one chunk, and does not
+        # suffer when another process has one of the processor's cores.
+        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return _gathered(pool.map(part, starts), starts, len(X), dtype)
+
+
+def _gathered(parts, starts, n_rows, dtype):
+    """Return parts as one array, of which there is never a second copy."""
+    out = None
+    for start, part in zip(starts, parts, strict=True):
+        if out is None:
+            out = np.empty((n_rows, *part.shape[1:]), dtype or part.dtype)
+        out[start : start + len(part)] = part
+    return out
+
+
+def _runs_in_two_threads(net, module, n_chunks):
+    return (
+        n_chunks > 3
+        and net.n_threads == "auto"
+        and torch.get_num_threads() == 1
+        and threads_given() > 1
+        and torch.device(net.device).type == "cpu"
+        and module.experts.runs_at_once
+    )
+
+
+def run_padded(
+    net: MoENet,
+    module: MixtureOfExperts,
+    function: Callable[[MixtureOfExperts, Tensor], Tensor],
+    x: Tensor,
+) -> Tensor:
+    """Return what a function says about a batch, whose rows are filled up to a round number."""
+    n_missing = -len(x) % ROWS_AT_ONCE
+    is_dear = len(x) == 1 and net.work.training > WORK_TO_PAD_A_ROW
+    with usual_defaults(net.device):
+        if n_missing == 0 or is_dear:
+            return function(module, x)
+        padded = F.pad(x, (0, 0) * (x.dim() - 1) + (0, n_missing))
+        return function(module, padded)[: len(x)]
