@@ -3,9 +3,11 @@
     python benchmarks/memory.py                     # 581k rows of 54 features, as covertype has
     python benchmarks/memory.py --rows 50000000     # 10.8 GB in a file that is never loaded
 
-Each case runs in a process of its own, after a small fit that loads all libraries, and reports the
-growth of the peak resident memory as a multiple of X. Of a memory map, the pages of the file that
-the system keeps in its cache, and drops when it needs the room, do not count.
+The default path comes first: tables that the mixture encodes itself, with hat functions. Then the
+same with ``encoder=None``, which reads X as it is. Each case runs in a process of its own, after a
+small fit that loads all libraries, and reports the growth of the peak resident memory as a multiple
+of X. Of a memory map, the pages of the file that the system keeps in its cache, and drops when it
+needs the room, do not count.
 """
 
 import argparse
@@ -17,7 +19,11 @@ from pathlib import Path
 import numpy as np
 from timing import markdown
 
-CASES = ["float32 array", "float64 array", "memory map"]
+CASES = [
+    f"{container}, {path}"
+    for path in ("default", "encoder=None")
+    for container in ("float64 array", "float32 array", "memory map")
+]
 
 
 def resident():
@@ -50,26 +56,27 @@ class Peak:
 def measure(case, n_rows, n_features):
     from sklearn_moe import MoEClassifier
 
+    container, path = case.split(", ")
     rng = np.random.default_rng(0)
     y = rng.integers(7, size=n_rows)
     with tempfile.TemporaryDirectory() as folder:
-        if case == "memory map":
+        if container == "memory map":
             X = np.lib.format.open_memmap(
                 f"{folder}/X.npy", "w+", np.float32, (n_rows, n_features)
             )
         else:
-            X = np.empty((n_rows, n_features), case.split()[0])
+            X = np.empty((n_rows, n_features), container.split()[0])
         for start in range(0, n_rows, 100_000):
             part = X[start : start + 100_000]
             part[:] = rng.standard_normal(part.shape, dtype=np.float32)
-        if case == "memory map":
+        if container == "memory map":
             X.flush()
             X = np.load(f"{folder}/X.npy", mmap_mode="r")
-        options = {"batch_size": 2048, "max_iter": 1, "device": "cpu", "random_state": 0}
-        clf = MoEClassifier(encoder=None, **options)
+        options = {"max_iter": 1, "device": "cpu", "random_state": 0}
+        clf = MoEClassifier(encoder="auto" if path == "default" else None, **options)
         clf.fit(X[:4096], y[:4096]).predict_proba(X[:4096])
-        fit = Peak().of(lambda: clf.fit(X, y))
         predict = Peak().of(lambda: clf.predict_proba(X))
+        fit = Peak().of(lambda: clf.fit(X, y))
         print(fit / X.nbytes, predict / X.nbytes)
 
 
@@ -82,7 +89,7 @@ if __name__ == "__main__":
     if options.case:
         measure(options.case, options.rows, options.features)
     else:
-        cases = CASES if options.rows == 581_012 else CASES[-1:]
+        cases = CASES if options.rows == 581_012 else [CASES[2], CASES[-1]]
         sizes = ["--rows", str(options.rows), "--features", str(options.features)]
         rows = []
         for case in cases:

@@ -11,6 +11,7 @@ from sphinx.util import logging
 from sphinx_gallery.sorting import ExplicitOrder
 
 import sklearn_moe
+from sklearn_moe import encoders, experts, gates, regularizers
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,19 @@ def visit_math(translator, node):
         formula = translator.encode(tex)
     translator.body.append(f"<p>{formula}</p>" if as_block else formula)
     raise nodes.SkipNode
+
+
+def write_api():
+    """Write api.rst, which lists what each room offers."""
+    here = Path(__file__).parent
+    text = (here / "templates" / "api.rst").read_text()
+    for room in (encoders, experts, gates, regularizers):
+        names = "\n   ".join(name for name in sorted(room.__all__) if not name.isupper())
+        text = text.replace(f"{{{{ {room.__name__.rpartition('.')[2]} }}}}", names)
+    (here / "api.rst").write_text(text)
+
+
+write_api()  # before Sphinx looks for pages
 
 
 def check_api(app):

@@ -1,5 +1,6 @@
 """Mixture of experts for scikit-learn, with a decomposition that can be measured and shaped."""
 
+from sklearn_moe import encoders, experts, gates, regularizers
 from sklearn_moe.decomposition import (
     SCORERS,
     Decomposition,
@@ -17,85 +18,37 @@ from sklearn_moe.display import (
     TrainingDisplay,
 )
 from sklearn_moe.distillation import DistillationReport, distill, distillation_report
-from sklearn_moe.encoders import ENCODERS, ConvEncoder, CustomEncoder, TableEncoder
+from sklearn_moe.encoders import *
 from sklearn_moe.estimator import MoEClassifier
-from sklearn_moe.experts import (
-    EXPERTS,
-    ComplexityExperts,
-    ConvExperts,
-    CustomExperts,
-    MLPExperts,
-    MPOExperts,
-    OrthogonalExperts,
-    ZeroComputationExperts,
-)
-from sklearn_moe.gates import GATES, AttentiveGate, KMeansGate, SoftmaxGate
+from sklearn_moe.experts import *
+from sklearn_moe.gates import *
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
 from sklearn_moe.persistence import TRUSTED_TYPES
 from sklearn_moe.pruning import PruningReport, prune_experts
-from sklearn_moe.regularizers import (
-    REGULARIZERS,
-    Competence,
-    ComplexityBalance,
-    Entropy,
-    Importance,
-    Load,
-    Regularizer,
-    SampleSimilarity,
-    SoftOrthogonality,
-    ZeroComputationBalance,
-    ZLoss,
-)
+from sklearn_moe.regularizers import *
 from sklearn_moe.report import decomposition_report
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AUGMENTATIONS",
-    "ENCODERS",
-    "EXPERTS",
-    "GATES",
-    "REGULARIZERS",
     "SCORERS",
     "TRUSTED_TYPES",
-    "AttentiveGate",
-    "Competence",
-    "ComplexityBalance",
-    "ComplexityExperts",
-    "ConvEncoder",
-    "ConvExperts",
-    "CustomEncoder",
-    "CustomExperts",
     "Decomposition",
     "DecompositionDisplay",
     "DistillationReport",
-    "Entropy",
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "FlipCrop",
     "GateDisplay",
-    "Importance",
-    "KMeansGate",
-    "Load",
-    "MLPExperts",
-    "MPOExperts",
     "MixtureOutput",
     "MoEClassifier",
     "MoESearchCV",
-    "OrthogonalExperts",
     "ParetoFrontDisplay",
     "PruningReport",
-    "Regularizer",
-    "SampleSimilarity",
-    "SoftOrthogonality",
-    "SoftmaxGate",
-    "TableEncoder",
     "TrainingDisplay",
-    "ZLoss",
-    "ZeroComputationBalance",
-    "ZeroComputationExperts",
     "compare",
     "cross_validate",
     "decomposition_entropy",
@@ -107,4 +60,8 @@ __all__ = [
     "sample_entropy",
     "tune",
     "usage_entropy",
+    *encoders.__all__,
+    *experts.__all__,
+    *gates.__all__,
+    *regularizers.__all__,
 ]

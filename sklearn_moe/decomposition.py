@@ -366,7 +366,20 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     )
 
 
-def _costs(gate_proba, expert_costs, all_run):
+def running_cost(
+    gate_proba: NDArray, expert_costs: ArrayLike, all_run: bool
+) -> tuple[float, NDArray[np.bool_]]:
+    """Return the mean multiply-adds of the experts that run for a sample, and which run.
+
+    Parameters
+    ----------
+    gate_proba : ndarray of shape (n_samples, n_experts)
+        Gate probabilities.
+    expert_costs : array-like of shape (n_experts,)
+        Multiply-adds that each expert takes for a sample.
+    all_run : bool
+        Whether all experts run, also those with a probability of zero.
+    """
     costs = check_array(expert_costs, ensure_2d=False, input_name="expert_costs")
     if costs.shape != gate_proba.shape[1:]:
         raise ValueError(
@@ -374,9 +387,14 @@ def _costs(gate_proba, expert_costs, all_run):
             f"{costs.shape}."
         )
     runs = np.full(gate_proba.shape, True) if all_run else gate_proba > 0
-    cost = (runs @ costs).mean()
+    return float((runs @ costs).mean()), runs
+
+
+def _costs(gate_proba, expert_costs, all_run):
+    costs = np.asarray(expert_costs)
+    cost, runs = running_cost(gate_proba, costs, all_run)
     return {
-        "cost": float(cost),
+        "cost": cost,
         "relative_cost": _share(cost, costs.sum()),
         "skipping_share": float(1 - runs[:, costs == costs.max()].any(axis=1).mean()),
     }

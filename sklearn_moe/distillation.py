@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils import _safe_indexing, check_random_state, gen_batches
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_moe.checks import (
     check_shape,
@@ -322,8 +321,7 @@ class DistillationReport:
         How each divides the samples among the experts. A student with ``top_k=1`` has an H_s of
         0: it never asks more than one.
     teacher_cost, student_cost : float
-        Mean number of multiply-adds that each needs to predict one sample, those of matrix
-        products and convolutions, counted over the first 256 samples.
+        Mean number of multiply-adds of each for a sample: of the experts that run and of the gate.
     """
 
     teacher_error: float | None
@@ -392,18 +390,14 @@ def distillation_report(
     models = [final_model(estimator, X) for estimator in (teacher, student)]
     predicted = [model.predict(samples) for model, samples in models]
     chosen = [model.apply(samples) for model, samples in models]
+    decompositions = [decomposition_entropy(model, samples, y) for model, samples in models]
     return DistillationReport(
         *(None if y is None else float(np.mean(classes != y)) for classes in predicted),
         float(np.mean(predicted[0] == predicted[1])),
         float(np.mean(chosen[0] == chosen[1])),
-        *(decomposition_entropy(model, samples, y) for model, samples in models),
-        *(_multiply_adds(model, samples) for model, samples in models),
+        *decompositions,
+        *(
+            decomposition.cost + model.module_.gate.cost
+            for decomposition, (model, _) in zip(decompositions, models, strict=True)
+        ),
     )
-
-
-def _multiply_adds(model, X, n_samples=256):
-    """Return the mean number of multiply-adds that a prediction takes."""
-    X = _safe_indexing(X, slice(n_samples))
-    with FlopCounterMode(display=False) as counter:
-        model.predict_proba(X)
-    return counter.get_total_flops() / 2 / len(X)

@@ -66,20 +66,18 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     n_experts : int, default=8
         Number of experts, at most 65,536.
     experts : str, object or callable, default="auto"
-        Kind of experts: a name, one of "auto", "mlp", "conv", "mpo", "orthogonal",
-        "complexity" and "zero_computation", an object such as
+        Kind of experts: a name in ``EXPERTS``, an object such as
         ``MLPExperts(hidden_layer_sizes=(128,))``, or a function ``(input_shape, n_outputs) ->
         torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
-        "auto" is "conv" for images, if the experts see them as such, and "mlp" for all else.
+        "auto" is "conv" for images, if the experts see them as such, and "mlp" otherwise.
     gate : str or object, default="softmax"
-        How experts are chosen: a name, one of "softmax", "top_k", "noisy_top_k", "hard",
-        "attentive" and "kmeans", or an object such as ``AttentiveGate(key_size=16)``. "top_k"
-        keeps two experts for a sample, "hard" one, "attentive" reads the experts' hidden vectors,
-        "kmeans" gives each expert a cluster.
+        How experts are chosen: a name in ``GATES`` or an object such as
+        ``AttentiveGate(key_size=16)``. "softmax" mixes all experts, "top_k" keeps two of them for
+        a sample and "hard" one, "attentive" reads the experts' hidden vectors, and "kmeans" gives
+        each expert a cluster of the samples.
     regularization : str, object, list of these or None, default="auto"
-        Penalties that shape the decomposition: any of "importance", "load", "sample_similarity",
-        "entropy", "competence", "z_loss", "orthogonality", "complexity", "zero_computation",
-        objects such as ``SampleSimilarity(strength=0.1)``, or a function
+        Penalties that shape the decomposition: names in ``REGULARIZERS``, such as "importance" and
+        "sample_similarity", objects such as ``SampleSimilarity(strength=0.1)``, or a function
         ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list, is
         what predicts best on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing
         elsewhere.
@@ -577,7 +575,13 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         """Return a new net, or the present one with the present settings."""
         net_params = self.net_params or {}
         architecture = architecture_of(self, self.reader_.table is not None)
-        settings = settings_of(self, data.X, len(data.classes), incremental=incremental)
+        settings = settings_of(
+            self,
+            is_flat=data.X.ndim == 2,
+            n_samples=len(data.X),
+            n_classes=len(data.classes),
+            incremental=incremental,
+        )
         if not going_on:
             arguments = {
                 **architecture,

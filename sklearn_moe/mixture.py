@@ -170,15 +170,8 @@ class MixtureOfExperts(nn.Module):
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Return the probabilities of the classes for a batch, (n_samples, n_classes)."""
-        gate_log_proba, expert_logits = self._predict(x)
-        if self.mixing == "logit":
-            return self._mix(gate_log_proba, expert_logits).softmax(dim=1)
-        gate_proba = gate_log_proba.mT.softmax(dim=0)
-        proba = (expert_logits.permute(1, 2, 0).softmax(dim=1) * gate_proba.unsqueeze(1)).sum(
-            dim=0
-        )
-        # Divided by their sum, none is above 1 by a rounding error.
-        return (proba / proba.sum(dim=0)).mT.contiguous()
+        # Unlike exp, never above 1.
+        return self.predict_log_proba(x).mT.softmax(dim=0).mT.contiguous()
 
     def _predict(self, x):
         """Return gate log-probabilities and logits of all experts, or of the chosen ones."""

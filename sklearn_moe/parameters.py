@@ -68,11 +68,28 @@ def architecture_of(estimator: MoEClassifier, is_table: bool) -> dict[str, Any]:
 
 
 def settings_of(
-    estimator: MoEClassifier, X: np.ndarray, n_classes: int, *, incremental: bool
+    estimator: MoEClassifier,
+    *,
+    is_flat: bool,
+    n_samples: int,
+    n_classes: int,
+    incremental: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments that a net takes anew in each training."""
+    """Return the arguments that a net takes anew in each training.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier
+        Has the parameters.
+    is_flat : bool
+        Whether samples are rows of numbers, and no images.
+    n_samples, n_classes : int
+        What there is to train on.
+    incremental : bool, default=False
+        Whether it is a part of a stream.
+    """
     net_params = estimator.net_params or {}
-    recipe = recipe_of(estimator, is_flat=X.ndim == 2)
+    recipe = recipe_of(estimator, is_flat=is_flat)
     learning_rate = estimator.learning_rate
     if _is_auto(learning_rate):
         schedule = "constant" if incremental else estimator.learning_rate_schedule
@@ -92,12 +109,12 @@ def settings_of(
         del settings["optimizer__weight_decay"]
     settings = {name: net_params.get(name, value) for name, value in settings.items()}
     if _is_auto(settings["batch_size"]):
-        settings["batch_size"] = automatic_batch_size(len(X))
+        settings["batch_size"] = automatic_batch_size(n_samples)
     if _is_auto(settings.get("optimizer__weight_decay")):
         settings["optimizer__weight_decay"] = automatic_weight_decay(
             recipe,
             n_classes=n_classes,
-            n_samples=len(X),
+            n_samples=n_samples,
             batch_size=settings["batch_size"],
             epochs=None if incremental else settings["max_epochs"],
         )

@@ -21,6 +21,7 @@ from sklearn_moe.checks import check_shape
 from sklearn_moe.decomposition import (
     check_labels,
     final_model,
+    running_cost,
     with_last,
 )
 from sklearn_moe.mixture import MixtureOfExperts
@@ -533,7 +534,5 @@ def _report(before, after, X, y, method, groups, scores):
 
 def _cost(model, X):
     """Return the mean multiply-adds of the experts that run for a sample."""
-    if not model.module_.is_conditional:
-        return float(model.expert_costs_.sum())
     gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba)
-    return float(((gate_proba > 0) @ model.expert_costs_).mean())
+    return running_cost(gate_proba, model.expert_costs_, not model.module_.is_conditional)[0]

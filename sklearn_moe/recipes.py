@@ -85,8 +85,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "regularization": [],
     },
 }
-"""Of tables, of tables under an attentive gate, and of all else: learning rate by its schedule,
-weight decay by the number of classes, and regularization."""
+"""Settings for tables, for tables with an attentive gate, and for everything else: the learning
+rate for each schedule, the weight decay by the number of classes, and the regularization."""
 
 # Of the recipes: samples, steps of an epoch and epochs.
 _SAMPLES, _STEPS, _EPOCHS = 4000, 16, 40

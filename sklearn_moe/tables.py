@@ -137,15 +137,15 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         self.knots_ = [np.empty(0)] * numbers.shape[1]
         if self.n_knots is None:
             return
-        distinct = [self._distinct(numbers, column, weight) for column in range(len(self.knots_))]
-        bent = [column for column, (values, _) in enumerate(distinct) if len(values) > 4]
+        bent = [column for column in range(len(self.knots_)) if _has_many(numbers[:, column])]
         n_knots, least = self.n_knots, 0
         if n_knots == "auto":
             if len(bent) > min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN):
                 return
             n_knots, least = 7, ROWS_PER_KNOT / len(numbers)
         for column in bent:
-            self.knots_[column] = choose_knots(*distinct[column], n_knots, least)
+            distinct = self._distinct(numbers, column, weight)
+            self.knots_[column] = choose_knots(*distinct, n_knots, least)
 
     def _distinct(self, numbers, column, weight):
         """Return the distinct values of a column, standardised, and their weights."""
@@ -406,6 +406,14 @@ class TableLayer(nn.Module):
             one_hot = x.new_zeros(shape, dtype=torch.float32).scatter_(1, places, 1.0)
             encoded.append(one_hot[:, : self.n_categories])
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
+
+
+def _has_many(values):
+    """Whether a column has more than four values; mostly its first rows tell."""
+    for part in (values[:1000], values):
+        if len(np.unique(part[~np.isnan(part)])) > 4:
+            return True
+    return False
 
 
 def choose_knots(

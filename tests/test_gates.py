@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sklearn_moe import GATES, AttentiveGate, SoftmaxGate, TableEncoder
+from sklearn_moe import GATES, AttentiveGate, CosineGate, SoftmaxGate, TableEncoder
 from sklearn_moe.gates import mask_all_but_top_k
 
 N, D, E, H = 9, 6, 4, 5
@@ -164,3 +164,23 @@ def test_noisy_hard_gate_predicts_with_one_expert(batch, generator):
 def test_defaults():
     assert GATES["noisy_top_k"].get_params() == SoftmaxGate(top_k=2, noise=1.0).get_params()
     assert (GATES["top_k"].top_k, GATES["hard"].top_k, AttentiveGate().key_size) == (2, 1, 32)
+
+
+def test_a_cosine_gate_reads_directions_alone(batch, generator):
+    module = build(CosineGate(size=7, temperature=0.5), generator)
+    x, _ = batch
+    logits = module(x, None).logits
+    own = x @ module.projection.weight.mT
+    expected = torch.nn.functional.cosine_similarity(
+        own.unsqueeze(1), module.directions.weight.unsqueeze(0), dim=2
+    )
+    torch.testing.assert_close(logits, expected / 0.5)
+    torch.testing.assert_close(module(1e3 * x, None).logits, logits)
+    with torch.no_grad():
+        module.directions.weight *= torch.rand(E, 1, generator=generator) + 0.1
+    torch.testing.assert_close(module(x, None).logits, logits)
+    with torch.no_grad():
+        module.log_change.fill_(math.log(2))  # twice the temperature
+    torch.testing.assert_close(module(x, None).logits, logits / 2)
+    module.keep([3, 1])
+    torch.testing.assert_close(module(x, None).logits, logits[:, [3, 1]] / 2)

@@ -314,7 +314,7 @@ def test_a_net_before_its_training():
     clf = make().fit(*data())
     net = type(clf.net_)(
         **architecture_of(clf, False),
-        **settings_of(clf, data()[0], 3, incremental=False),
+        **settings_of(clf, is_flat=True, n_samples=30, n_classes=3),
         input_shape=(4,),
         n_classes=3,
         seed=0,

@@ -4,9 +4,7 @@ An experts object holds hyperparameters only; ``build`` turns it into one torch 
 all experts (see :class:`ExpertsModule`). ``EXPERTS`` names the usual choices.
 """
 
-from sklearn.base import BaseEstimator
-
-from sklearn_moe.experts.base import ExpertsModule, build_experts
+from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
 from sklearn_moe.experts.complexity import ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
@@ -15,7 +13,7 @@ from sklearn_moe.experts.mpo import MPOExperts
 from sklearn_moe.experts.orthogonal import OrthogonalExperts
 from sklearn_moe.experts.zero_computation import ZeroComputationExperts
 
-EXPERTS: dict[str, BaseEstimator] = {
+EXPERTS: dict[str, Experts] = {
     "mlp": MLPExperts(),
     "conv": ConvExperts(),
     "mpo": MPOExperts(),
@@ -25,17 +23,5 @@ EXPERTS: dict[str, BaseEstimator] = {
 }
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 
-__all__ = [
-    "EXPERTS",
-    "ComplexityExperts",
-    "ConvExperts",
-    "ConvExpertsModule",
-    "CustomExperts",
-    "ExpertsModule",
-    "MLPExperts",
-    "MLPExpertsModule",
-    "MPOExperts",
-    "OrthogonalExperts",
-    "ZeroComputationExperts",
-    "build_experts",
-]
+# What the package offers its users: a new class needs nothing but its line above.
+__all__ = ["EXPERTS", "CustomExperts", *{type(each).__name__ for each in EXPERTS.values()}]

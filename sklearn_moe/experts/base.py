@@ -9,6 +9,26 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 
+class Experts(BaseEstimator):
+    """Base class of the kinds of experts: hyperparameters, from which ``build`` makes a module."""
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> ExpertsModule:
+        """Return the module of so many experts, for such samples and classes.
+
+        The generator is the source of all initial weights.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method build(input_shape, n_experts, n_classes, "
+            "generator)."
+        )
+
+
 class ExpertsModule(nn.Module):
     """The torch module of all experts of a mixture.
 

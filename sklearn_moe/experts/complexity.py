@@ -7,17 +7,16 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.experts.mlp import MLPExperts
 from sklearn_moe.layers import StackedMLP
 
 
-class ComplexityExperts(BaseEstimator):
+class ComplexityExperts(Experts):
     """Small and large experts in one mixture, for samples that are easy and hard.
 
     Each has one hidden layer; their sizes grow geometrically from the first to the last. Under a

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.experts.mlp import MLPExperts
 from sklearn_moe.layers import StackedMLP, check_layer_sizes
 
 
-class ConvExperts(BaseEstimator):
+class ConvExperts(Experts):
     """Convolutional experts, for images.
 
     Each layer convolves, normalizes, pools and activates; fully connected layers follow. The

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from sklearn_moe.checks import check_signature
-from sklearn_moe.experts.base import ExpertsModule, run_two_samples, shapes_of
+from sklearn_moe.experts.base import Experts, ExpertsModule, run_two_samples, shapes_of
 from sklearn_moe.layers import seeded_globally
 
 
-class CustomExperts(BaseEstimator):
+class CustomExperts(Experts):
     """Experts from a user's own function; ``MoEClassifier(experts=function)`` wraps it in this.
 
     Parameters

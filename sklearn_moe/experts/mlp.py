@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.layers import ACTIVATIONS, StackedMLP, check_layer_sizes
 
 
-class MLPExperts(BaseEstimator):
+class MLPExperts(Experts):
     """Fully connected experts, for tables (images are flattened).
 
     The weights of all experts are stacked in one parameter per layer, and each expert is

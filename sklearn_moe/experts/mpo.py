@@ -8,12 +8,11 @@ from itertools import pairwise
 from numbers import Integral, Real
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.experts.mlp import MLPExperts
 from sklearn_moe.layers import (
     ACTIVATIONS,
@@ -25,7 +24,7 @@ from sklearn_moe.layers import (
 )
 
 
-class MPOExperts(BaseEstimator):
+class MPOExperts(Experts):
     r"""Fully connected experts with few parameters each: they share the central part of a layer.
 
     The weight matrix of a hidden layer is a matrix product operator: a chain of small tensors,

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.experts.mlp import MLPExperts
 from sklearn_moe.layers import (
     ACTIVATIONS,
@@ -22,7 +21,7 @@ from sklearn_moe.layers import (
 )
 
 
-class OrthogonalExperts(BaseEstimator):
+class OrthogonalExperts(Experts):
     r"""Experts that cannot say the same: for each sample their hidden vectors are orthogonal.
 
     Gram and Schmidt's procedure takes from each expert's hidden vector :math:`v_e` what those of

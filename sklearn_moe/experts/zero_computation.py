@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.experts.mlp import MLPExperts
 from sklearn_moe.layers import StackedMLP, check_layer_sizes, fill_like_linear, keep_rows
 
 _NUMBER = [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})]
 
 
-class ZeroComputationExperts(BaseEstimator):
+class ZeroComputationExperts(Experts):
     r"""Fully connected experts and cheap ones, to which easy samples can go.
 
     The cheap experts come last: *zero* experts say nothing, *copy* experts are linear, and

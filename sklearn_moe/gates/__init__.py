@@ -14,6 +14,7 @@ from sklearn_moe.gates.base import (
     build_gate,
     mask_all_but_top_k,
 )
+from sklearn_moe.gates.cosine import CosineGate
 from sklearn_moe.gates.kmeans import KMeansGate
 from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
 
@@ -23,21 +24,10 @@ GATES: dict[str, Gate] = {
     "noisy_top_k": SoftmaxGate(top_k=2, noise=1.0),
     "hard": SoftmaxGate(top_k=1),
     "attentive": AttentiveGate(),
+    "cosine": CosineGate(),
     "kmeans": KMeansGate(),
 }
 """The gates that ``MoEClassifier(gate=...)`` knows by name."""
 
-__all__ = [
-    "GATES",
-    "AttentiveGate",
-    "AttentiveGateModule",
-    "Gate",
-    "GateModule",
-    "GateOutput",
-    "KMeansGate",
-    "Routing",
-    "SoftmaxGate",
-    "SoftmaxGateModule",
-    "build_gate",
-    "mask_all_but_top_k",
-]
+# What the package offers its users: a new class needs nothing but its line above.
+__all__ = ["GATES", *{type(each).__name__ for each in GATES.values()}]

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import Tensor, nn
 
+from sklearn_moe.convolution import multiply_adds
 from sklearn_moe.encoders import ENCODERS, as_encoder
 from sklearn_moe.layers import check_layer_sizes
 
@@ -90,6 +91,11 @@ class GateModule(nn.Module):
         self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
     ) -> GateOutput:
         return self.route(self.score(x, hidden) / self.temperature, generator)
+
+    @property
+    def cost(self) -> int:
+        """About how many multiply-adds the gate takes for a sample."""
+        return multiply_adds(self)
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """Return one score for each sample and expert, (n_samples, n_experts)."""
@@ -235,6 +241,22 @@ class Gate(BaseEstimator):
         "top_k": [Interval(Integral, 1, None, closed="left"), None],
         "encoder": [StrOptions(set(ENCODERS)), HasMethods("build"), callable, None],
     }
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        hidden_size: int,
+        generator: torch.Generator,
+    ) -> GateModule:
+        """Return the module of this gate, for experts with hidden vectors of such a size.
+
+        The generator is the source of all initial weights.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method build(input_shape, n_experts, hidden_size, "
+            "generator)."
+        )
 
     def _check(self, n_experts: int) -> tuple[int, ...]:
         """Check the parameters and return the sizes of the gate's hidden layers."""

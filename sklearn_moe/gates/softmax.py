@@ -10,6 +10,7 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
+from sklearn_moe.convolution import multiply_adds
 from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.gates.base import Gate, GateModule
 from sklearn_moe.layers import MLP
@@ -110,6 +111,10 @@ class SoftmaxGateModule(GateModule):
         self.encoder = encoder
         self.network = network
         self.register_buffer("start_norms", self._norms())
+
+    @property
+    def cost(self) -> int:
+        return self.network.multiply_adds + multiply_adds(self.encoder)
 
     def _norms(self):
         return self.network.layers[-1].weight.detach()[0].norm(dim=1)

@@ -10,7 +10,8 @@ import numpy as np
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import MLPExperts
 from sklearn_moe.gates import AttentiveGate
-from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
+from sklearn_moe.parameters import settings_of
+from sklearn_moe.recipes import RECIPES
 from sklearn_moe.regularizers import Competence, Importance, SampleSimilarity
 
 if TYPE_CHECKING:
@@ -65,18 +66,13 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
 
 def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
     """Return where a search of the default space begins: at about what the mixture is."""
-    recipe = RECIPES["table" if np.ndim(X) == 2 and mixture.input_shape is None else "other"]
-    rate, decay, batch_size = mixture.learning_rate, mixture.weight_decay, mixture.batch_size
-    if rate == "auto":
-        rate = recipe["learning_rate"]["one_cycle"]
-    if decay == "auto":
-        decay = automatic_weight_decay(
-            recipe,
-            n_classes=len(np.unique(y)),
-            n_samples=len(y),
-            batch_size=automatic_batch_size(len(y)) if batch_size == "auto" else batch_size,
-            epochs=mixture.max_iter,
-        )
+    settings = settings_of(
+        mixture,
+        is_flat=np.ndim(X) == 2 and mixture.input_shape is None,
+        n_samples=len(y),
+        n_classes=len(np.unique(y)),
+    )
+    rate, decay = settings["lr"], settings.get("optimizer__weight_decay", 0.0)
     competence = RECIPES["table"]["regularization"][-1]
     has_usual_gate = isinstance(mixture.gate, str) and mixture.gate in ("top_k", "hard")
     return {

@@ -1,0 +1,129 @@
+"""A gate that compares directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+import torch
+from sklearn.utils._param_validation import Interval
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sklearn_moe.encoders import build_encoder, output_shape
+from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.layers import MLP, keep_rows, linear
+
+
+class CosineGate(Gate):
+    r"""A gate that gives a sample to the expert whose direction is nearest to its own.
+
+    .. math:: l_{ne} = \frac{1}{T} \cos(W g(x_n),\; v_e), \qquad p_n = \mathrm{softmax}(l_n)
+
+    with the gate's network :math:`g`, a projection :math:`W` and a learned direction :math:`v_e`
+    for each expert. The lengths of both do not count, so no expert can win by large weights. The
+    temperature :math:`T` is learned, too.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=()
+        Sizes of the layers of :math:`g`, with ReLU between them and none after the last; without
+        any, :math:`g(x) = x`.
+    size : int, default=32
+        Number of dimensions in which directions are compared.
+    temperature : float, default=0.3
+        Where :math:`T` starts. No logit is larger than :math:`1 / T`.
+    top_k : int or None, default=None
+        How many experts answer for a sample; None means all. With 1 the gate trains on the full
+        softmax and one expert answers in prediction.
+    encoder : {"conv"}, object, callable or None, default=None
+        What the gate has before its layers, for itself: convolutions, for images, by name or as a
+        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
+
+    References
+    ----------
+    Z. Chi et al., On the Representation Collapse of Sparse Mixture of Experts, 2022, arXiv
+    2204.09179.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import CosineGate, MoEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = MoEClassifier(n_experts=3, gate=CosineGate(size=8), random_state=0).fit(X, y)
+    >>> clf.score(X, y) > 0.9
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **Gate._parameter_constraints,
+        "size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    needs_hidden = False
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (),
+        *,
+        size: int = 32,
+        temperature: float = 0.3,
+        top_k: int | None = None,
+        encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.size = size
+        self.temperature = temperature
+        self.top_k = top_k
+        self.encoder = encoder
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        hidden_size: int,
+        generator: torch.Generator,
+    ) -> GateModule:
+        """Return the torch module of this gate."""
+        hidden_sizes = self._check(n_experts)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
+        return CosineGateModule(
+            encoder=encoder,
+            trunk=MLP(sizes, generator),
+            projection=linear(sizes[-1], self.size, generator, bias=False),
+            directions=linear(self.size, n_experts, generator, bias=False),
+            temperature=self.temperature,
+            top_k=self.top_k,
+        )
+
+
+class CosineGateModule(GateModule):
+    """The torch module of a :class:`CosineGate`."""
+
+    needs_hidden = False
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        trunk: MLP,
+        projection: nn.Linear,
+        directions: nn.Linear,
+        **routing,
+    ):
+        super().__init__(**routing)
+        self.encoder = encoder
+        self.trunk = trunk
+        self.projection = projection
+        self.directions = directions
+        # The temperature as learned, relative to where it starts: weight decay brings it back.
+        self.log_change = nn.Parameter(torch.zeros(()))
+
+    def keep(self, experts: list[int]) -> None:
+        keep_rows(self.directions, experts)
+
+    def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        own = self.projection(self.trunk(self.encoder(x).flatten(1)))
+        cosine = F.normalize(own, dim=1) @ F.normalize(self.directions.weight, dim=1).mT
+        return cosine * torch.exp(-self.log_change)
