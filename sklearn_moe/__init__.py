@@ -1,14 +1,7 @@
 """Mixture of experts for scikit-learn, with a decomposition that can be measured and shaped."""
 
 from sklearn_moe import encoders, experts, gates, regularizers
-from sklearn_moe.decomposition import (
-    SCORERS,
-    Decomposition,
-    decomposition_entropy,
-    expert_class_information,
-    sample_entropy,
-    usage_entropy,
-)
+from sklearn_moe.decomposition import SCORERS, Decomposition, decomposition_entropy
 from sklearn_moe.display import (
     DecompositionDisplay,
     ExpertRegionsDisplay,
@@ -23,6 +16,7 @@ from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import *
 from sklearn_moe.gates import *
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
+from sklearn_moe.measures import expert_class_information, sample_entropy, usage_entropy
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
 from sklearn_moe.persistence import TRUSTED_TYPES

@@ -21,12 +21,12 @@ from torch import nn
 from sklearn_moe.checks import check_device, check_y, explained_memory, same_parameters
 from sklearn_moe.containers import as_eager
 from sklearn_moe.data import TrainingData, make_reader, read_training_data
-from sklearn_moe.decomposition import usage_entropy
 from sklearn_moe.encoders import ENCODERS
 from sklearn_moe.experts import EXPERTS
 from sklearn_moe.fitted import FittedMixture
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
+from sklearn_moe.measures import usage_entropy
 from sklearn_moe.parameters import (
     architecture_of,
     check_nested,

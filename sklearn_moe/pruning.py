@@ -11,7 +11,7 @@ from numbers import Integral
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
@@ -21,9 +21,10 @@ from sklearn_moe.checks import check_shape
 from sklearn_moe.decomposition import (
     check_labels,
     final_model,
-    running_cost,
     with_last,
 )
+from sklearn_moe.grouping import cka, divergence, group_experts
+from sklearn_moe.measures import running_cost
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.callbacks import AnnealTopK
 
@@ -287,95 +288,6 @@ def _similar(model, X, n_experts, similarity):
         for group in group_experts(distance, usage, n_experts)
     ]
     return sorted(groups), usage
-
-
-def divergence(expert_proba: NDArray, gate_proba: NDArray) -> NDArray[np.float64]:
-    """Return how differently two experts predict the samples that the gate gives them.
-
-    Parameters
-    ----------
-    expert_proba : ndarray of shape (n_samples, n_experts, n_classes)
-        Each expert's probabilities.
-    gate_proba : ndarray of shape (n_samples, n_experts)
-        Gate probabilities.
-
-    Returns
-    -------
-    ndarray of shape (n_experts, n_experts)
-        Mean Jensen-Shannon divergence of each pair, in nats, over the samples, which count as
-        much as the gate gives to both; 0 for a pair that gets none.
-    """
-    n_experts = gate_proba.shape[1]
-    by_expert = np.ascontiguousarray(expert_proba.transpose(1, 0, 2))
-    entropy = entr(by_expert).sum(axis=2)
-    distance = np.zeros((n_experts, n_experts))
-    for one in range(n_experts):
-        for other in range(one):
-            weight = gate_proba[:, one] + gate_proba[:, other]
-            if weight.any():
-                mean = entr((by_expert[one] + by_expert[other]) / 2).sum(axis=1)
-                values = mean - (entropy[one] + entropy[other]) / 2
-                distance[one, other] = max(0.0, np.average(values, weights=weight))
-    return distance + distance.T
-
-
-def cka(features: NDArray) -> NDArray[np.float64]:
-    """Return the linear centred kernel alignment of each pair of experts.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n_samples, n_experts, n_features)
-        What the experts make of the samples. An expert that makes the same of all samples is like
-        none but itself.
-
-    Returns
-    -------
-    ndarray of shape (n_experts, n_experts)
-        Between 0 and 1.
-    """
-    n_samples, n_experts, n_features = features.shape
-    features = (features - features.mean(axis=0)).reshape(n_samples, -1)
-    products = (features.T @ features).reshape(n_experts, n_features, n_experts, n_features)
-    aligned = np.square(products).sum(axis=(1, 3))
-    own = np.sqrt(aligned.diagonal())
-    scale = np.outer(own, own)
-    similarity = np.divide(aligned, scale, out=np.zeros_like(aligned), where=scale > 0)
-    np.fill_diagonal(similarity, 1.0)
-    return np.clip(similarity, 0.0, 1.0)
-
-
-def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list[int]]:
-    """Return a partition of the experts, from joining again and again the cheapest pair of groups.
-
-    Parameters
-    ----------
-    distance : ndarray of shape (n_experts, n_experts)
-        How different each pair is.
-    usage : ndarray of shape (n_experts,)
-        Weights of the experts. To join groups of weight a and b costs their mean distance times
-        ab / (a + b), so that little used experts go first.
-    n_groups : int
-        How many groups are left.
-
-    Returns
-    -------
-    list of list of int
-    """
-    weight = usage + np.finfo(float).eps  # unused experts join what is most like them
-    total = distance * np.outer(weight, weight)
-    groups = [[expert] for expert in range(len(usage))]
-    while len(groups) > n_groups:
-        # The mean distance has the product of the weights as divisor, which is left.
-        cost = total / np.add.outer(weight, weight)
-        np.fill_diagonal(cost, np.inf)
-        one, other = sorted(np.unravel_index(cost.argmin(), cost.shape))
-        groups[one] += groups.pop(other)
-        weight[one] += weight[other]
-        total[one] += total[other]
-        total[:, one] += total[:, other]
-        weight = np.delete(weight, other)
-        total = np.delete(np.delete(total, other, axis=0), other, axis=1)
-    return groups
 
 
 def _reduce(pruned, groups, usage, X, reduce):

@@ -17,7 +17,8 @@ from sklearn_moe import (
     sample_entropy,
     usage_entropy,
 )
-from sklearn_moe.decomposition import cut, mutual_information
+from sklearn_moe.decomposition import cut
+from sklearn_moe.measures import mutual_information
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from sklearn_moe import (
     distill,
     prune_experts,
 )
+from sklearn_moe.grouping import cka, divergence, group_experts
 from sklearn_moe.layers import StackedMLP, matching_units
-from sklearn_moe.pruning import cka, divergence, group_experts
 
 E = 6
 METHODS = ["similarity", "router_norm", "heavy_hitters", "random"]

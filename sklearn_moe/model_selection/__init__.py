@@ -6,8 +6,9 @@ from sklearn_moe.model_selection.cross_validation import (
     compare,
     cross_validate,
 )
-from sklearn_moe.model_selection.search import MoESearchCV, tune
+from sklearn_moe.model_selection.search import MoESearchCV
 from sklearn_moe.model_selection.spaces import suggest_parameters
+from sklearn_moe.model_selection.tune import tune
 
 __all__ = [
     "Comparison",

@@ -1,4 +1,4 @@
-"""Tuning with Optuna, as a scikit-learn search and as a function."""
+"""Tuning with Optuna as a scikit-learn search."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.model_selection._search import BaseSearchCV
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
-from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
@@ -33,22 +31,18 @@ from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
     Address,
     as_address,
-    connection_error,
     file_name,
     has_error,
     in_memory,
     n_finished,
+    open_study,
     quiet_optuna,
-    wait_for_beginning,
 )
-from sklearn_moe.model_selection.trials import STEPS, Evaluation, MedianPruner, TrialFailed
+from sklearn_moe.model_selection.trials import Evaluation, one_trial, pruner_for
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
-
-# So many failed trials, and no other, end a search.
-MANY_FAILURES = 10
 
 
 class MoESearchCV(BaseSearchCV):
@@ -385,7 +379,12 @@ class MoESearchCV(BaseSearchCV):
                     "Trials in parallel do not see an InMemoryStorage. Pass storage=None, a path "
                     "or an address, or n_jobs=1."
                 )
-            study = self._open(Path(folder) / "journal.log" if is_temporary else where, shape)
+            study = open_study(
+                Path(folder) / "journal.log" if is_temporary else where,
+                self.study_name,
+                pruner_for(self.pruner, len(evaluation.folds)),
+                shape,
+            )
             # From here on there is nothing of an earlier search.
             for name in [name for name in vars(self) if name.endswith("_")]:
                 delattr(self, name)
@@ -394,7 +393,7 @@ class MoESearchCV(BaseSearchCV):
             self.scorer_ = getattr(evaluation.scorer, "_scorers", evaluation.scorer)
             self.multimetric_ = evaluation.has_several_scores
             one = partial(
-                _one_trial,
+                one_trial,
                 study,
                 self.storage,
                 evaluation,
@@ -429,53 +428,6 @@ class MoESearchCV(BaseSearchCV):
         if storage is None and self.study_name is not None:
             return Path(file_name(self.study_name))
         return None if isinstance(storage, str) and is_in_memory(storage) else storage
-
-    def _open(self, where, shape):
-        """Return the study, a new one if there is none."""
-        import optuna
-
-        from sklearn_moe.model_selection.storages import open_storage
-
-        if isinstance(where, Address) and "***" in where:
-            raise ValueError(
-                f"storage={where!r} has lost its password in a pickle. Set it again with "
-                "set_params(storage=...)."
-            )
-        for pause in (0.2, 1.0, None):  # another process may just be creating it
-            try:
-                study = optuna.create_study(
-                    storage=open_storage(where),
-                    study_name=self.study_name,
-                    directions=["maximize"] * len(shape["scores"]),
-                    sampler=optuna.samplers.RandomSampler(0),  # each trial brings its own
-                    pruner=self._pruner(shape["n_folds"]),
-                    load_if_exists=True,
-                )
-                if not study.trials and "shape" not in study.user_attrs:
-                    study.set_user_attr("shape", shape)
-                break
-            except Exception as error:
-                if pause is None:
-                    raise connection_error(self.storage, self.study_name, error) from None
-                time.sleep(pause)
-        directions = {direction.name for direction in study.directions}
-        if study.user_attrs.get("shape") != shape or directions != {"MAXIMIZE"}:
-            raise ValueError(
-                f"The study {self.study_name!r} has trials of {study.user_attrs.get('shape')}, "
-                f"but this search is one of {shape}. Take another study_name."
-            )
-        return study
-
-    def _pruner(self, n_folds):
-        from optuna import pruners
-
-        if self.pruner == "median":
-            return MedianPruner()
-        if self.pruner == "hyperband":
-            return pruners.HyperbandPruner(
-                min_resource=STEPS // 5, max_resource=n_folds * (STEPS + 1)
-            )
-        return self.pruner or pruners.NopPruner()
 
     def _collect(self, suggest, refit_metric):
         """Set what the search has found."""
@@ -522,123 +474,3 @@ class MoESearchCV(BaseSearchCV):
 def _name(scoring):
     """Return a name of a score that is the same in every process."""
     return getattr(scoring, "__qualname__", None) or str(scoring or "score")
-
-
-def _one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
-    """Make one trial, if one is missing and there is time."""
-    from optuna.exceptions import StorageInternalError
-
-    try:
-        with quiet_optuna():
-            if evaluation.suggest.first is not None:
-                wait_for_beginning(study, n_trials, deadline)
-            finished = n_finished(study)
-            if time.time() >= deadline or finished >= n_trials:
-                return
-            if finished >= MANY_FAILURES and all(has_error(trial) for trial in study.get_trials()):
-                return
-            study.optimize(
-                lambda trial: evaluation(trial, X, y),
-                n_trials=1,
-                catch=TrialFailed,
-                callbacks=callbacks,
-            )
-    except Exception as error:
-        cause = error
-        while cause and not isinstance(cause, StorageInternalError):
-            cause = cause.__cause__ or cause.__context__  # on which Optuna may stumble once more
-        if cause is None:
-            raise
-        raise connection_error(storage, study.study_name, cause) from None
-
-
-def tune(
-    estimator: BaseEstimator,
-    X: ArrayLike,
-    y: ArrayLike,
-    space: dict | Callable[[optuna.Trial], dict[str, Any]] | None = None,
-    *,
-    sample_weight: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-    n_trials: int = 50,
-    timeout: float | None = None,
-    scoring: str | Callable | Sequence[str] | dict | None = None,
-    cv=5,
-    pruner: str | object | None = "median",
-    storage: str | os.PathLike | object | None = None,
-    study_name: str | None = None,
-    refit: bool | str | Callable = True,
-    callbacks: Sequence[Callable] | None = None,
-    n_jobs: int | None = None,
-    return_train_score: bool = False,
-    random_state: int | np.random.RandomState | None = None,
-    verbose: int = 1,
-) -> MoESearchCV:
-    """Search for good hyperparameters with Optuna, in cross-validation.
-
-    Parameters
-    ----------
-    estimator : MoEClassifier or Pipeline
-        The mixture, or a pipeline that contains one.
-    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        Samples.
-    y : array-like of shape (n_samples,)
-        Class labels.
-    space : dict, callable or None, default=None
-        What to search, as in :class:`MoESearchCV`.
-    sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the samples in all fits, of a pipeline in those of its last step, and without a
-        pipeline in scores of scikit-learn that take them, as in its own searches.
-    groups : array-like of shape (n_samples,), default=None
-        Groups for a splitter that keeps them together.
-    n_trials, timeout, scoring, cv, pruner, storage, study_name
-        As in :class:`MoESearchCV`, with the same defaults.
-    refit, callbacks, n_jobs, return_train_score, random_state
-        Likewise.
-    verbose : int, default=1
-        1 shows a progress bar of the trials, 0 nothing.
-
-    Returns
-    -------
-    MoESearchCV
-        The fitted search, with ``best_estimator_``, ``best_params_``, ``study_``,
-        ``pareto_front_`` and ``trials_dataframe()``.
-
-    Raises
-    ------
-    ValueError, ConnectionError, KeyboardInterrupt
-        As in :class:`MoESearchCV`.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn_moe import MoEClassifier, tune
-    >>> X, y = load_iris(return_X_y=True)
-    >>> def space(trial):
-    ...     return {"n_experts": trial.suggest_int("n_experts", 1, 4)}
-    >>> clf = MoEClassifier(max_iter=20, random_state=0)
-    >>> search = tune(clf, X, y, space, n_trials=3, random_state=0, verbose=0)
-    >>> len(search.study_.trials)
-    3
-    """
-    search = MoESearchCV(
-        estimator,
-        space,
-        n_trials=n_trials,
-        timeout=timeout,
-        scoring=scoring,
-        cv=cv,
-        pruner=pruner,
-        storage=storage,
-        study_name=study_name,
-        refit=refit,
-        callbacks=callbacks,
-        n_jobs=n_jobs,
-        return_train_score=return_train_score,
-        random_state=random_state,
-        verbose=verbose,
-    )
-    is_pipeline = isinstance(estimator, Pipeline) and not _routing_enabled()
-    weight_name = f"{estimator.steps[-1][0]}__sample_weight" if is_pipeline else "sample_weight"
-    params = {weight_name: sample_weight, "groups": groups}
-    return search.fit(X, y, **{name: each for name, each in params.items() if each is not None})

@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -55,6 +55,55 @@ def connection_error(storage, name: str | None, error: Exception) -> ConnectionE
     return ConnectionError(
         f"The study {name!r} in storage={storage!r} can't be opened, read or written: {reason}"
     )
+
+
+def open_study(where, study_name: str | None, pruner, shape: dict[str, Any]) -> optuna.Study:
+    """Return a study, a new one if there is none.
+
+    Parameters
+    ----------
+    where : Address, path, optuna storage or None
+        Where it lives; None is the memory.
+    study_name : str or None
+        Its name.
+    pruner : optuna pruner
+        The pruner of its trials.
+    shape : dict
+        What its trials are about. A study of other folds or scores raises a ValueError.
+    """
+    import optuna
+
+    from sklearn_moe.model_selection.storages import open_storage
+
+    if isinstance(where, Address) and "***" in where:
+        raise ValueError(
+            f"storage={where!r} has lost its password in a pickle. Set it again with "
+            "set_params(storage=...)."
+        )
+    for pause in (0.2, 1.0, None):  # another process may just be creating it
+        try:
+            study = optuna.create_study(
+                storage=open_storage(where),
+                study_name=study_name,
+                directions=["maximize"] * len(shape["scores"]),
+                sampler=optuna.samplers.RandomSampler(0),  # each trial brings its own
+                pruner=pruner,
+                load_if_exists=True,
+            )
+            if not study.trials and "shape" not in study.user_attrs:
+                study.set_user_attr("shape", shape)
+            break
+        except Exception as error:
+            if pause is None:
+                raise connection_error(where, study_name, error) from None
+            time.sleep(pause)
+    directions = {direction.name for direction in study.directions}
+    if study.user_attrs.get("shape") != shape or directions != {"MAXIMIZE"}:
+        raise ValueError(
+            f"The study {study_name!r} has trials of {study.user_attrs.get('shape')}, "
+            f"but this search is one of {shape}. Take another study_name."
+        )
+    return study
 
 
 def file_name(study_name: str) -> str:

@@ -16,10 +16,20 @@ from skorch.callbacks import Callback
 
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.model_selection.spaces import Space
-from sklearn_moe.model_selection.studies import begins
+from sklearn_moe.model_selection.studies import (
+    begins,
+    connection_error,
+    has_error,
+    n_finished,
+    quiet_optuna,
+    wait_for_beginning,
+)
 
 if TYPE_CHECKING:
     import optuna
+
+# So many failed trials, and no other, end a search.
+MANY_FAILURES = 10
 
 # A fold has so many steps on the way of a trial, whatever its number of epochs.
 STEPS = 100
@@ -47,6 +57,17 @@ class MedianPruner:
         if len(others) < self.n_startup_trials:
             return False
         return trial.intermediate_values[step] < np.median(others)
+
+
+def pruner_for(pruner: str | object | None, n_folds: int):
+    """Return the pruner that a name stands for, in searches with so many folds."""
+    from optuna import pruners
+
+    if pruner == "median":
+        return MedianPruner()
+    if pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=STEPS // 5, max_resource=n_folds * (STEPS + 1))
+    return pruner or pruners.NopPruner()
 
 
 class TrialFailed(Exception):
@@ -234,3 +255,31 @@ class ReportEpochs(Callback):
         except KeyboardInterrupt:
             self.interrupted = True
             raise
+
+
+def one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
+    """Make one trial, if one is missing and there is time."""
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        with quiet_optuna():
+            if evaluation.suggest.first is not None:
+                wait_for_beginning(study, n_trials, deadline)
+            finished = n_finished(study)
+            if time.time() >= deadline or finished >= n_trials:
+                return
+            if finished >= MANY_FAILURES and all(has_error(trial) for trial in study.get_trials()):
+                return
+            study.optimize(
+                lambda trial: evaluation(trial, X, y),
+                n_trials=1,
+                catch=TrialFailed,
+                callbacks=callbacks,
+            )
+    except Exception as error:
+        cause = error
+        while cause and not isinstance(cause, StorageInternalError):
+            cause = cause.__cause__ or cause.__context__  # on which Optuna may stumble once more
+        if cause is None:
+            raise
+        raise connection_error(storage, study.study_name, cause) from None

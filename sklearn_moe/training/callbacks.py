@@ -14,7 +14,7 @@ from skorch.callbacks import Callback, PrintLog
 from skorch.utils import data_from_dataset
 from torch.nn import functional as F
 
-from sklearn_moe.decomposition import mutual_information, usage_entropy
+from sklearn_moe.measures import mutual_information, usage_entropy
 from sklearn_moe.training.batches import spaced
 from sklearn_moe.training.prediction import CHUNK_SIZE
 

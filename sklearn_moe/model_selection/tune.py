@@ -1,0 +1,110 @@
+"""Tuning as one function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils._metadata_requests import _routing_enabled
+
+if TYPE_CHECKING:
+    import optuna
+
+from sklearn_moe.model_selection.search import MoESearchCV
+
+
+def tune(
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike,
+    space: dict | Callable[[optuna.Trial], dict[str, Any]] | None = None,
+    *,
+    sample_weight: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    n_trials: int = 50,
+    timeout: float | None = None,
+    scoring: str | Callable | Sequence[str] | dict | None = None,
+    cv=5,
+    pruner: str | object | None = "median",
+    storage: str | os.PathLike | object | None = None,
+    study_name: str | None = None,
+    refit: bool | str | Callable = True,
+    callbacks: Sequence[Callable] | None = None,
+    n_jobs: int | None = None,
+    return_train_score: bool = False,
+    random_state: int | np.random.RandomState | None = None,
+    verbose: int = 1,
+) -> MoESearchCV:
+    """Search for good hyperparameters with Optuna, in cross-validation.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier or Pipeline
+        The mixture, or a pipeline that contains one.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Samples.
+    y : array-like of shape (n_samples,)
+        Class labels.
+    space : dict, callable or None, default=None
+        What to search, as in :class:`MoESearchCV`.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples in all fits, of a pipeline in those of its last step, and without a
+        pipeline in scores of scikit-learn that take them, as in its own searches.
+    groups : array-like of shape (n_samples,), default=None
+        Groups for a splitter that keeps them together.
+    n_trials, timeout, scoring, cv, pruner, storage, study_name
+        As in :class:`MoESearchCV`, with the same defaults.
+    refit, callbacks, n_jobs, return_train_score, random_state
+        Likewise.
+    verbose : int, default=1
+        1 shows a progress bar of the trials, 0 nothing.
+
+    Returns
+    -------
+    MoESearchCV
+        The fitted search, with ``best_estimator_``, ``best_params_``, ``study_``,
+        ``pareto_front_`` and ``trials_dataframe()``.
+
+    Raises
+    ------
+    ValueError, ConnectionError, KeyboardInterrupt
+        As in :class:`MoESearchCV`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MoEClassifier, tune
+    >>> X, y = load_iris(return_X_y=True)
+    >>> def space(trial):
+    ...     return {"n_experts": trial.suggest_int("n_experts", 1, 4)}
+    >>> clf = MoEClassifier(max_iter=20, random_state=0)
+    >>> search = tune(clf, X, y, space, n_trials=3, random_state=0, verbose=0)
+    >>> len(search.study_.trials)
+    3
+    """
+    search = MoESearchCV(
+        estimator,
+        space,
+        n_trials=n_trials,
+        timeout=timeout,
+        scoring=scoring,
+        cv=cv,
+        pruner=pruner,
+        storage=storage,
+        study_name=study_name,
+        refit=refit,
+        callbacks=callbacks,
+        n_jobs=n_jobs,
+        return_train_score=return_train_score,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    is_pipeline = isinstance(estimator, Pipeline) and not _routing_enabled()
+    weight_name = f"{estimator.steps[-1][0]}__sample_weight" if is_pipeline else "sample_weight"
+    params = {weight_name: sample_weight, "groups": groups}
+    return search.fit(X, y, **{name: each for name, each in params.items() if each is not None})
