@@ -11,16 +11,15 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
-from sklearn_moe.checks import check_device, check_y, explained_memory, same_parameters
+from sklearn_moe.checks import check_y, explained_memory
 from sklearn_moe.containers import as_eager
-from sklearn_moe.data import TrainingData, make_reader, read_training_data
+from sklearn_moe.data import make_reader, read_training_data
 from sklearn_moe.encoders import ENCODERS
 from sklearn_moe.experts import EXPERTS
 from sklearn_moe.fitted import FittedMixture
@@ -28,17 +27,16 @@ from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.measures import usage_entropy
 from sklearn_moe.parameters import (
-    architecture_of,
     check_nested,
     check_parameters,
     encoder_of,
+    encodes_tables,
+    net_for,
     parameters_in_list,
     set_parameters_in_list,
-    settings_of,
 )
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.training.callbacks import ScikitLearnCallbacks, StopEarly, usual_callbacks
-from sklearn_moe.training.net import MoENet
 from sklearn_moe.training.session import Session, fitted_attributes
 
 try:
@@ -326,13 +324,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.input_tags.sparse = True
-        try:
-            encoder = encoder_of(self)
-        except (TypeError, ValueError):  # of which fit will tell
-            encoder = None
-        reads_tables = encoder is not None and not encoder.needs_images
-        tags.input_tags.allow_nan = tags.input_tags.categorical = reads_tables
-        tags.input_tags.string = reads_tables
+        tags.input_tags.allow_nan = tags.input_tags.categorical = encodes_tables(self)
+        tags.input_tags.string = encodes_tables(self)
         return tags
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -544,7 +537,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         self._warn_of_news(data.news)
         build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
         with explained_memory(self.n_experts):
-            net = self._net(data, build_seed, going_on, incremental)
+            net = net_for(self, data, build_seed, going_on=going_on, incremental=incremental)
         epochs = 1 if incremental else net.max_epochs
         n_iter_before = self.n_iter_ if going_on else 0
         self.encoder_, self.classes_ = self.reader_.table, data.classes
@@ -571,40 +564,6 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         self.__dict__.update(attributes)
         return interrupted
 
-    def _net(self, data: TrainingData, seed: int, going_on: bool, incremental: bool) -> MoENet:
-        """Return a new net, or the present one with the present settings."""
-        net_params = self.net_params or {}
-        architecture = architecture_of(self, self.reader_.table is not None)
-        settings = settings_of(
-            self,
-            is_flat=data.X.ndim == 2,
-            n_samples=len(data.X),
-            n_classes=len(data.classes),
-            incremental=incremental,
-        )
-        if not going_on:
-            arguments = {
-                **architecture,
-                **settings,
-                "table": self.reader_.table,
-                "input_shape": data.X.shape[1:],
-                "n_classes": len(data.classes),
-                "seed": seed,
-                "device": self.device,
-                **({} if "optimizer" in net_params else _OPTIMIZER),
-                **net_params,
-            }
-            arguments["device"] = check_device(arguments["device"])
-            return MoENet(**arguments).initialize()
-        for name, value in architecture.items():
-            before = getattr(self.net_, name)
-            if not same_parameters(value, before):
-                raise ValueError(
-                    f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
-                    f"{value!r}. Fit with warm_start=False."
-                )
-        return self.net_.copy_to_train().set_params(**settings)
-
     def _warn_of_news(self, news):
         """Warn of what the encoding of columns, which stays as it is, does not know."""
         told = getattr(self, "_told", [])
@@ -629,6 +588,3 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
-
-
-_OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, clone
 
 from sklearn_moe.checks import (
@@ -15,13 +16,16 @@ from sklearn_moe.checks import (
     check_signature,
     check_sizes,
     resolve,
+    same_parameters,
 )
+from sklearn_moe.data import TrainingData
 from sklearn_moe.encoders import ENCODERS, Encoder, as_encoder
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.training.net import MoENet
 
 if TYPE_CHECKING:
     from sklearn_moe.estimator import MoEClassifier
@@ -50,6 +54,60 @@ def encoder_of(estimator: MoEClassifier) -> Encoder | None:
     """Return what ``encoder`` stands for where it has a say; "auto" is the encoder of tables."""
     encoder = estimator.encoder
     return as_encoder("table" if _is_auto(encoder) else encoder)
+
+
+def encodes_tables(estimator: MoEClassifier) -> bool:
+    """Whether tables are encoded, also before a backbone."""
+    try:
+        encoder = encoder_of(estimator)
+    except (TypeError, ValueError):  # of which fit will tell
+        return False
+    return encoder is not None and not encoder.needs_images
+
+
+def net_for(
+    estimator: MoEClassifier,
+    data: TrainingData,
+    seed: int,
+    *,
+    going_on: bool,
+    incremental: bool,
+) -> MoENet:
+    """Return a new net for a training, or the present one with the present settings."""
+    table, net_params = estimator.reader_.table, estimator.net_params or {}
+    architecture = architecture_of(estimator, table is not None)
+    settings = settings_of(
+        estimator,
+        is_flat=data.X.ndim == 2,
+        n_samples=len(data.X),
+        n_classes=len(data.classes),
+        incremental=incremental,
+    )
+    if not going_on:
+        arguments = {
+            **architecture,
+            **settings,
+            "table": table,
+            "input_shape": data.X.shape[1:],
+            "n_classes": len(data.classes),
+            "seed": seed,
+            "device": estimator.device,
+            **({} if "optimizer" in net_params else _OPTIMIZER),
+            **net_params,
+        }
+        arguments["device"] = check_device(arguments["device"])
+        return MoENet(**arguments).initialize()
+    for name, value in architecture.items():
+        before = getattr(estimator.net_, name)
+        if not same_parameters(value, before):
+            raise ValueError(
+                f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
+                f"{value!r}. Fit with warm_start=False."
+            )
+    return estimator.net_.copy_to_train().set_params(**settings)
+
+
+_OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
 
 
 def architecture_of(estimator: MoEClassifier, is_table: bool) -> dict[str, Any]:
