@@ -23,5 +23,5 @@ EXPERTS: dict[str, Experts] = {
 }
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 
-# What the package offers its users: a new class needs nothing but its line above.
+# The public names. A new class only needs its line in the dictionary above.
 __all__ = ["EXPERTS", "CustomExperts", *{type(each).__name__ for each in EXPERTS.values()}]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Experts(BaseEstimator):
-    """Base class of the kinds of experts: hyperparameters, from which ``build`` makes a module."""
+    """Base class of all kinds of experts: it holds hyperparameters, ``build`` makes the module."""
 
     def build(
         self,
@@ -19,9 +19,20 @@ class Experts(BaseEstimator):
         n_classes: int,
         generator: torch.Generator,
     ) -> ExpertsModule:
-        """Return the module of so many experts, for such samples and classes.
+        """Return one torch module that runs all experts.
 
-        The generator is the source of all initial weights.
+        Parameters
+        ----------
+        input_shape : tuple of int
+            Shape of one sample.
+        n_experts, n_classes : int
+            Number of experts and of classes.
+        generator : torch.Generator
+            Source of all initial weights.
+
+        Returns
+        -------
+        ExpertsModule
         """
         raise NotImplementedError(
             f"{type(self).__name__} needs a method build(input_shape, n_experts, n_classes, "
@@ -37,21 +48,22 @@ class ExpertsModule(nn.Module):
     hidden_size : int
         Length of the hidden vectors, which an attentive gate reads.
     costs : sequence of int
-        Multiply-adds that each expert takes for a sample.
+        Number of multiply-adds of each expert for one sample.
     widest : int or None, default=None
-        Number of outputs of the widest layer of an expert; None stands for ``hidden_size``.
-        Predictions are made in chunks in which those of all experts fit into a processor's cache.
+        Number of outputs of an expert's widest layer; None means ``hidden_size``. Predictions are
+        made in chunks, so small that these outputs fit into the processor's cache for all experts.
     is_ordinary : sequence of bool, default=all True
-        Which experts are no cheap ones, of which some may take more samples than others.
+        For each expert, whether it is an ordinary one. ``ZeroComputationBalance`` can send more
+        samples to the others, which are cheap.
     independent : bool, default=True
-        Whether an expert's logits are its own, so that it can run without the others.
+        Whether an expert can run without the others.
     runs_at_once : bool, default=False
-        Whether ``forward`` runs all experts in one, and not one after the other. Then a gate that
-        chooses a few of them has them run in turn only where that is faster.
+        Whether ``forward`` computes all experts together, not one after the other. If True, a
+        gate that chooses a few experts runs only these, one by one, but only where that is faster.
     can_merge : bool, default=False
-        Whether several experts have a mean.
+        Whether ``merge`` can replace several experts by their mean.
     uses_global_random_state : bool, default=False
-        Whether they draw from torch's global random state, which is then seeded under a lock.
+        Whether the experts draw from torch's global random state. It is then seeded under a lock.
     """
 
     hidden_size: int
@@ -77,25 +89,26 @@ class ExpertsModule(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return logits (N, E, C) and hidden vectors (N, E, H) of all experts for a batch.
 
-        The generator serves dropout in training.
+        The generator is for dropout in training.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method forward(x, generator).")
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
-        """Return the logits of some experts, each for a batch of its own, in prediction."""
+        """Return the logits of some experts in prediction; ``x`` has one batch for each."""
         raise NotImplementedError(
             f"{type(self).__name__} needs a method run_some(x, experts), or independent = False."
         )
 
     def keep(self, experts: list[int]) -> None:
-        """Drop all experts but these, whose order becomes theirs."""
+        """Keep only these experts, in this order."""
         raise NotImplementedError(f"{type(self).__name__} needs a method keep(experts).")
 
     def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
         """Replace groups of experts by their means.
 
-        ``shares`` weigh the members of each group and sum to 1; ``x`` are samples on which units
-        that do the same are found. Raises a ValueError unless ``can_merge``.
+        ``shares`` are the weights of the members of each group and sum to 1. ``x`` are samples: on
+        them, each hidden unit is matched with the one that is most like it in the other experts.
+        Raises a ValueError if ``can_merge`` is False.
         """
         raise ValueError(
             f"Experts of the kind {type(self).__name__.removesuffix('Module')!r} cannot be merged "
@@ -103,10 +116,10 @@ class ExpertsModule(nn.Module):
         )
 
     def check_gate(self, gate: nn.Module) -> None:
-        """Raise a ValueError if these experts make no sense under such a gate."""
+        """Raise a ValueError if these experts cannot work with this gate."""
 
     def limit(self, gate_log_proba: Tensor) -> Tensor:
-        """Return the gate's log-probabilities of a batch, without experts that take no part."""
+        """Remove experts that must not answer from the gate's log-probabilities (N, E)."""
         return gate_log_proba
 
 
@@ -117,7 +130,7 @@ def build_experts(
     n_classes: int,
     generator: torch.Generator,
 ) -> ExpertsModule:
-    """Return the module of experts, of which two samples have shown that it keeps the contract."""
+    """Build the module of some experts, and check its output for two samples of zeros."""
     module = experts.build(input_shape, n_experts, n_classes, generator)
     if not isinstance(module, ExpertsModule):
         raise TypeError(
@@ -147,7 +160,7 @@ def build_experts(
 
 
 def run_two_samples(network: nn.Module, input_shape: tuple[int, ...]):
-    """Return what an expert, or all experts, make of two samples of zeros."""
+    """Run two samples of zeros through an expert, or through all, and return the output."""
     try:
         with torch.no_grad():
             output = network(torch.zeros(2, *input_shape))
@@ -166,6 +179,6 @@ def run_two_samples(network: nn.Module, input_shape: tuple[int, ...]):
 
 
 def shapes_of(output) -> list:
-    """Return the shapes of the tensors of an output, and what is no tensor as it is."""
+    """Return the shapes of the tensors in an output; anything else is returned as it is."""
     outputs = output if isinstance(output, tuple) else (output,)
     return [tuple(each.shape) if isinstance(each, Tensor) else each for each in outputs]

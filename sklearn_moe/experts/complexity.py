@@ -17,11 +17,12 @@ from sklearn_moe.layers import StackedMLP
 
 
 class ComplexityExperts(Experts):
-    """Small and large experts in one mixture, for samples that are easy and hard.
+    """Small experts for easy samples, and large experts for hard ones.
 
-    Each has one hidden layer; their sizes grow geometrically from the first to the last. Under a
-    gate with ``top_k=1`` (``gate="hard"``) and ``regularization="complexity"``, which makes
-    large experts dear, easy samples go to the small ones and a prediction costs less.
+    Each expert has one hidden layer. The sizes grow geometrically from the first expert to the
+    last. Use a gate with ``top_k=1`` (``gate="hard"``) and ``regularization="complexity"``, which
+    makes large experts expensive. Then easy samples go to the small experts, and a prediction
+    costs less.
 
     Parameters
     ----------
@@ -34,9 +35,9 @@ class ComplexityExperts(Experts):
 
     Notes
     -----
-    In the reference the experts are blocks of an image network, whose ranks and kernels grow.
-    Experts of unequal size run one by one. The hidden vector that an attentive gate reads is
-    filled up with zeros to the size of the largest.
+    In the reference the experts are blocks of an image network, and their ranks and kernels grow.
+    Here, experts of different size run one by one. For an attentive gate, the hidden vectors are
+    padded with zeros to the length of the longest.
 
     References
     ----------

@@ -25,22 +25,21 @@ class ConvExperts(Experts):
     Parameters
     ----------
     channels : sequence of int, default=(8, 16)
-        Number of channels that each convolution gives.
+        Number of output channels of each convolution.
     hidden_layer_sizes : sequence of int, default=(64,)
         Sizes of the fully connected hidden layers after the convolutions.
     kernel_size : int, default=3
         Height and width of the convolutions' kernels.
     padding : {"same", "valid"}, default="same"
-        "same" surrounds an image with zeros so that a convolution keeps its size, "valid" does
-        not.
+        "same" pads an image with zeros, so that a convolution keeps its size; "valid" does not
+        pad.
     pooling : int, default=2
-        Height and width of the squares whose maximum is taken after each convolution; 1 takes
-        none.
+        Height and width of the max-pooling after each convolution; 1 means no pooling.
     normalization : {"batch", "layer"} or None, default=None
-        What makes the outputs of a convolution standard: "batch" over the batch, for each
-        channel, "layer" over channels and image, for each sample.
+        How the outputs of each convolution are normalized: "batch" normalizes each channel over
+        the batch, "layer" normalizes each sample over channels and pixels.
     activation : {"relu", "gelu", "tanh"}, default="relu"
-        Activation of all layers but the last.
+        Activation of all layers except the last.
     dropout : float, default=0.0
         Probability, at least 0 and below 1, with which a fully connected hidden unit is dropped in
         training.

@@ -1,4 +1,4 @@
-"""Experts from a user's own function."""
+"""Experts that a user's function makes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sklearn_moe.layers import seeded_globally
 
 
 class CustomExperts(Experts):
-    """Experts from a user's own function; ``MoEClassifier(experts=function)`` wraps it in this.
+    """Experts that your function makes; ``MoEClassifier(experts=function)`` wraps it in this.
 
     Parameters
     ----------
     factory : callable
-        ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. It may be a
-        class of modules that takes these two arguments. Its forward
-        takes a batch ``(n_samples, *input_shape)``, returns the logits (n_samples, n_outputs), or
-        the pair (logits, hidden) with hidden vectors (n_samples, hidden_size) for an attentive
-        gate to read. Without them it reads the logits.
+        ``factory(input_shape, n_outputs)`` returns a new ``nn.Module`` each time. It may also be a
+        module class that takes these two arguments. The module's ``forward`` takes a batch of
+        shape ``(n_samples, *input_shape)``. It returns the logits (n_samples, n_outputs), or the
+        pair (logits, hidden). An attentive gate reads the hidden vectors (n_samples, hidden_size);
+        without them it reads the logits.
 
     Notes
     -----
@@ -80,7 +80,7 @@ class CustomExperts(Experts):
         try:
             return self.factory(input_shape, n_classes)
         except Exception as error:
-            if not isinstance(self.factory, type):  # a function's own errors speak for themselves
+            if not isinstance(self.factory, type):  # an error inside a function is clear enough
                 raise
             name = self.factory.__name__
             raise TypeError(
@@ -92,7 +92,7 @@ class CustomExperts(Experts):
 
 
 def _probe(expert, input_shape, n_classes):
-    """Run two samples through an expert, check what comes out and return its hidden size."""
+    """Run two samples through an expert, check the output and return the hidden size."""
     shapes = shapes_of(run_two_samples(expert.eval(), input_shape))
     if len(shapes) > 2 or shapes[0] != (2, n_classes):
         raise ValueError(
@@ -120,7 +120,7 @@ class CustomExpertsModule(ExpertsModule):
 
     @property
     def costs(self) -> tuple[int, ...]:
-        # What a module computes is unknown; a linear layer takes as much as it has weights.
+        # The true cost is unknown. A linear layer takes one multiply-add for each weight.
         return tuple(sum(map(torch.numel, expert.parameters())) for expert in self.experts)
 
     def keep(self, experts: list[int]) -> None:
@@ -129,7 +129,7 @@ class CustomExpertsModule(ExpertsModule):
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        # Each gets a copy, as its first layer may work in place.
+        # Each expert gets a copy, because its first layer may change the batch in place.
         outputs = [expert(x.clone()) for expert in self.experts]
         pairs = [each if isinstance(each, tuple) else (each, each) for each in outputs]
         logits, hidden = zip(*pairs, strict=True)

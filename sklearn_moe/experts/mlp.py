@@ -25,7 +25,7 @@ class MLPExperts(Experts):
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=(256,)
-        Sizes of each expert's hidden layers; without any the experts are linear.
+        Sizes of each expert's hidden layers; without hidden layers the experts are linear.
     activation : {"relu", "gelu", "tanh"}, default="relu"
         Activation of the hidden layers.
     dropout : float, default=0.0

@@ -1,4 +1,4 @@
-"""Experts that share the large part of their weights, as matrix product operators."""
+"""Experts that share most of their weights, as matrix product operators."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from sklearn_moe.layers import (
 
 
 class MPOExperts(Experts):
-    r"""Fully connected experts with few parameters each: they share the central part of a layer.
+    r"""Fully connected experts that share the largest part of each hidden layer.
 
-    The weight matrix of a hidden layer is a matrix product operator: a chain of small tensors,
+    So each expert adds few parameters. The weight matrix of a hidden layer is a matrix product
+    operator: a chain of small tensors.
 
     .. math:: W_e[i_1 \ldots i_n, j_1 \ldots j_n] = T_{e1}[i_1, j_1] \cdots C[i_c, j_c] \cdots
               T_{en}[i_n, j_n]
 
-    whose largest, the central :math:`C`, is common to all experts; the others and the biases are
-    each expert's own. All start from one matrix, with a little noise on their own tensors. A fixed
-    part of the batches leaves :math:`C` as it is, so that the experts' own tensors, which get
-    their gradient from fewer samples, keep up.
+    All experts share the central tensor :math:`C`, which is the largest. The other tensors and the
+    biases are different for each expert. All experts start from the same matrix, with a little
+    noise on the tensors that they do not share. Batches drawn at random leave :math:`C` unchanged.
+    Otherwise it would learn faster than the other tensors, which get their gradient from fewer
+    samples.
 
     Parameters
     ----------
@@ -43,16 +45,18 @@ class MPOExperts(Experts):
         Sizes of each expert's hidden layers, at least one.
     n_tensors : int, default=3
         Number of tensors of a layer, at least 2. The central one, :math:`c = \lfloor n / 2
-        \rfloor + 1`, has the largest factors of the layer's sizes; with an even number, which
-        leaves one tensor fewer on its right, it has two of each size. With 2 there is one tensor
-        of each expert's own, before the centre.
+        \rfloor + 1`, has the largest factors of the layer's sizes. With an even number there is
+        one tensor fewer to its right, and the central tensor has two factors of each size. With 2,
+        the only tensor that differs between experts comes before the central one.
     bond : int or None, default=None
-        Largest rank between two neighbouring tensors; fewer ranks have fewer parameters. None
-        keeps all, with which one matrix could be anything, and only the sharing saves.
+        Largest rank between two neighbouring tensors; a smaller rank means fewer parameters. None
+        keeps all ranks: the tensors can then represent any matrix, and only the sharing saves
+        parameters.
     mask_probability : float, default=0.5
-        Part of the batches that do not change the central tensors.
+        Probability that a batch does not change the central tensors.
     noise : float, default=0.1
-        Standard deviation of the noise on the experts' own tensors, in units of their own.
+        Standard deviation of the noise on the tensors that the experts do not share, relative to
+        the root mean square of each tensor.
     activation : {"relu", "gelu", "tanh"}, default="relu"
         Activation of the hidden layers.
     dropout : float, default=0.0
@@ -60,10 +64,11 @@ class MPOExperts(Experts):
 
     Notes
     -----
-    It follows the reference in the decomposition and in what is shared. There it is the layers of
-    a language model, here also the first layer, as on a table most weights are there; the last
-    layer is dense. Sizes without balanced factors are filled up. The products are those of dense
-    experts: it saves parameters, not time.
+    As in the reference, the weights are decomposed into tensors, and the central tensor is shared.
+    The reference decomposes the layers of a language model. Here the first layer is decomposed,
+    too, because for a table it has most of the weights; the last layer is dense. Sizes without
+    balanced factors are padded. To compute the outputs, the tensors are multiplied to full
+    matrices first, so this saves parameters, not time.
 
     References
     ----------
@@ -248,15 +253,15 @@ class MPOLinear(nn.Module):
         fill_like_linear(self.bias, n_in, generator)
 
     def weight(self, experts: Sequence[int] = slice(None), *, is_masked: bool = False) -> Tensor:
-        """Return the matrices (E, n_out, n_in) of experts; masked, the centre has no gradient."""
+        """Return the experts' matrices (E, n_out, n_in); if masked, C gets no gradient."""
         tensors = [tensor[experts] for tensor in self.auxiliary]
-        # Without any gradient, as an optimizer's momentum would move it along a gradient of zero.
+        # No gradient at all: with a gradient of zero, an optimizer's momentum would still move it.
         tensors.insert(self.centre, self.central.detach() if is_masked else self.central)
         n_out, n_in = self.size
         return contract(tensors)[:, :n_out, :n_in]
 
     def keep(self, experts: list[int]) -> None:
-        """Drop all experts but these, whose order becomes theirs."""
+        """Keep only these experts, in this order."""
         self.auxiliary = nn.ParameterList(
             nn.Parameter(tensor.data[experts]) for tensor in self.auxiliary
         )
@@ -264,12 +269,13 @@ class MPOLinear(nn.Module):
 
 
 def balanced_factors(size: int, n_factors: int, *, mirrored: bool = False) -> tuple[int, ...]:
-    """Return factors of a size, or of the next that has some near one another.
+    """Return factors of similar size of a size, or of the next larger size that has such factors.
 
-    The largest is in the middle, and the products on both sides of it are near one another, with
-    the larger one on the left, or mirrored on the right: a side's tensors grow with the square of
-    its product. Of an even number the centre stands for two of one more, as a side with one more
-    than the other would be as large as the whole.
+    The largest factor is in the middle. The products of the factors on its left and on its right
+    are similar, because the tensors of a side grow with the square of its product. The larger
+    product is on the left, or on the right if mirrored. For an even number of factors, the middle
+    one is the product of two factors out of ``n_factors + 1``. Otherwise one side would have one
+    factor more than the other, and be as large as the whole.
     """
     n_odd = n_factors | 1
     while (factors := _most_balanced(size, n_odd, math.ceil(2 * size ** (1 / n_odd)))) is None:
@@ -283,7 +289,7 @@ def balanced_factors(size: int, n_factors: int, *, mirrored: bool = False) -> tu
 
 
 def _most_balanced(size, n_factors, limit):
-    """Return the falling factors of a size whose largest is least, or None if it is above."""
+    """Return falling factors of a size, the first as small as possible; None if above limit."""
     if n_factors == 1:
         return [size] if size <= limit else None
     for largest in range(1, limit + 1):
@@ -311,7 +317,7 @@ def decompose(
 
 
 def contract(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the matrices (E, rows, columns) of tensors, some of which have a first axis E."""
+    """Multiply tensors to matrices (E, rows, columns); some tensors have a first axis E."""
     n_experts = max(len(tensor) for tensor in tensors if tensor.dim() == 5)
     out = torch.ones(n_experts, 1, 1, 1, dtype=tensors[0].dtype, device=tensors[0].device)
     for tensor in tensors:

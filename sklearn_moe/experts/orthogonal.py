@@ -22,23 +22,27 @@ from sklearn_moe.layers import (
 
 
 class OrthogonalExperts(Experts):
-    r"""Experts that cannot say the same: for each sample their hidden vectors are orthogonal.
+    r"""Experts that must differ: for each sample their hidden vectors are orthogonal.
 
-    Gram and Schmidt's procedure takes from each expert's hidden vector :math:`v_e` what those of
-    the experts before it have said; one linear layer, common to all, reads the logits off:
+    The Gram-Schmidt process removes from each expert's hidden vector :math:`v_e` its components
+    along the vectors of the experts before it. One linear layer, which all experts share, then
+    computes the logits:
 
     .. math:: w_e = v_e - \sum_{f < e} \langle v_e, b_f \rangle b_f, \qquad
               b_e = \frac{w_e}{\lVert w_e \rVert}, \qquad z_e = A \,\sigma(s_e b_e) + a
 
-    with the activation :math:`\sigma` and a learned scale :math:`s_e` of each expert. The first
-    expert stays as it is, so the order of the experts matters, and all of them run for a sample.
+    with the activation :math:`\sigma` and a learned scale :math:`s_e` of each expert. The
+    direction of the first vector does not change, so the order of the experts matters. All experts
+    run for each sample.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=(256,)
-        Sizes of each expert's hidden layers, at least one, the last not below ``n_experts``.
+        Sizes of each expert's hidden layers. At least one is needed, and the last must have at
+        least ``n_experts`` units.
     normalize : bool, default=True
-        Whether the vectors get the length 1 before the scale. Without, they are :math:`w_e`.
+        Whether to bring the vectors to length 1 before they are scaled. If False, :math:`w_e`
+        takes the place of :math:`b_e` in the logits.
     activation : {"relu", "gelu", "tanh"}, default="relu"
         Activation of the hidden layers.
     dropout : float, default=0.0
@@ -46,9 +50,10 @@ class OrthogonalExperts(Experts):
 
     Notes
     -----
-    Inspired by the first reference, which has low-rank experts inside a language model; the
-    normalised form is that of the second. A vector that depends on those before it becomes zero.
-    A gate with ``top_k=1`` makes no sense, as the experts differ only beside one another.
+    The idea is from the first reference, where low-rank experts inside a language model are made
+    orthogonal. The normalised form is from the second. A vector that is linearly dependent on
+    those before it becomes zero. A gate with ``top_k=1`` raises an error: orthogonal vectors are
+    of no use if only one expert answers.
 
     References
     ----------
@@ -134,15 +139,15 @@ class OrthogonalExpertsModule(ExpertsModule):
         return tuple(cost + self.head.weight.numel() for cost in self.body.costs)
 
     def keep(self, experts: list[int]) -> None:
-        """Drop all experts but these; without those before it an expert says other things."""
+        """Keep only these experts; an expert changes if one before it is dropped."""
         self.body.keep(experts)
         keep_rows(self.scale, experts)
 
     def check_gate(self, gate: nn.Module) -> None:
         if gate.top_k == 1 and self.body.n_networks > 1:
             raise ValueError(
-                "Orthogonal experts differ only beside one another, so a gate with top_k=1 makes "
-                "no sense for them. Raise top_k, or take experts='mlp'."
+                "Orthogonal experts are of no use if only one of them answers, so a gate with "
+                "top_k=1 makes no sense for them. Raise top_k, or take experts='mlp'."
             )
 
     def forward(
@@ -159,18 +164,18 @@ class OrthogonalExpertsModule(ExpertsModule):
 def orthogonalize(vectors: Tensor, *, normalize: bool = True, tolerance: float = 1e-5) -> Tensor:
     """Make the vectors (N, E, H) of each sample orthogonal, one after the other.
 
-    Vectors of which no more than such a part is new become zero.
+    A vector becomes zero if no more than the fraction ``tolerance`` of its length is new.
     """
     units, out = [], []
     for vector in vectors.unbind(1):
         rest = vector
-        for _ in range(2):  # as one pass leaves rounding errors of the size of what it takes away
+        for _ in range(2):  # one pass leaves rounding errors as large as the part that it removes
             for unit in units:
                 rest = rest - (rest * unit).sum(dim=1, keepdim=True) * unit
         length = vector.detach().norm(dim=1, keepdim=True)
         is_new = rest.detach().norm(dim=1, keepdim=True) > tolerance * length
         rest = torch.where(is_new, rest, torch.zeros_like(rest))
-        # The direction of zero has no gradient; a constant in its place has one of zero.
+        # The direction of a zero vector has no gradient; a constant vector has a gradient of zero.
         units.append(F.normalize(torch.where(is_new, rest, torch.ones_like(rest)), dim=1) * is_new)
         out.append(units[-1] if normalize else rest)
     return torch.stack(out, dim=1)

@@ -1,4 +1,4 @@
-"""Ordinary experts beside some that compute next to nothing."""
+"""Ordinary experts, and experts that compute almost nothing."""
 
 from __future__ import annotations
 
@@ -19,38 +19,40 @@ _NUMBER = [Interval(Integral, 0, None, closed="left"), StrOptions({"auto"})]
 
 
 class ZeroComputationExperts(Experts):
-    r"""Fully connected experts and cheap ones, to which easy samples can go.
+    r"""Fully connected experts, and cheap experts for easy samples.
 
-    The cheap experts come last: *zero* experts say nothing, *copy* experts are linear, and
-    *constant* experts know how frequent the classes are:
+    The cheap experts come last. The logits of *zero* experts are zero, *copy* experts are linear,
+    and *constant* experts learn the same logits for all samples:
 
     .. math:: z_\mathrm{zero} = 0, \qquad z_\mathrm{copy} = A x, \qquad z_\mathrm{constant} = b
 
-    In prediction, what the gate gives to a zero expert goes to the others that it takes for the
-    sample, in proportion; where it takes no other, all classes are equally probable. In training
-    zero experts always say so, from which the gate learns where they will not do. A soft gate asks
-    all experts, so a zero expert is of no use to it.
+    In prediction, the other experts that the gate chooses for a sample share the probability of
+    the zero experts, in proportion to their own. If the gate chooses no others, all classes are
+    equally probable. In training, a zero expert always predicts that all classes are equally
+    probable, so that the gate learns where this is not good enough. Under a soft gate all experts
+    answer, and a zero expert is of no use.
 
-    Take a gate that keeps the top k experts, two of them in the reference, so that a prediction
-    really skips the ordinary experts, and ``regularization="zero_computation"``, which says how
-    many samples shall do so.
+    Use a gate that keeps the top k experts (two in the reference), so that a prediction really
+    skips the ordinary experts. Use ``regularization="zero_computation"`` to control how many
+    samples skip them.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=(256,)
         Sizes of the hidden layers of the ordinary experts.
     n_zero, n_copy, n_constant : int or "auto", default="auto"
-        How many of the experts are such. With "auto" for all of them, half of the experts are
-        cheap, but at most four: a zero, a copy and two constant ones, in this order. With numbers,
-        "auto" is 0.
+        Number of zero, copy and constant experts. If all three are "auto", half of the experts are
+        cheap, but at most four: one zero, one copy and two constant experts, chosen in this order.
+        If any of the three is a number, "auto" means 0.
     capacity : float or None, default=None
-        Bound on the samples of a training batch that an expert takes, in its order, relative to
-        its fair share (the reference: 1.1). Samples beyond it lose the expert, unless they would
-        lose all of theirs. It needs a gate with a ``top_k`` of at least 2. None sets no bound.
+        Largest number of samples that an expert takes from a training batch, relative to its fair
+        share (1.1 in the reference). Samples count in the order of the batch. Those beyond the
+        limit lose the expert, unless they would lose all of their experts. It needs a gate with a
+        ``top_k`` of at least 2. None: no limit.
     tau : float, default=0.75
-        Fair share of an ordinary expert relative to that of a cheap one, for ``capacity``. It
-        does not follow the ``tau`` of ``ZeroComputationBalance``, which in the reference is the
-        same number: set both.
+        Fair share of an ordinary expert relative to that of a cheap one, for ``capacity``.
+        ``ZeroComputationBalance`` has a separate ``tau``. In the reference both are the same
+        number, so set both.
     activation : {"relu", "gelu", "tanh"}, default="relu"
         Activation of the hidden layers.
     dropout : float, default=0.0
@@ -64,10 +66,12 @@ class ZeroComputationExperts(Experts):
     .. math:: C_F = \frac{\gamma k \tau T}{\tau N_F + N_Z}, \qquad
               C_Z = \frac{\gamma k T}{\tau N_F + N_Z}.
 
-    In the reference the experts are layers inside a network; these are its experts as whole
-    classifiers. As in its code, not its equations, the gates of the others sum to 1; there it is
-    so in training, too, where the gate would get no gradient here. An attentive gate, which must
-    run all experts anyway, reads a learned vector in place of a cheap expert's hidden one.
+    In the reference the experts are layers inside a network; here each is a whole classifier.
+    Without the zero experts, the gate probabilities of the other experts are scaled to sum to 1.
+    The code of the reference does the same, but its equations do not. The reference also does so
+    in training; here only predictions do, because the gate would get no gradient. An attentive
+    gate has to run all experts anyway. For a cheap expert it reads a learned vector, because such
+    an expert has no hidden vector.
 
     References
     ----------
@@ -199,7 +203,7 @@ class ZeroComputationExpertsModule(ExpertsModule):
         return tuple(cost.get(kind, 0) for kind in self.kinds)
 
     def _own(self, expert):
-        """Return the place of an expert among those of its kind."""
+        """Return the index of an expert among the experts of its kind."""
         return self.kinds[:expert].count(self.kinds[expert])
 
     def keep(self, experts: list[int]) -> None:
@@ -209,7 +213,7 @@ class ZeroComputationExpertsModule(ExpertsModule):
         if not kept["ordinary"] or [e for kind in kept.values() for e in kind] != list(experts):
             raise ValueError(
                 "Of zero-computation experts, one ordinary expert at least must be kept, and the "
-                f"cheap ones after the ordinary ones; got {list(experts)}."
+                f"cheap ones must come after the ordinary ones; got {list(experts)}."
             )
         cheap = [expert - self.ordinary.n_networks for expert in experts]
         own = {kind: [self._own(expert) for expert in kept[kind]] for kind in kept}
@@ -275,7 +279,7 @@ class ZeroComputationExpertsModule(ExpertsModule):
 
 
 class _Parameter(nn.Module):
-    """Weights of some experts, filled as ``nn.Linear`` would."""
+    """Weights of some experts, initialised as in ``nn.Linear``."""
 
     def __init__(self, shape, n_in, generator):
         super().__init__()

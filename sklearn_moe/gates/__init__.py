@@ -1,4 +1,4 @@
-"""Gates: they decide how much each expert says about a sample.
+"""Gates: they decide how much each expert counts for a sample.
 
 A gate object holds hyperparameters only; ``build`` turns it into a :class:`GateModule`, which maps
 the batch, and for some gates the experts' hidden vectors, to a :class:`GateOutput`. ``GATES``
@@ -29,5 +29,5 @@ GATES: dict[str, Gate] = {
 }
 """The gates that ``MoEClassifier(gate=...)`` knows by name."""
 
-# What the package offers its users: a new class needs nothing but its line above.
+# The public names. A new class only needs its line in the dictionary above.
 __all__ = ["GATES", *{type(each).__name__ for each in GATES.values()}]

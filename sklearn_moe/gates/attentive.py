@@ -1,4 +1,4 @@
-"""A gate that reads the experts."""
+"""A gate that reads the experts' hidden vectors."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sklearn_moe.layers import MLP, linear
 
 
 class AttentiveGate(Gate):
-    r"""A gate that attends to what the experts make of the sample.
+    r"""A gate that attends to the experts' hidden vectors.
 
-    The sample asks a query, each expert's hidden vector answers with a key, and the expert whose
-    key fits best gets the sample:
+    The sample gives a query, and each expert's hidden vector gives a key. The expert whose key
+    matches the query best gets the sample:
 
     .. math:: l_{ne} = \frac{\langle W_q\, g(x_n),\; W_k\, h_{ne} \rangle}{\sqrt{K}\; T},
               \qquad p_n = \mathrm{softmax}(l_n)
 
-    with the gate's network :math:`g`, the experts' hidden vectors :math:`h_{ne}` and one pair of
-    projections for all experts. The gate's gradient also flows into the experts. All experts must
-    run before the gate can choose.
+    with the gate's network :math:`g`, the experts' hidden vectors :math:`h_{ne}`, and projections
+    :math:`W_q` and :math:`W_k` that are the same for all experts. The gate's gradient also flows
+    into the experts. All experts must run before the gate can choose.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=(64,)
-        Sizes of the layers of :math:`g`, with ReLU between them and none after the last; without
-        any, :math:`g(x) = x`.
+        Sizes of the layers of :math:`g`, with ReLU between them and none after the last. Without
+        layers, :math:`g(x) = x`.
     key_size : int, default=32
         Length :math:`K` of queries and keys.
     temperature : float, default=1.0
@@ -41,8 +41,8 @@ class AttentiveGate(Gate):
         How many experts answer for a sample; None means all. With 1 the gate trains on the full
         softmax and one expert answers in prediction.
     encoder : {"conv"}, object, callable or None, default=None
-        What the gate has before its layers, for itself: convolutions, for images, by name or as a
-        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
+        An encoder that only the gate uses, before its layers: "conv" or a ``ConvEncoder`` for
+        images, or a function as in ``MoEClassifier(encoder=...)``.
 
     References
     ----------
@@ -112,11 +112,11 @@ class AttentiveGateModule(GateModule):
         self.key = key
 
     def keep(self, experts: list[int]) -> None:
-        """Drop nothing: the gate has no weights of single experts."""
+        """Do nothing: the gate has no weights that belong to one expert."""
 
     def teach(self, student: GateModule) -> None:
         student.encoder.load_state_dict(self.encoder.state_dict())
-        # The student has one layer more, which scores the experts.
+        # The student has one more layer, which scores the experts.
         for layer, trained in zip(student.network.layers, self.trunk.layers, strict=False):
             layer.load_state_dict(trained.state_dict())
 

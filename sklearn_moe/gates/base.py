@@ -16,7 +16,7 @@ from sklearn_moe.layers import check_layer_sizes
 
 
 class Routing(NamedTuple):
-    """What a noisy gate drew in this batch; ``Load`` reads it.
+    """The noise that a gate drew for a batch; ``Load`` reads it.
 
     Attributes
     ----------
@@ -34,14 +34,15 @@ class Routing(NamedTuple):
 
 
 class GateOutput(NamedTuple):
-    """What a gate says about a batch.
+    """The output of a gate for a batch.
 
     Attributes
     ----------
     logits : Tensor of shape (n_samples, n_experts)
         Scores of the experts, before noise and masking.
     log_proba : Tensor of shape (n_samples, n_experts)
-        Logarithm of the gate probabilities, after both; -inf for experts that do not answer.
+        Logarithm of the gate probabilities, after noise and masking; -inf for experts that do not
+        answer.
     routing : Routing or None
         None unless the gate is noisy and in training.
     """
@@ -52,11 +53,14 @@ class GateOutput(NamedTuple):
 
 
 class GateModule(nn.Module):
-    """From scores to gate probabilities: temperature, noise, top-k and softmax.
+    """The torch module of a gate: it turns scores of the experts into gate probabilities.
 
-    With ``top_k=1`` the softmax over the one kept logit would be the constant 1 and the gate would
-    get no gradient. Such a gate therefore trains on the full softmax and keeps one expert in
-    prediction only. A subclass implements ``score`` and ``keep``.
+    A subclass implements ``score`` and ``keep``. The base class divides the scores by the
+    temperature, adds noise in training, keeps the top k and applies the softmax.
+
+    With ``top_k=1`` the softmax over the one logit that is kept would always be 1, and the gate
+    would get no gradient. Such a gate therefore trains on the full softmax, and keeps one expert
+    in prediction only.
 
     Parameters
     ----------
@@ -70,12 +74,12 @@ class GateModule(nn.Module):
     Attributes
     ----------
     needs_hidden : bool, default=True
-        Whether ``score`` reads the experts' hidden vectors. A gate that does not chooses before
-        any expert runs, and gets None in their place in prediction; one that does can be distilled
-        to such a gate.
+        Whether ``score`` reads the experts' hidden vectors. If False, the gate chooses before any
+        expert runs, and its ``hidden`` is None in prediction. If True, :func:`distill` can train
+        another gate that does not need them.
     refits : bool, default=False
-        Whether the gate learns without gradients. Then ``refit`` is called before each epoch, and
-        with samples of at most the gate's ``max_samples``.
+        Whether the gate learns without gradients. Then ``refit`` is called before each epoch. It
+        gets at most as many samples as the gate's attribute ``max_samples``.
     """
 
     needs_hidden = True
@@ -94,7 +98,7 @@ class GateModule(nn.Module):
 
     @property
     def cost(self) -> int:
-        """About how many multiply-adds the gate takes for a sample."""
+        """Approximate number of multiply-adds of the gate for one sample."""
         return multiply_adds(self)
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
@@ -102,13 +106,14 @@ class GateModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} needs a method score(x, hidden).")
 
     def keep(self, experts: list[int]) -> None:
-        """Drop what the gate has for experts other than these, whose order becomes theirs."""
+        """Keep only the weights of these experts, in this order."""
         raise NotImplementedError(f"{type(self).__name__} needs a method keep(experts).")
 
     def merge(self, groups: list[list[int]]) -> GateModule:
-        """Return a gate that gives each group of experts, as one, what all of it had.
+        """Return a gate that gives each group the sum of its members' probabilities.
 
-        A gate that reads hidden vectors, of which only one of each group is left, cannot.
+        A gate that reads hidden vectors cannot do so, because each group has only one left. It
+        keeps the first expert of each group.
         """
         if not self.needs_hidden:
             return MergedGateModule(self, groups).train(self.training)
@@ -116,33 +121,33 @@ class GateModule(nn.Module):
         return self
 
     def take(self, top_k: int | None) -> None:
-        """Let so many experts answer for a sample from now on."""
+        """Let ``top_k`` experts answer for a sample from now on."""
         self.top_k = top_k
 
     def teach(self, student: GateModule) -> None:
-        """Give the module of a ``SoftmaxGate``, to which this gate is distilled, what it knows.
+        """Copy weights to the student: the module of the ``SoftmaxGate`` that distillation trains.
 
-        A gate that shares nothing with it has nothing to give.
+        The base class copies nothing.
         """
 
     def begin(self) -> None:
-        """Take note of the weights that a fit starts from."""
+        """Called before a fit: store the weights at its start, for ``norm_change``."""
 
     def remember(self) -> None:
-        """Take note of what was learned before, at the start of each training."""
+        """Called before each training: store what the gate has learned so far, for ``refit``."""
 
     def refit(self, x: Tensor, losses: Tensor, sample_weight: Tensor, seed: int) -> None:
         """Learn from samples (N, ...) and the losses (N, E) of all experts on them."""
         raise NotImplementedError(f"{type(self).__name__} needs refit(), or refits = False.")
 
     def norm_change(self) -> Tensor | None:
-        """Return how much the norm of each expert's weights has grown since the fit began.
+        """Return how much the norm of each expert's weights in the gate grew since the fit began.
 
-        None stands for a gate that has no weights of single experts, or no gradient.
+        None if the gate has no weights for each expert, or learns without gradients.
         """
 
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
-        """Return what the gate says with such logits, after noise and masking."""
+        """Return the output of the gate for these logits, after noise and masking."""
         routed, routing = logits, None
         if self.training and self.noise > 0:
             noise_scale = self.noise / logits.shape[1]
@@ -151,21 +156,21 @@ class GateModule(nn.Module):
             routing = Routing(routed, noise_scale, self.top_k)
         if self.top_k is not None and not (self.training and self.top_k == 1):
             routed = mask_all_but_top_k(routed, self.top_k)
-        # With the samples last, as the experts have them, the softmax is vectorised.
+        # The softmax is vectorised if the samples are the last axis, as they are in the experts.
         return GateOutput(logits, routed.mT.log_softmax(dim=0).mT, routing)
 
 
 class MergedGateModule(GateModule):
-    r"""A gate whose experts have been merged to fewer.
+    r"""A gate for experts that were merged in groups.
 
-    Each group keeps the probability of all its members, :math:`p_g = \sum_{e \in g} p_e`.
+    A group has the sum of the probabilities of its members, :math:`p_g = \sum_{e \in g} p_e`.
 
     Parameters
     ----------
     gate : GateModule
-        The gate of the former experts, which does not read their hidden vectors.
+        The gate of the experts before they were merged. It does not read their hidden vectors.
     groups : list of list of int
-        The former experts of each group, a partition.
+        The members of each group. Each expert of the gate is in exactly one group.
     """
 
     needs_hidden = False
@@ -190,7 +195,7 @@ class MergedGateModule(GateModule):
 
     def _sum(self, log_values):
         """Return the logarithm of the sum of each group."""
-        # Of nothing but -inf, logsumexp has no gradient.
+        # The logsumexp has no gradient if all values are -inf.
         lowest = torch.finfo(log_values.dtype).min
         sums = [
             log_values[:, group].clamp_min(lowest).logsumexp(dim=1, keepdim=True)
@@ -212,7 +217,7 @@ def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
         best = logits.argmax(dim=1, keepdim=True)
         kept = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
         return logits.masked_fill(~kept, -torch.inf)
-    threshold = logits.topk(top_k, dim=1).values[:, -1:]  # much faster than to sort all
+    threshold = logits.topk(top_k, dim=1).values[:, -1:]  # much faster than sorting
     above, level = logits > threshold, logits == threshold
     places = top_k - above.sum(dim=1, keepdim=True)
     kept = above | (level & (level.cumsum(dim=1) <= places))
@@ -220,17 +225,17 @@ def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 
 class Gate(BaseEstimator):
-    """Base class of the gates, with the checks of what they have in common.
+    """Base class of all gates, with checks of the parameters that they share.
 
-    A gate has a ``build(input_shape, n_experts, hidden_size, generator)`` that returns a
-    :class:`GateModule`. Those with the parameters ``hidden_layer_sizes``, ``temperature`` or
-    ``encoder`` hand them to the gate that :func:`distill` makes of them.
+    A subclass has the method ``build(input_shape, n_experts, hidden_size, generator)``, which
+    returns a :class:`GateModule`. If it has the parameters ``hidden_layer_sizes``, ``temperature``
+    or ``encoder``, :func:`distill` uses their values for the new gate, too.
 
     Attributes
     ----------
     needs_hidden : bool, default=True
-        Whether the gate reads the experts' hidden vectors, as in :class:`GateModule`. Then
-        ``MoEClassifier(learning_rate="auto")`` is lower.
+        Whether the gate reads the experts' hidden vectors, as in :class:`GateModule`. If True,
+        ``MoEClassifier(learning_rate="auto")`` takes a lower learning rate.
     """
 
     needs_hidden = True
@@ -249,9 +254,22 @@ class Gate(BaseEstimator):
         hidden_size: int,
         generator: torch.Generator,
     ) -> GateModule:
-        """Return the module of this gate, for experts with hidden vectors of such a size.
+        """Return the torch module of this gate.
 
-        The generator is the source of all initial weights.
+        Parameters
+        ----------
+        input_shape : tuple of int
+            Shape of one sample.
+        n_experts : int
+            Number of experts.
+        hidden_size : int
+            Length of the experts' hidden vectors.
+        generator : torch.Generator
+            Source of all initial weights.
+
+        Returns
+        -------
+        GateModule
         """
         raise NotImplementedError(
             f"{type(self).__name__} needs a method build(input_shape, n_experts, hidden_size, "
@@ -284,7 +302,7 @@ def build_gate(
     hidden_size: int,
     generator: torch.Generator,
 ) -> GateModule:
-    """Return the module of a gate, of which two samples have shown that it scores the experts."""
+    """Build the module of a gate, and check its scores for two samples of zeros."""
     module = gate.build(input_shape, n_experts, hidden_size, generator)
     if not isinstance(module, GateModule):
         raise TypeError(

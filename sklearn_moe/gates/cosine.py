@@ -17,29 +17,29 @@ from sklearn_moe.layers import MLP, keep_rows, linear
 
 
 class CosineGate(Gate):
-    r"""A gate that gives a sample to the expert whose direction is nearest to its own.
+    r"""A gate that sends a sample to the expert with the most similar direction.
 
     .. math:: l_{ne} = \frac{1}{T} \cos(W g(x_n),\; v_e), \qquad p_n = \mathrm{softmax}(l_n)
 
     with the gate's network :math:`g`, a projection :math:`W` and a learned direction :math:`v_e`
-    for each expert. The lengths of both do not count, so no expert can win by large weights. The
+    for each expert. Only the directions count, so no expert can win by large weights. The
     temperature :math:`T` is learned, too.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=()
-        Sizes of the layers of :math:`g`, with ReLU between them and none after the last; without
-        any, :math:`g(x) = x`.
+        Sizes of the layers of :math:`g`, with ReLU between them and none after the last. Without
+        layers, :math:`g(x) = x`.
     size : int, default=32
         Number of dimensions in which directions are compared.
     temperature : float, default=0.3
-        Where :math:`T` starts. No logit is larger than :math:`1 / T`.
+        Initial value of :math:`T`. No logit is larger than :math:`1 / T`.
     top_k : int or None, default=None
         How many experts answer for a sample; None means all. With 1 the gate trains on the full
         softmax and one expert answers in prediction.
     encoder : {"conv"}, object, callable or None, default=None
-        What the gate has before its layers, for itself: convolutions, for images, by name or as a
-        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
+        An encoder that only the gate uses, before its layers: "conv" or a ``ConvEncoder`` for
+        images, or a function as in ``MoEClassifier(encoder=...)``.
 
     References
     ----------
@@ -117,7 +117,7 @@ class CosineGateModule(GateModule):
         self.trunk = trunk
         self.projection = projection
         self.directions = directions
-        # The temperature as learned, relative to where it starts: weight decay brings it back.
+        # The learned change of the temperature. Weight decay pulls it back to the initial value.
         self.log_change = nn.Parameter(torch.zeros(()))
 
     def keep(self, experts: list[int]) -> None:

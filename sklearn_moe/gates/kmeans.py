@@ -19,50 +19,52 @@ from torch import Tensor
 
 from sklearn_moe.gates.base import Gate, GateModule, GateOutput, mask_all_but_top_k
 
-# More dimensions are reduced to so many principal components before they are clustered.
+# Samples of more dimensions are reduced to this many principal components for the clustering.
 MAX_DIMENSIONS = 32
 
 
 class KMeansGate(Gate):
     r"""A hard gate without gradients: each expert owns a cluster of the samples.
 
-    Before each epoch k-means divides the samples into as many clusters as there are experts. Each
-    cluster gets an expert of its own, those with the least sum of median losses, and a linear gate
-    learns by least squares to send samples to the expert :math:`\pi(n)` of their cluster:
+    Before each epoch, k-means divides the samples into as many clusters as there are experts. Each
+    cluster gets a different expert, such that the sum of the experts' median losses is smallest. A
+    linear gate then learns by least squares to send samples to the expert :math:`\pi(n)` of their
+    cluster:
 
     .. math:: W = (X^T X + \lambda I)^{-1} X^T Y, \qquad Y_{ne} = [e = \pi(n)], \qquad
               l_n = [x_n, 1] W
 
-    One expert answers for a sample, in training too. No expert is left out, so no penalty on the
-    gate is needed, nor has it an effect. It is for data that fall into families; on data of one
-    kind each expert only gets less of them.
+    One expert answers for a sample, also in training. Every expert gets a cluster, so the gate
+    needs no penalty, and penalties on the gate have no effect. Use it for data that fall into
+    families. On other data, each expert only gets fewer samples.
 
     Parameters
     ----------
     assignment : {"least_squares", "nearest_centroid"}, default="least_squares"
-        How a sample gets to a cluster: by the linear gate of the reference, or to the nearest
-        centroid, which is linear, too. Least squares overlook a cluster between two others.
+        How the gate assigns a sample to a cluster: by the least squares of the reference, or to
+        the nearest centroid, which is linear, too. Least squares can miss a cluster that lies
+        between two others.
     matching : {"hungarian", "greedy"}, default="hungarian"
-        How clusters get experts: with the least sum of losses, or, as in the reference, one after
-        the other the best that is left.
+        How clusters get experts. "hungarian" finds the smallest sum of losses. "greedy", as in the
+        reference, gives each cluster in turn the best expert that is left.
     max_iter : int, default=20
-        Largest number of iterations of k-means, which goes on from the last centroids.
+        Largest number of iterations of k-means in an epoch. It starts from the last centroids.
     ridge : float, default=0.001
         Weight :math:`\lambda`, at least 0.
     max_samples : int, default=20000
-        At most so many samples are clustered, evenly spaced.
+        Largest number of samples to cluster. If there are more, evenly spaced ones are used.
 
     Notes
     -----
-    In the reference, tasks with learned contexts are clustered, after each step. Here it is the
-    standardised samples, or their first 32 principal components. While there are fewer clusters
-    than experts, as of fewer distinct samples, all experts learn from all samples.
+    The reference clusters the learned contexts of tasks, after each step. Here the standardised
+    samples are clustered, or their first 32 principal components. While there are fewer clusters
+    than experts, for example because few samples are distinct, all experts learn from all samples.
 
-    ``partial_fit`` goes on: the samples of a chunk go to the nearest centroids, these move to the
-    mean of all that they ever got, as in scikit-learn's ``MiniBatchKMeans``, and the experts keep
-    their clusters. Scaling and components stay those of the first chunk that had enough clusters,
-    and earlier samples count as at most ``max_samples``. So the first chunk should have samples of
-    all families.
+    ``partial_fit`` continues with the clusters that it has. The samples of a chunk go to the
+    nearest centroids, and each centroid moves to the mean of all samples that it ever got, as in
+    scikit-learn's ``MiniBatchKMeans``. The experts keep their clusters. Scaling and components
+    stay those of the first chunk that had enough clusters, and earlier samples count as at most
+    ``max_samples``. So the first chunk should have samples of all families.
 
     References
     ----------
@@ -144,16 +146,16 @@ class KMeansGateModule(GateModule):
         self.register_buffer("weight", torch.zeros(n_experts, n_features))
         self.register_buffer("bias", torch.zeros(n_experts))
         self.register_buffer("is_fitted", torch.tensor(False))
-        # What the clusters are found in, of x: standardised, with fewer dimensions.
+        # Samples are standardised and projected to fewer dimensions before they are clustered.
         n_dimensions = min(n_features, MAX_DIMENSIONS)
         self.register_buffer("mean", torch.zeros(n_features).double())
         self.register_buffer("scale", torch.ones(n_features).double())
         self.register_buffer("projection", torch.eye(n_dimensions, n_features).double())
-        # Of the samples seen, with a one as last feature: products, and sums for each expert.
+        # Sums over the samples so far, with a one as last feature: of products, and by expert.
         self.register_buffer("products", torch.zeros((n_dimensions + 1,) * 2).double())
         self.register_buffer("sums", torch.zeros(n_experts, n_dimensions + 1).double())
         self.is_whole_fit = False
-        self.before = None  # both, of earlier trainings
+        self.before = None  # products and sums of earlier trainings
 
     @property
     def centroids(self) -> np.ndarray | None:
@@ -173,7 +175,7 @@ class KMeansGateModule(GateModule):
         self.is_whole_fit = True
 
     def remember(self) -> None:
-        """Take note of what was seen before this training, unless it is a whole fit."""
+        """Store the sums of earlier trainings, unless this is a whole fit."""
         if self.is_whole_fit or self.centroids is None:
             self.before = None
         else:
@@ -185,7 +187,7 @@ class KMeansGateModule(GateModule):
 
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
         routed = mask_all_but_top_k(logits, 1)
-        if self.training:  # all alike, until there are clusters
+        if self.training:  # without clusters, all experts get all samples
             routed = torch.where(self.is_fitted, routed, logits)
         return GateOutput(logits, routed.log_softmax(dim=1), None)
 
@@ -195,7 +197,7 @@ class KMeansGateModule(GateModule):
         Parameters
         ----------
         x : Tensor of shape (n_samples, ...)
-            What the gate sees.
+            Samples, as the gate sees them.
         losses : Tensor of shape (n_samples, n_experts)
             The loss of each expert on each sample.
         sample_weight : Tensor of shape (n_samples,)
@@ -221,7 +223,7 @@ class KMeansGateModule(GateModule):
             products, sums = (each.cpu().numpy() for each in self.before)
             centroids = sums[:, :-1] / sums[:, -1:]
             expert = pairwise_distances_argmin(reduce(x, *basis), centroids)
-            # Not more than so many are remembered.
+            # Earlier samples count as at most max_samples.
             share = min(1.0, self.max_samples / sums[:, -1].sum())
             products, sums = share * products, share * sums
         mean, scale, projection = basis
@@ -245,13 +247,13 @@ class KMeansGateModule(GateModule):
 
     def _basis(self, x, weight, seed):
         """Return the mean, scale and components of samples."""
-        # Rounding can leave a constant column a variance below zero, which then counts as none.
+        # Rounding can make the variance of a constant column negative. It then counts as zero.
         with np.errstate(invalid="ignore"):
             scaler = StandardScaler().fit(x, sample_weight=weight)
         projection = np.eye(*self.projection.shape)
         if x.shape[1] > MAX_DIMENSIONS:
             weighted = scaler.transform(x) * np.sqrt(weight)[:, None]
-            # Neither transposed nor with more iterations, which depend on the number of rows.
+            # Fixed options, because the automatic ones depend on the number of rows.
             components = randomized_svd(
                 weighted, MAX_DIMENSIONS, n_iter=4, transpose=False, random_state=seed
             )[2]
@@ -268,8 +270,8 @@ class KMeansGateModule(GateModule):
         if self.centroids is not None:
             start = {"init": reduce(self.centroids, *basis), "n_init": 1}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct samples
-            # A tolerance above 0 would be in units of a variance without weights.
+            warnings.simplefilter("ignore", ConvergenceWarning)  # if few samples are distinct
+            # A tolerance above 0 would be relative to a variance that ignores the weights.
             kmeans = KMeans(n_experts, **start, max_iter=self.max_iter, tol=0, random_state=seed)
             cluster = kmeans.fit_predict(reduce(x, *basis), sample_weight=weight)
         if len(np.unique(cluster)) < n_experts:
@@ -282,12 +284,12 @@ class KMeansGateModule(GateModule):
 def reduce(
     x: np.ndarray, mean: np.ndarray, scale: np.ndarray, projection: np.ndarray
 ) -> np.ndarray:
-    """Return the coordinates of samples in which the clusters are found."""
+    """Return the coordinates of samples for the clustering."""
     return (x - mean) / scale @ projection.T
 
 
 def weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the lower median of each column."""
+    """Return the weighted lower median of each column."""
     order = values.argsort(axis=0)
     half = weight.sum() / 2 * (1 - 1e-9)  # whatever the order of the sum
     middle = (weight[order].cumsum(axis=0) >= half).argmax(axis=0)[None]
@@ -295,7 +297,7 @@ def weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def match(cost: np.ndarray, matching: str) -> np.ndarray:
-    """Return an expert for each cluster, by the costs (clusters, experts)."""
+    """Return an expert for each cluster, from costs of shape (clusters, experts)."""
     if matching == "hungarian":
         return linear_sum_assignment(cost)[1]
     left, experts = cost.copy(), []
@@ -311,11 +313,11 @@ def least_squares(products: np.ndarray, sums: np.ndarray, ridge: float) -> np.nd
     Parameters
     ----------
     products : ndarray of shape (d + 1, d + 1)
-        Weighted sum of the products of the samples' features, the last of which is 1.
+        Weighted sum of the products of each sample's features; the last feature is 1.
     sums : ndarray of shape (n_experts, d + 1)
         Weighted sum of the features of each expert's samples.
     ridge : float
-        What is added to the diagonal.
+        Number that is added to the diagonal.
     """
     products = products + ridge * np.eye(len(products))
     return np.linalg.lstsq(products, sums.T, rcond=None)[0].T

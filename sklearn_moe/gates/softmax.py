@@ -25,18 +25,18 @@ class SoftmaxGate(Gate):
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=()
-        Sizes of the gate's own hidden ReLU layers; without any the gate is linear.
+        Sizes of the gate's hidden ReLU layers; without hidden layers the gate is linear.
     temperature : float, default=1.0
         The logits are divided by :math:`T`; below 1 the gate is surer, above 1 less sure.
     top_k : int or None, default=None
-        How many experts answer for a sample; None means all. With 1 the gate trains on the full
-        softmax, as one kept probability is always 1 and has no gradient, and one expert answers in
-        prediction.
+        How many experts answer for a sample; None means all. With 1, one expert answers in
+        prediction, but the gate trains on the full softmax: a single probability would always be 1
+        and have no gradient.
     noise : float, default=0.0
-        Noise on the logits in training, in units of ``1 / n_experts``; none in prediction.
+        Noise on the logits in training, in units of ``1 / n_experts``; no noise in prediction.
     encoder : {"conv"}, object, callable or None, default=None
-        What the gate has before its layers, for itself: convolutions, for images, by name or as a
-        ``ConvEncoder``, or a function as in ``MoEClassifier(encoder=...)``.
+        An encoder that only the gate uses, before its layers: "conv" or a ``ConvEncoder`` for
+        images, or a function as in ``MoEClassifier(encoder=...)``.
 
     References
     ----------

@@ -1,10 +1,12 @@
 r"""Regularizations: penalties that shape how the experts divide the work.
 
 Each is called with a training batch and returns a scalar that is added to the loss. Sample weights
-count as samples: a weight of zero equals removal. ``REGULARIZERS`` names the usual choices.
+act like numbers of samples: a weight of zero removes the sample. ``REGULARIZERS`` names the usual
+choices.
 
-Symbols: :math:`p` gate_proba after masking, :math:`q` softmax of the full gate logits :math:`l`,
-:math:`w` sample weights; samples :math:`n`, :math:`m`; experts :math:`e`.
+Symbols: :math:`p` are the gate's probabilities after masking (``gate_proba``), :math:`q` is the
+softmax of the full gate logits :math:`l`, and :math:`w` are the sample weights. The indices of
+samples are :math:`n` and :math:`m`, the index of experts is :math:`e`.
 """
 
 from sklearn_moe.regularizers.balance import Importance, Load
@@ -29,5 +31,5 @@ REGULARIZERS: dict[str, Regularizer] = {
 }
 """The regularizations that ``MoEClassifier(regularization=...)`` knows by name."""
 
-# What the package offers its users: a new class needs nothing but its line above.
+# The public names. A new class only needs its line in the dictionary above.
 __all__ = ["REGULARIZERS", "Regularizer", *{type(each).__name__ for each in REGULARIZERS.values()}]

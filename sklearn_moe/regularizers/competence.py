@@ -1,4 +1,4 @@
-"""Every expert for every sample."""
+"""A penalty that trains every expert on every sample."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from sklearn_moe.regularizers.base import Regularizer
 
 
 class Competence(Regularizer):
-    r"""Make every expert answer every sample, not only those that the gate gives to it.
+    r"""Train every expert on every sample, not only on those that the gate gives to it.
 
     .. math:: L = \lambda \, \frac{1}{N E} \sum_n w_n \sum_e -\ln o_{n e y_n}
 
-    Experts that only know their own samples know few of a small table. This penalty, the mean loss
-    of the experts on their own, shows them all; the mixture then predicts like an ensemble, with
-    better probabilities, and the gate's choice matters less: specialisation is what it costs.
+    On a small table, experts that only learn from their own samples see few of them. This penalty
+    is the mean loss of the single experts, so that each learns from all samples. The mixture then
+    predicts like an ensemble, with better probabilities. But the experts specialise less, and the
+    gate's choice matters less.
 
     Parameters
     ----------
@@ -37,11 +38,11 @@ class Competence(Regularizer):
 
     @property
     def per_nat_of_experts(self) -> float:
-        """The strength, as the penalty is their mean negative log-likelihood."""
+        """The strength, because the penalty is the experts' mean negative log-likelihood."""
         return self.strength
 
     def penalty(self, mixture, x, y, sample_weight):
-        """Return the mean negative log-likelihood of the experts on their own."""
+        """Return the mean negative log-likelihood of the single experts."""
         of_class = y.view(-1, 1, 1).expand(-1, mixture.expert_logits.shape[1], 1)
         log_proba = mixture.expert_logits.log_softmax(dim=2).gather(2, of_class)
         return (sample_weight * -log_proba.mean(dim=(1, 2))).mean()

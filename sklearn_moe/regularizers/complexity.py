@@ -1,4 +1,4 @@
-"""Balance that makes large experts dear."""
+"""A penalty that makes large experts expensive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ class ComplexityBalance(Regularizer):
     .. math:: L = \frac{\lambda}{2} \, \mathrm{CV}^2\Bigl(c_e \sum_n w_n q_{ne}\Bigr)
               + \frac{\lambda}{2} \, \mathrm{CV}^2\Bigl(\sum_n w_n P_{ne}\Bigr)
 
-    with the costs :math:`c_e` of the experts and the loads of ``Load``. The first term is least
-    when an expert of twice the cost gets half of the samples. The second pulls towards equal
-    loads; it is there for gates that draw noise and keep the top k, without which the first
-    stands alone.
+    with the costs :math:`c_e` of the experts and the loads of ``Load``. The first term is smallest
+    when an expert of twice the cost gets half as many samples. The second pulls towards equal
+    loads. Only gates that draw noise and keep the top k have the second term.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ class ComplexityBalance(Regularizer):
         self.strength = strength
 
     def penalty(self, mixture, x, y, sample_weight):
-        """Return half the squared variations of dear importances and, with noise, of loads."""
+        """Return half the squared variation of importance times cost; with noise, also of load."""
         importance = sample_weight @ mixture.gate_logits.softmax(dim=1)
         if mixture.experts is not None:
             costs = torch.tensor(mixture.experts.costs, device=importance.device)

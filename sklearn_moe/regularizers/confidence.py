@@ -10,8 +10,8 @@ class Entropy(Regularizer):
 
     .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \Bigl(-\sum_e q_{ne} \ln q_{ne}\Bigr)
 
-    It says nothing about balance: combine it with ``Importance`` or ``SampleSimilarity`` if few
-    experts take over.
+    It does not balance the experts: combine it with ``Importance`` or ``SampleSimilarity`` if a
+    few experts take over.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Experts whose hidden vectors differ."""
+"""A penalty on experts whose hidden vectors are alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sklearn_moe.regularizers.base import Regularizer
 
 
 class SoftOrthogonality(Regularizer):
-    r"""Make the experts' hidden vectors of a sample differ, as a penalty.
+    r"""Make the experts' hidden vectors differ for each sample, by a penalty.
 
     .. math:: L = \lambda \, \frac{1}{N} \sum_n w_n \sum_{e < f} \cos^2(h_{ne}, h_{nf})
 
-    ``experts="orthogonal"`` makes them orthogonal instead.
+    ``experts="orthogonal"`` makes them exactly orthogonal.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class SoftOrthogonality(Regularizer):
     References
     ----------
     J. Feng, Z. Pu, T. Hu, D. Li, X. Ai, H. Wang, OMoE: Diversifying Mixture of Low-Rank Adaptation
-    by Orthogonal Finetuning, 2025, arXiv 2501.10062 (which has the constraint).
+    by Orthogonal Finetuning, 2025, arXiv 2501.10062 (a constraint, not a penalty).
 
     Examples
     --------

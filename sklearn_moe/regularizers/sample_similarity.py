@@ -1,4 +1,4 @@
-"""Similar samples to the same expert."""
+"""A penalty that sends similar samples to the same expert."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class SampleSimilarity(Regularizer):
     .. math:: L = \lambda \, E \,
               \frac{\sum_{nm} w_n w_m (p p^T)_{nm} d_{nm}}{\sum_{nm} w_n w_m d_{nm}}
 
-    :math:`(p p^T)_{nm}` is the chance that two samples meet in one expert and :math:`d_{nm}` their
-    distance. The ratio does not change with the scale of the data, the size of the batch or the
-    number of experts: it is 1 for a uniform gate, :math:`E` when one expert gets everything and 0
-    when every expert owns one cluster of equal samples. This is the sample similarity loss of the
-    reference in closed form: as rows of :math:`p` sum to 1, its terms for the same and for
-    different experts are one.
+    :math:`(p p^T)_{nm}` is the probability that two samples go to the same expert, and
+    :math:`d_{nm}` is their distance. The ratio does not change with the scale of the data, the
+    size of the batch or the number of experts: it is 1 for a uniform gate, :math:`E` when one
+    expert gets everything and 0 when every expert owns one cluster of identical samples. This is
+    the sample similarity loss of the reference in closed form. The reference has one term for the
+    same expert and one for different experts; both become one term, because the rows of :math:`p`
+    sum to 1.
 
     Parameters
     ----------
@@ -32,12 +33,12 @@ class SampleSimilarity(Regularizer):
         :math:`N` samples corresponds to :math:`\beta_s N^2 \bar d / E^2`; the default is its
         choice for MNIST.
     metric : "euclidean" or callable, default="euclidean"
-        Distance of samples, computed without gradient from what gate and experts see, flattened. A
-        callable gets two tensors, as ``torch.cdist`` does, all samples and those that they are
-        compared with, and returns the matrix of their distances. Scale the features first where
-        their units differ.
+        Distance between samples, in the flattened features that gate and experts see. It has no
+        gradient. A callable gets two tensors, as ``torch.cdist`` does: all samples, and the
+        samples to compare them with. It returns the matrix of distances. Scale the features first
+        if their units differ.
     max_samples : int, default=256
-        Each sample is compared with at most this many of its batch.
+        Each sample is compared with at most this many samples of its batch.
 
     References
     ----------
@@ -86,8 +87,8 @@ class SampleSimilarity(Regularizer):
 
 
 def _euclidean(x: Tensor, others: Tensor) -> Tensor:
-    """Distances of the rows of both, up to a common factor."""
-    # Matrix products give distances that are exact enough near the origin, and finite up to there.
+    """Return the distances between rows of both, up to a common factor."""
+    # Distances from matrix products are exact enough, and do not overflow, near the origin only.
     centre = x.mean(dim=0)
     centred = x - centre
     scale = centred.abs().max().clamp_min(torch.finfo(x.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Balance between ordinary and zero-computation experts."""
+"""A penalty that balances ordinary and zero-computation experts."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sklearn_moe.regularizers.base import Regularizer
 
 
 class ZeroComputationBalance(Regularizer):
-    r"""Give all experts their shares of the samples, and the cheap ones larger shares.
+    r"""Give every expert a share of the samples, and the cheap experts larger shares.
 
     .. math:: L = \lambda \sum_e \eta_e f_e P_e, \qquad f_e = \frac{1}{N} \sum_n w_n
               [e \in \mathrm{top}_k(l_n)], \qquad P_e = \frac{1}{N} \sum_n w_n q_{ne}
 
     with :math:`\eta_e = 1` for ordinary experts and :math:`\tau` for zero-computation experts:
-    the smaller it is, the more samples skip computation. :math:`f` counts what the gate chooses,
-    before a ``capacity`` takes some of it away; of a gate that gives all experts something, the
-    most probable one. Only :math:`P` has a gradient. With ordinary experts alone it is the balance
-    loss of the Switch Transformer, times ``1 / E``.
+    the smaller :math:`\tau` is, the more samples skip computation. :math:`f` counts the experts
+    that the gate chooses, before a ``capacity`` removes some of them. For a gate that asks all
+    experts, it counts the most probable one. Only :math:`P` has a gradient. If all experts are
+    ordinary, this is the balance loss of the Switch Transformer, times ``1 / E``.
 
     Parameters
     ----------
     strength : float, default=0.01
         Weight :math:`\lambda`, in nats of loss.
     tau : float, default=0.75
-        Weight of the zero-computation experts, above 0 and at most 1. The ``tau`` of
-        ``ZeroComputationExperts``, for their ``capacity``, does not follow it.
+        Weight of the zero-computation experts, above 0 and at most 1.
+        ``ZeroComputationExperts`` has a separate ``tau`` for its ``capacity``.
 
     References
     ----------
