@@ -16,9 +16,11 @@ from typing import Any
 
 import narwhals.stable.v2 as nw
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.utils import assert_all_finite
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Table:
 
     Attributes
     ----------
-    numbers : ndarray of shape (n_samples, n_numbers)
+    numbers : ndarray or SparseRows of shape (n_samples, n_numbers)
         The columns of numbers, with NaN where a value is missing.
     codes : ndarray of shape (n_samples, n_categorical)
         The columns of categories, as positions in ``levels``.
@@ -36,7 +38,7 @@ class Table:
         and None for a missing value.
     """
 
-    numbers: NDArray
+    numbers: NDArray | SparseRows
     codes: NDArray[np.int64]
     levels: list[list[float | str | None]]
 
@@ -64,6 +66,49 @@ def reading(name: str) -> Iterator[None]:
             raise
         kind = TypeError if is_type_error else ValueError
         raise kind(f"{name} is not valid: {error}") from error
+
+
+class SparseRows:
+    """The rows of a sparse matrix, which become dense batch by batch.
+
+    A slice of them is a dense array, and an array of positions gives other such rows.
+
+    Parameters
+    ----------
+    matrix : sparse matrix or array of shape (n_samples, n_features)
+        The values.
+    """
+
+    def __init__(self, matrix: Any):
+        self.matrix = sparse.csr_array(matrix)
+        self.shape, self.dtype = self.matrix.shape, self.matrix.dtype
+        self.nbytes = self.matrix.data.nbytes + self.matrix.indices.nbytes
+        self._by_column = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray) -> NDArray | SparseRows:
+        if isinstance(rows, slice):
+            return self.matrix[rows].toarray()
+        return SparseRows(self.matrix[np.asarray(rows)])
+
+    def index_select(self, axis: int, rows: Tensor) -> Tensor:
+        """Return a batch of rows as a tensor."""
+        return torch.from_numpy(self.matrix[rows.numpy()].toarray())
+
+    def column(self, position: int) -> NDArray:
+        """Return the values of a column."""
+        if self._by_column is None:
+            self._by_column = self.matrix.tocsc()
+        return self._by_column[:, [position]].toarray().ravel()
+
+
+def column_of(numbers: NDArray | SparseRows, position: int) -> NDArray:
+    """Return a column of an array or of sparse rows."""
+    if isinstance(numbers, SparseRows):
+        return numbers.column(position)
+    return numbers[:, position]
 
 
 def as_eager(X: Any) -> Any:
@@ -113,6 +158,10 @@ def read_table(X: Any, is_categorical: NDArray[np.bool_]) -> Table:
     ValueError
         If a column cannot be read. The message names it.
     """
+    if sparse.issparse(X):
+        if not is_categorical.any():
+            return _sparse_table(X)
+        X = X.toarray()
     frame = as_frame(X)
     of_numbers, of_categories = np.flatnonzero(~is_categorical), np.flatnonzero(is_categorical)
     if frame is None and X.dtype.kind in "fiub":
@@ -132,6 +181,22 @@ def read_table(X: Any, is_categorical: NDArray[np.bool_]) -> Table:
         numbers,
         np.stack(codes, axis=1) if codes else np.empty((len(X), 0), dtype=np.int64),
         [levels for _, levels in read],
+    )
+
+
+def _sparse_table(X):
+    numbers = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
+    if not (np.isfinite(numbers.data) | np.isnan(numbers.data)).all():
+        numbers = X.tocoo()
+        place = numbers.col[np.isinf(numbers.data.astype(np.float64))][0]
+        raise _infinite(str(place))
+    return Table(SparseRows(numbers), np.empty((X.shape[0], 0), dtype=np.int64), [])
+
+
+def _infinite(name):
+    return ValueError(
+        f"Column {name} of X contains infinity or a value too large for float64. Clip or "
+        "drop such values first."
     )
 
 
@@ -209,10 +274,7 @@ def _check_finite(numbers, X, frame, positions):
         column = int(np.flatnonzero(np.isinf(numbers).any(axis=0))[0])
         position = positions[column]
         name = str(position) if frame is None else repr(frame.columns[position])
-        raise ValueError(
-            f"Column {name} of X contains infinity or a value too large for float64. Clip or "
-            "drop such values first."
-        ) from error
+        raise _infinite(name) from error
 
 
 def _levels(values, name):

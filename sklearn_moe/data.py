@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
@@ -25,6 +26,7 @@ from sklearn_moe.checks import (
     weighty,
 )
 from sklearn_moe.containers import (
+    SparseRows,
     Table,
     as_dense,
     as_eager,
@@ -83,7 +85,10 @@ class Reader:
 
         With ``reset``, as in a first training, the samples decide what later ones have to be.
         """
-        X = as_dense(as_objects(as_eager(X)))
+        X = as_objects(as_eager(X))
+        if sparse.issparse(X) and self.input_shape is None:
+            return self._sparse(X, estimator, reset)
+        X = as_dense(X)
         if self.table is None:
             return self._array(X, estimator, reset)
         if as_frame(X) is not None:
@@ -95,6 +100,15 @@ class Reader:
                 )
         else:
             X = _checked(X, estimator, reset=reset, dtype=None, ensure_all_finite=False)
+        if reset:
+            self.is_categorical = categorical_columns(X, self.categorical_features)
+        return read_table(X, self.is_categorical)
+
+    def _sparse(self, X, estimator, reset):
+        checks = {"accept_sparse": "csr", "reset": reset}
+        if self.table is None:
+            return SparseRows(_checked(X, estimator, dtype=np.float32, **checks))
+        X = _checked(X, estimator, dtype=None, ensure_all_finite=False, **checks)
         if reset:
             self.is_categorical = categorical_columns(X, self.categorical_features)
         return read_table(X, self.is_categorical)

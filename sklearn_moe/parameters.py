@@ -78,7 +78,7 @@ def net_for(
     architecture = architecture_of(estimator, table is not None)
     settings = settings_of(
         estimator,
-        is_flat=data.X.ndim == 2,
+        is_flat=len(data.X.shape) == 2,
         n_samples=len(data.X),
         n_classes=len(data.classes),
         incremental=incremental,

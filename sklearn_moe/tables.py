@@ -9,7 +9,16 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.containers import Table, as_dense, as_eager, as_frame, as_objects, read_table
+from sklearn_moe.containers import (
+    SparseRows,
+    Table,
+    as_dense,
+    as_eager,
+    as_frame,
+    as_objects,
+    column_of,
+    read_table,
+)
 
 # With fewer rows or more columns hat functions took more than they gave (digits, breast_cancer).
 ROWS_PER_COLUMN = 50
@@ -137,7 +146,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         self.knots_ = [np.empty(0)] * numbers.shape[1]
         if self.n_knots is None:
             return
-        bent = [column for column in range(len(self.knots_)) if _has_many(numbers[:, column])]
+        bent = [
+            column for column in range(len(self.knots_)) if _has_many(column_of(numbers, column))
+        ]
         n_knots, least = self.n_knots, 0
         if n_knots == "auto":
             if len(bent) > min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN):
@@ -149,7 +160,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
 
     def _distinct(self, numbers, column, weight):
         """Return the distinct values of a column, standardised, and their weights."""
-        values, codes = np.unique(numbers[:, column], return_inverse=True)
+        values, codes = np.unique(column_of(numbers, column), return_inverse=True)
         weight = np.bincount(codes, weights=weight)
         values = self._standardised(values[:, None], slice(column, column + 1))[:, 0]
         known = ~np.isnan(values)
@@ -189,7 +200,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         """Return what a table has that the fitted one had not, by the position of the column."""
         news = {}
         for j, position in enumerate(np.flatnonzero(~self.is_categorical_).tolist()):
-            values = self._scaled_down(table.numbers[:, j], j)
+            values = self._scaled_down(column_of(table.numbers, j), j)
             known = values[~np.isnan(values)]
             if len(known) < len(values) and not self.has_missing_[j]:
                 news[position] = "has missing values for the first time"
@@ -213,7 +224,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         """Return the array that the net reads: its numbers, then the places of its categories.
 
         A category that has no place of its own has that of the rarest ones, or -1. A table of
-        floats in rows is returned as it is.
+        floats in rows, or a sparse one, is returned as it is.
 
         Returns
         -------
@@ -221,6 +232,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             Of float64, or of float32 if the numbers are.
         """
         numbers = table.numbers
+        if isinstance(numbers, SparseRows):
+            return numbers
         dtype = np.float64 if numbers.dtype.itemsize == 8 else np.float32
         if table.codes.shape[1] == 0:
             return np.ascontiguousarray(numbers, dtype)

@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.model_selection import cross_val_score
@@ -12,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from sklearn_moe import MoEClassifier, TableEncoder, cross_validate, distill, tune
+from sklearn_moe.containers import SparseRows
 
 pytestmark = pytest.mark.smoke
 
@@ -249,3 +252,90 @@ def test_helpers_take_frames(table):
     assert student.score(X, y) > teacher.score(X, y) - 0.1
     search = tune(make(), X, y, n_trials=2, cv=2, random_state=0)
     assert search.predict(X).shape == (300,)
+
+
+def naive_encoding(encoder, X):
+    """Encode a frame value by value, as the documentation of the encoder says."""
+    columns = {"numbers": [], "missing": [], "hats": [], "categories": []}
+    names = {kind: [] for kind in columns}
+    numbers = [name for name, no in zip(X, encoder.is_categorical_, strict=True) if not no]
+    for j, name in enumerate(numbers):
+        value = X[name].to_numpy(dtype=float, na_value=np.nan)
+        z = (value - encoder.mean_[j]) / encoder.scale_[j]
+        squashed = np.where(np.isnan(value), 0, z / np.sqrt(1 + (z / 3) ** 2))
+        columns["numbers"].append(squashed)
+        names["numbers"].append(name)
+        if encoder.has_missing_[j]:
+            columns["missing"].append(np.isnan(value))
+            names["missing"].append(f"{name}_missing")
+        knots = encoder.knots_[j]
+        for k in range(len(knots)):
+            columns["hats"].append(np.interp(squashed, knots, np.eye(len(knots))[k]))
+            names["hats"].append(f"{name}_hat{k}")
+    categorical = [name for name, yes in zip(X, encoder.is_categorical_, strict=True) if yes]
+    for name, levels in zip(categorical, encoder.categories_, strict=True):
+        for level in levels:
+            is_it = X[name].isna() if level is None else X[name].astype(str) == str(level)
+            columns["categories"].append(is_it)
+            names["categories"].append(f"{name}_{'missing' if level is None else level}")
+    stacked = [column for kind in columns.values() for column in kind]
+    return np.column_stack(stacked), [name for kind in names.values() for name in kind]
+
+
+def test_the_layer_is_what_the_documentation_says(mixed_table):
+    X, y = mixed_table
+    clf = make(encoder=TableEncoder(n_knots=5)).fit(X, y)
+    expected, names = naive_encoding(clf.encoder_, X)
+    encoded = clf.encoder_.transform(X)
+    assert encoded.dtype == np.float32
+    np.testing.assert_allclose(encoded, expected, atol=1e-5)
+    assert clf.encoder_.get_feature_names_out(X.columns).tolist() == names
+    with torch.no_grad():
+        seen = clf.module_.encode(torch.as_tensor(clf.encoder_.read(X)))
+    assert np.array_equal(seen, encoded)
+    with pytest.raises(ValueError, match="must hold 6 names"):
+        clf.encoder_.get_feature_names_out(["a"])
+
+
+def floats():
+    X = np.random.RandomState(0).normal(size=(600, 6))
+    return X, X[:, 0] > X[:, 1]
+
+
+def test_names_of_a_table_without_names():
+    X, y = floats()
+    clf = make().fit(X, y)
+    names = clf.encoder_.get_feature_names_out()
+    assert names[0] == "x0" and names[6] == "x0_hat0" and len(set(names)) == len(names)
+    assert len(names) == clf.encoder_.transform(X).shape[1] > 40
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_table_of_floats_is_read_in_place(dtype):
+    X, y = floats()
+    X = X.astype(dtype)
+    clf = make().fit(X, y)
+    assert np.shares_memory(clf.reader_.read(X, clf), X)
+
+
+def test_sparse_rows_become_dense_in_batches(digits, monkeypatch):
+    X, y = digits
+    dense = make(batch_size=100).fit(X, y)
+    sizes = []
+    to_array = SparseRows.__getitem__
+
+    def noted(self, rows):
+        part = to_array(self, rows)
+        sizes.append(len(part) if isinstance(part, np.ndarray) else 0)
+        return part
+
+    monkeypatch.setattr(SparseRows, "__getitem__", noted)
+    monkeypatch.setattr("sklearn_moe.tables.NUMBERS_OF_PIECE", 6400)
+    clf = make(batch_size=100).fit(csr_array(X), y)
+    proba = clf.predict_proba(csr_array(X))
+    assert np.array_equal(proba, dense.predict_proba(X))
+    assert max(sizes) < len(X)
+    with pytest.raises(ValueError, match="Column 3 of X contains infinity"):
+        broken = X.copy()
+        broken[0, 3] = np.inf
+        make().fit(csr_array(broken), y)

@@ -177,3 +177,19 @@ def test_predictions_amid_a_training_are_predictions(iris):
     assert all(np.array_equal(*pair) for pair in seen)
     assert np.array_equal(seen[-1][0], clf.predict_proba(X))
     assert not any(part.training for part in clf.module_.modules())
+
+
+def test_a_training_leaves_nothing_on_the_net(iris):
+    X, y = iris
+
+    class Look(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            during.append(net.session_)
+
+    during = []
+    clf = MoEClassifier(n_experts=2, max_iter=2, random_state=0)
+    before = set(vars(clf.fit(X, y).net_))
+    clf.set_params(net_params={"callbacks": [Look()]}, early_stopping=True, verbose=1)
+    clf.fit(X, y)
+    assert set(vars(clf.net_)) - before <= {"callbacks"} and clf.net_.session_ is None
+    assert during[0] is during[1] is not None

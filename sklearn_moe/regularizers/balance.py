@@ -34,7 +34,7 @@ class Importance(Regularizer):
     0.5
     """
 
-    gate_only = balances = can_be_captured = True
+    gate_only = has_gradient = balances = can_be_captured = True
 
     def __init__(self, strength: float = 0.2):
         self.strength = strength
@@ -42,6 +42,18 @@ class Importance(Regularizer):
     def penalty(self, mixture, x, y, sample_weight):
         """Return the squared variation of the importances."""
         return squared_variation(sample_weight @ mixture.gate_proba)
+
+    def penalty_and_gradient(self, gate_proba, sample_weight):
+        """Return the penalty and its gradient with respect to the gate's probabilities."""
+        importance = sample_weight @ gate_proba
+        n_experts = len(importance)
+        if n_experts == 1:
+            return importance.sum() * 0, torch.zeros_like(gate_proba)
+        mean = importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
+        distance = importance / mean - 1
+        squares = distance @ distance
+        slope = (distance - squares / n_experts) * (2 / (n_experts - 1) / mean)
+        return squares / (n_experts - 1), torch.outer(sample_weight, slope)
 
 
 class Load(Regularizer):

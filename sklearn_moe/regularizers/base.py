@@ -23,6 +23,9 @@ class Regularizer(BaseEstimator):
     gate_only : bool, default=False
         Says that the penalty reads ``gate_logits``, ``gate_proba`` and ``routing`` alone of the
         mixture. The training is then faster, and the rest of the mixture is None.
+    has_gradient : bool, default=False
+        Says that ``penalty_and_gradient`` gives the same penalty and its gradient, which spares
+        autograd, for a penalty on the gate's probabilities alone.
     per_nat_of_experts : float, default=0.0
         For a penalty that is a multiple of the experts' mean negative log-likelihood and nothing
         else: the factor. The training is then faster.
@@ -47,6 +50,7 @@ class Regularizer(BaseEstimator):
     """
 
     gate_only = False
+    has_gradient = False
     per_nat_of_experts = 0.0
     balances = False
     sharpens = False
@@ -54,8 +58,8 @@ class Regularizer(BaseEstimator):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "penalty" in vars(cls):  # promises that hold for another penalty
-            for promise in ("gate_only", "per_nat_of_experts"):
+        if {"penalty", "__call__"} & set(vars(cls)):  # promises that hold for another penalty
+            for promise in ("gate_only", "has_gradient", "per_nat_of_experts"):
                 if promise not in vars(cls):
                     setattr(cls, promise, getattr(Regularizer, promise))
 

@@ -11,6 +11,8 @@ import torch
 from skorch.utils import data_from_dataset
 from torch import Tensor
 
+from sklearn_moe.containers import SparseRows
+
 # The rows of a file are shuffled in blocks, so many of them at a time.
 ROWS_OF_BLOCK = 1024
 BLOCKS_OF_WINDOW = 64
@@ -78,7 +80,9 @@ class TensorBatches:
         """Return the batch of these rows."""
 
         def of(values):
-            return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
+            if isinstance(rows, slice):
+                return torch.as_tensor(values[rows])
+            return values.index_select(0, rows)
 
         X = {name: of(x) for name, x in self.X.items()} if isinstance(self.X, dict) else of(self.X)
         return X, (None if self.y is None else of(self.y))
@@ -87,8 +91,12 @@ class TensorBatches:
         return map(self.take, self.rows())
 
 
-def as_tensor(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
-    """Return an array as a tensor on a device, if possible without a copy."""
+def as_tensor(
+    array: np.ndarray | Tensor | SparseRows, device: torch.device | str
+) -> Tensor | SparseRows:
+    """Return an array as a tensor on a device, if possible without a copy, and sparse rows."""
+    if isinstance(array, SparseRows):
+        return array
     if isinstance(array, Tensor):
         return array.to(device)
     array = np.ascontiguousarray(array)

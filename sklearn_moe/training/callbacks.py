@@ -163,7 +163,10 @@ class RefitGate(Callback):
         seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
         seen, losses = [], []
         with torch.no_grad():
-            parts = (values[rows].split(CHUNK_SIZE) for values in (inputs["x"], y))
+            x_of_rows = (
+                inputs["x"][rows] if isinstance(rows, slice) else inputs["x"].index_select(0, rows)
+            )
+            parts = (torch.as_tensor(values).split(CHUNK_SIZE) for values in (x_of_rows, y[rows]))
             for x, labels in zip(*parts, strict=True):
                 x = module.encode(x.to(net.device))
                 logits = module.experts(x)[0].permute(0, 2, 1)

@@ -91,7 +91,9 @@ def likelihood_gradient(
     """
     n_samples = len(x)
     competence = sum(getattr(each, "per_nat_of_experts", 0) for each in regularizations)
-    regularizations = [each for each in regularizations if getattr(each, "gate_only", False)]
+    of_gate = [each for each in regularizations if getattr(each, "gate_only", False)]
+    known = [each for each in of_gate if getattr(each, "has_gradient", False)]
+    others = [each for each in of_gate if each not in known]
     weight = sample_weight / n_samples
     x = module.encode(x, generator, augmentation).flatten(1)
     # In the order of the forward pass, as both draw from the generator.
@@ -99,14 +101,14 @@ def likelihood_gradient(
     gate_trail = module.gate.network.run(x)
     temperature = module.gate.temperature
     gate_logits = gate_trail[-1].output.squeeze(0).mT / temperature
-    with torch.set_grad_enabled(bool(regularizations)):
-        gate_logits.requires_grad_(bool(regularizations))
+    with torch.set_grad_enabled(bool(others)):
+        gate_logits.requires_grad_(bool(others))
         gate = module.gate.route(gate_logits, generator)
-        if regularizations:
-            gate_proba = gate.log_proba.softmax(dim=1)
-            mixture = MixtureOutput(None, gate_logits, gate_proba, None, None, gate.routing)
+        if others:
+            proba = gate.log_proba.softmax(dim=1)
+            mixture = MixtureOutput(None, gate_logits, proba, None, None, gate.routing)
             penalty = gate_logits.sum() * 0  # which has a gradient, if no penalty has one
-            for each in regularizations:
+            for each in others:
                 penalty = penalty + check_penalty(each, each(mixture, x, y, sample_weight))
             (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
 
@@ -129,7 +131,12 @@ def likelihood_gradient(
     module.experts.backward(expert_trail, upstream)
     gate_proba = gate_log_proba.exp()
     upstream = gate_proba * weight - responsibility
-    if regularizations:
+    for each in known:
+        value, slope = each.penalty_and_gradient(gate_proba.mT, sample_weight)
+        loss = loss + each.strength * value
+        slope = slope.mT * each.strength
+        upstream += gate_proba * (slope - (gate_proba * slope).sum(dim=0))
+    if others:
         loss = loss + penalty.detach()
         upstream = upstream + of_penalty.mT
     module.gate.network.backward(gate_trail, upstream.unsqueeze(0) / temperature)
