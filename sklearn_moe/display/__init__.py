@@ -1,7 +1,7 @@
-"""Pictures of a decomposition, as scikit-learn's Display classes.
+"""Pictures of a decomposition, in the style of scikit-learn's Display classes.
 
-``from_estimator`` and ``from_predictions`` compute what is drawn, ``plot`` draws it and keeps the
-artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and leave its settings alone.
+``from_estimator`` and ``from_predictions`` compute what is drawn; ``plot`` draws it and keeps the
+artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and do not change its settings.
 """
 
 from sklearn_moe.display.decomposition import DecompositionDisplay

@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import StrOptions, validate_parameter_const
 from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy
 from sklearn_moe.display.layout import COLORS, inches, label_ticks, one_axes
 
-# Points; cells with less room have no numbers.
+# In points; smaller cells have no numbers.
 SMALLEST = 5
 
 
@@ -17,14 +17,14 @@ class DecompositionDisplay:
     r"""Which expert gets which classes: a heat map of experts by classes.
 
     Each cell is the number of samples of a class for which the gate chooses an expert. Bars at the
-    side are the usage of the experts (their mean gate probability) beside equal shares, and the
-    title has H_s, H_u and I(E;Y). It is recommended to use :meth:`from_estimator` or
+    side show the usage of the experts (their mean gate probability), and a line marks equal
+    shares. The title has H_s, H_u and I(E;Y). It is recommended to use :meth:`from_estimator` or
     :meth:`from_predictions`.
 
     Parameters
     ----------
     decomposition : Decomposition
-        What is drawn.
+        The decomposition to draw.
     display_labels : array-like of shape (n_classes,), default=None
         Names of the classes; None takes the classes themselves.
 
@@ -99,7 +99,7 @@ class DecompositionDisplay:
     def from_predictions(
         cls, gate_proba: ArrayLike, y: ArrayLike, *, display_labels=None, ax=None, **kwargs
     ) -> DecompositionDisplay:
-        """Draw the decomposition that gate probabilities say.
+        """Draw the decomposition from gate probabilities.
 
         Parameters
         ----------
@@ -133,23 +133,23 @@ class DecompositionDisplay:
         im_kw: dict | None = None,
         text_kw: dict | None = None,
     ) -> DecompositionDisplay:
-        """Draw.
+        """Draw the heat map and the bars.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         normalize : {"expert", "class", "all"} or None, default=None
-            What the cells sum to 1 over: the samples of an expert, those of a class, or all; None
+            Whether the cells of each expert, the cells of each class, or all cells sum to 1. None
             shows numbers of samples.
         include_values : bool, default=None
-            Whether the cells have numbers; None means where there is room for them.
+            Whether to write numbers into the cells; None does so if there is room for them.
         values_format : str, default=None
-            Format of the numbers; None is "d" for counts and ".2f" for parts.
+            Format of the numbers; None means "d" for counts and ".2f" for fractions.
         cmap : str or matplotlib.colors.Colormap, default="Blues"
             Colours of the heat map.
         colorbar : bool, default=None
-            Whether to draw the scale; None means where cells have no numbers.
+            Whether to draw the scale; None does so if the cells have no numbers.
         im_kw : dict, default=None
             Arguments of ``imshow``.
         text_kw : dict, default=None
@@ -181,7 +181,7 @@ class DecompositionDisplay:
             im_kw = {"vmin": 0} | im_kw
         im_kw = {"cmap": cmap, "aspect": "auto", "interpolation": "nearest"} | im_kw
         self.im_ = ax.imshow(values, **im_kw)
-        # Points of room for a number of three digits.
+        # Room for a number of three digits, in points.
         room = 72 * min(0.9 * height / n_experts, 0.4 * width / n_classes)
         if include_values is None:
             include_values = room >= SMALLEST
@@ -209,7 +209,7 @@ class DecompositionDisplay:
         return self
 
     def _plot_usage(self, height):
-        """Draw the bars at the side of the heat map, which is so many inches high."""
+        """Draw the bars at the side of the heat map; the height is in inches."""
         usage = self.decomposition.usage
         n_experts = len(usage)
         self.usage_ax_ = side = self.ax_.inset_axes((1.03, 0, 0.18, 1), sharey=self.ax_)
@@ -218,7 +218,7 @@ class DecompositionDisplay:
         side.tick_params(axis="y", left=False, labelleft=False)
         percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
         shares = [percent.format(share) for share in usage]
-        # At the right edge, where neither the bars nor the line for equal shares come.
+        # At the right edge, which neither the bars nor the line for equal shares reach.
         for expert, share in enumerate(shares):
             side.text(
                 0.99,

@@ -9,7 +9,7 @@ from scipy.special import entr
 from sklearn_moe.decomposition import check_gate_proba, final_model
 from sklearn_moe.display.layout import inches, label_ticks, several_axes
 
-# What each bar is divided into, the surest first: name, and bound that the value has to pass.
+# The parts of each bar, the surest first: a name, and the bound that a value has to pass.
 MAX_PROBA = (
     ("at least .99", 0.99),
     (".9 to .99", 0.9),
@@ -30,10 +30,10 @@ PANELS = {"probability of the chosen expert": MAX_PROBA, "entropy of the gate, b
 class GateDisplay:
     """How sure the gate is, for the samples of each expert and for all.
 
-    One bar per expert is divided into the parts of its samples (those for which the gate chooses
-    it) for which the gate is more or less sure: on the left by the probability of the chosen
-    expert, on the right by the entropy of the gate in bits. It is recommended to use
-    :meth:`from_estimator` or :meth:`from_predictions`.
+    Each expert has a bar for its samples, which are those for which the gate chooses it. The bar
+    is divided by how sure the gate is: on the left by the probability of the chosen expert, on the
+    right by the entropy of the gate in bits. It is recommended to use :meth:`from_estimator` or
+    :meth:`from_predictions`.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class GateDisplay:
 
     @classmethod
     def from_predictions(cls, gate_proba: ArrayLike, *, ax=None, **kwargs) -> GateDisplay:
-        """Draw how sure gate probabilities are.
+        """Draw how sure a gate is, from its probabilities.
 
         Parameters
         ----------
@@ -108,14 +108,14 @@ class GateDisplay:
         return cls(gate_proba).plot(ax=ax, **kwargs)
 
     def plot(self, ax=None, *, cmap="cividis") -> GateDisplay:
-        """Draw.
+        """Draw both panels.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or two of them, default=None
-            Where to draw; one axes, of some 8 inches, is split in two, None makes a new figure.
+            Where to draw. One axes, about 8 inches wide, is split in two. None makes a new figure.
         cmap : str or matplotlib.colors.Colormap, default="cividis"
-            Colours from the surest (its beginning) to the least sure.
+            Colours, from the surest (the beginning of the map) to the least sure.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class GateDisplay:
 
 
 def _shares(group, chosen, n_experts):
-    """Return the part of each group (columns) in all samples and in those of each expert."""
+    """Return the share of each group (columns) in all samples and in those of each expert."""
     counts = np.zeros((n_experts, len(MAX_PROBA)))
     np.add.at(counts, (chosen, group), 1)
     counts = np.vstack([counts.sum(axis=0), counts])
@@ -163,7 +163,7 @@ def _draw(ax, shares, names, title, cmap):
     colors = mpl.colormaps.get_cmap(cmap)(np.linspace(0.1, 1, len(names)))
     rows, left, bars = np.arange(len(shares)), np.zeros(len(shares)), []
     for (name, _), color, width in zip(names, colors, shares.T, strict=True):
-        label = name if width.any() else "_" + name  # which the legend leaves out
+        label = name if width.any() else "_" + name  # the legend leaves it out
         bars.append(ax.barh(rows, width, left=left, color=color, height=0.85, label=label))
         left = left + width
     ax.axhline(0.5, color="0.3", linewidth=0.8)  # between all samples and those of the experts

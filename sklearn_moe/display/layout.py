@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, without black and the second
-# blue, as paler colours mean a less sure gate. Numbers tell more experts apart than colours can.
+# The colours of Okabe and Ito, which colour-blind people can tell apart. Black and the second blue
+# are left out, because paler colours mean a less sure gate. If there are more experts than
+# colours, their numbers tell them apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442")
 
 
@@ -66,12 +67,12 @@ def label_ticks(axis, labels, length):
     length : float
         Length of the axis in inches.
     """
-    room = 72 * length / max(len(labels), 1)  # points for each
+    room = 72 * length / max(len(labels), 1)  # points for each label
     size = min(10.0, max(5.0, 0.8 * room))
     step = max(1, int(np.ceil(1.1 * size / room)))
     axis.set_ticks(np.arange(len(labels))[::step], labels[::step], fontsize=size)
 
 
 def as_pandas(X):
-    """Return a polars frame as pandas, and all else as it is."""
+    """Convert a polars frame to pandas, and return anything else as it is."""
     return X.to_pandas() if hasattr(X, "to_pandas") else X

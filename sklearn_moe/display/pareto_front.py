@@ -1,4 +1,4 @@
-"""What a search with two scores found."""
+"""The trials of a search with two scores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from sklearn_moe.display.layout import COLORS, one_axes
 
 
 class ParetoFrontDisplay:
-    """Trials of a search by two scores, and the front that no trial beats in both.
+    """Trials of a search with two scores, and their Pareto front.
 
-    It is recommended to use :meth:`from_estimator`.
+    The front has the trials that no other trial beats in both scores. It is recommended to use
+    :meth:`from_estimator`.
 
     Parameters
     ----------
@@ -23,7 +24,7 @@ class ParetoFrontDisplay:
     names : sequence of str
         Names of the two scores.
     best : int, default=None
-        The trial that was refitted.
+        Index of the trial that was refitted.
 
     Attributes
     ----------
@@ -67,7 +68,7 @@ class ParetoFrontDisplay:
         estimator : MoESearchCV
             A search with at least two scores.
         names : sequence of str, default=None
-            Which two of the scores; None takes the first two.
+            Names of the two scores to draw; None takes the first two.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
 
@@ -89,7 +90,7 @@ class ParetoFrontDisplay:
         return cls(np.column_stack(scores), names=names, best=estimator.best_index_).plot(ax=ax)
 
     def plot(self, ax=None) -> ParetoFrontDisplay:
-        """Draw.
+        """Draw the trials and the front.
 
         Parameters
         ----------
@@ -118,6 +119,6 @@ class ParetoFrontDisplay:
                 *scores[self.best], "s", color=COLORS[1], markersize=8, zorder=3, label="refitted"
             )
         self.ax_.set(xlabel=self.names[0], ylabel=self.names[1])
-        self.ax_.locator_params(axis="x", nbins=5)  # whose labels are long
+        self.ax_.locator_params(axis="x", nbins=5)  # its labels are long
         self.ax_.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
         return self

@@ -12,16 +12,16 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from sklearn_moe.decomposition import final_model
 from sklearn_moe.display.layout import COLORS, as_pandas, inches, one_axes
 
-# Points; regions with less room have no number.
+# In points; smaller regions have no number.
 SMALLEST = 5
 
 
 class ExpertRegionsDisplay:
     """Which expert owns which region of two features, or of a projection to two dimensions.
 
-    Each region has the colour and the number of the expert that the gate chooses there, paler
-    where the gate is less sure. It is recommended to use :meth:`from_estimator`. As with
-    scikit-learn's ``DecisionBoundaryDisplay``, samples can be drawn over it with
+    Each region has the colour and the number of the expert that the gate chooses there. The colour
+    is paler where the gate is less sure. It is recommended to use :meth:`from_estimator`. As with
+    scikit-learn's ``DecisionBoundaryDisplay``, you can draw samples on top with
     ``display.ax_.scatter``.
 
     Parameters
@@ -88,17 +88,17 @@ class ExpertRegionsDisplay:
             A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
             ``best_estimator_``.
         X : array-like or DataFrame of shape (n_samples, n_features)
-            Samples, which say how far the picture reaches.
+            Samples. Their range is the range of the picture.
         features : pair of int or str, default=None
-            Two features, by column name or number, where ``X`` has more. The others stay at their
-            median, or at their most frequent value if they are not numbers.
+            The two features to draw, by column name or number, if ``X`` has more than two. The
+            others stay at their median, or at their most frequent value if they are not numbers.
         projection : object, default=None
-            A transformer to two dimensions that was fitted on ``X`` and has an
-            ``inverse_transform``, such as ``PCA(2).fit(X)``, in place of ``features``.
+            In place of ``features``, a transformer to two dimensions that was fitted on ``X`` and
+            has an ``inverse_transform``, such as ``PCA(2).fit(X)``.
         grid_resolution : int, default=100
             Number of points of the grid in each direction.
         eps : float, default=None
-            How far the picture reaches beyond the samples; None is a twentieth of their range.
+            How far the picture reaches beyond the samples; None means a twentieth of their range.
         xlabel, ylabel : str, default=None
             Labels of the axes; None takes the names of the features.
         ax : matplotlib.axes.Axes, default=None
@@ -146,7 +146,7 @@ class ExpertRegionsDisplay:
         ).plot(ax=ax, **kwargs)
 
     def plot(self, ax=None, *, xlabel=None, ylabel=None, **kwargs) -> ExpertRegionsDisplay:
-        """Draw.
+        """Draw the regions.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class ExpertRegionsDisplay:
 
         n_experts = self.response.shape[2]
         chosen = self.response.argmax(axis=2)
-        # From 0, no expert more probable than another, to 1, sure.
+        # From 0 (all experts are equally probable) to 1 (one expert is certain).
         sure = (
             self.response.max(axis=2)
             if n_experts == 1
@@ -190,7 +190,7 @@ class ExpertRegionsDisplay:
                 )
             depth = ndimage.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1]
             parts, n_parts = ndimage.label(own)
-            # The middle of the widest place of each part of the region.
+            # The number goes to the middle of the widest place of each part of the region.
             for place in ndimage.maximum_position(depth, parts, range(1, n_parts + 1)):
                 size = min(14.0, 1.2 * cell * depth[place])
                 if size >= SMALLEST:
@@ -215,7 +215,7 @@ class ExpertRegionsDisplay:
 
 
 class _Features:
-    """The plane of two features, in which the others do not change."""
+    """The plane of two features; the others do not change in it."""
 
     def __init__(self, X, features):
         self.is_frame = hasattr(X, "iloc")
@@ -272,8 +272,8 @@ class _Projection:
     def __init__(self, X, projection):
         if not hasattr(projection, "inverse_transform"):
             raise ValueError(
-                f"projection={projection!r} must have an inverse_transform, which says what "
-                "samples the points of the picture stand for, as PCA has."
+                f"projection={projection!r} must have an inverse_transform, as PCA has, which "
+                "turns the points of the picture into samples."
             )
         self.projection = projection
         self.columns = X.columns if hasattr(X, "iloc") else None

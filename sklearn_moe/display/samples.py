@@ -13,23 +13,24 @@ from sklearn.utils.validation import check_consistent_length
 from sklearn_moe.decomposition import check_gate_proba, cut, final_model
 from sklearn_moe.display.layout import COLORS, as_pandas, one_axes
 
-# Of a column that is not of numbers, the so many most frequent values count as features.
+# A column that does not hold numbers gives this many features: its most frequent values.
 MOST_CATEGORIES = 20
 
 
 class ExpertSamplesDisplay:
     """What the experts' samples look like: images, or the features that set them apart.
 
-    For images, a row per expert with the samples for which the gate is surest of it, among those
-    for which the gate chooses it; of equally sure ones the first. For tables, the features whose
-    mean over an expert's samples differs most from that over all others, in standard deviations of
-    the feature (standardised mean differences). It is recommended to use :meth:`from_estimator` or
+    The samples of an expert are those for which the gate chooses it. For images, there is a row
+    for each expert with the samples for which the gate is surest; if it is equally sure of
+    several, the first of them. For tables, there are the features whose mean over an expert's
+    samples differs most from the mean over all others, in standard deviations of the feature
+    (standardised mean differences). It is recommended to use :meth:`from_estimator` or
     :meth:`from_predictions`.
 
     Parameters
     ----------
     shares : array-like of shape (n_experts,)
-        Part of the samples for which each expert is chosen.
+        Fraction of the samples for which each expert is chosen.
     images : list of n_experts arrays of shape (n_images, height, width) or \
             (n_images, height, width, n_channels), default=None
         The images for which the gate is surest of each expert, the surest first.
@@ -41,7 +42,7 @@ class ExpertSamplesDisplay:
     Attributes
     ----------
     im_ : matplotlib.image.AxesImage or None
-        All images in one; None for tables.
+        All images, drawn as one; None for tables.
     bars_ : matplotlib.container.BarContainer or None
         The differences, expert by expert; None for images.
     text_ : list of matplotlib.text.Text
@@ -83,8 +84,8 @@ class ExpertSamplesDisplay:
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
-            Arguments of :meth:`from_predictions`. Where the columns of a table are pixels, the
-            mixture's ``input_shape`` is the ``image_shape``.
+            Arguments of :meth:`from_predictions`. If the columns of a table are pixels,
+            ``image_shape`` is the mixture's ``input_shape`` unless you pass another.
 
         Returns
         -------
@@ -116,13 +117,13 @@ class ExpertSamplesDisplay:
             Gate probabilities; rows sum to 1.
         X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples, ...)
             Samples: images of shape (height, width), (height, width, n_channels) or (n_channels,
-            height, width), or rows of a table. Of a column that is not of numbers, its 20 most
+            height, width), or rows of a table. If a column does not hold numbers, its 20 most
             frequent values are features; times are left out.
         image_shape : tuple of int, default=None
-            Shape of the images, (height, width) or (height, width, n_channels), where ``X`` has
-            them as rows.
+            Shape of the images, (height, width) or (height, width, n_channels), if the rows of
+            ``X`` are flattened images.
         n_images : int, default=8
-            Number of images of each expert.
+            Number of images to draw for each expert.
         feature_names : array-like of shape (n_features,), default=None
             Names of the features of a table; None takes the columns of a DataFrame.
         ax : matplotlib.axes.Axes, default=None
@@ -160,14 +161,14 @@ class ExpertSamplesDisplay:
     def plot(
         self, ax=None, *, n_features: int = 3, cmap="gray_r", im_kw: dict | None = None
     ) -> ExpertSamplesDisplay:
-        """Draw.
+        """Draw the images or the features.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         n_features : int, default=3
-            Number of features of each expert of a table.
+            For a table, the number of features to draw for each expert.
         cmap : str or matplotlib.colors.Colormap, default="gray_r"
             Colours of images with one channel.
         im_kw : dict, default=None
@@ -196,7 +197,7 @@ class ExpertSamplesDisplay:
         n_experts, n_images = len(self.images), max(map(len, self.images))
         height, width, *channels = self.images[0].shape[1:]
         gap = max(1, height // 8)
-        # Many experts stand in several columns, each with room for a title of 2.6 images' width.
+        # Many experts are drawn in several columns. A title has the width of 2.6 images.
         n_columns = -(-n_experts // 16)
         n_rows = -(-n_experts // n_columns)
         margin = 2.6 * height
@@ -230,7 +231,7 @@ class ExpertSamplesDisplay:
         n_features = min(n_features, differences.shape[1])
         n_columns = -(-int(np.sqrt(n_experts)) // 2)
         n_rows = -(-n_experts // n_columns)
-        lines = n_features + 1.6  # of an expert, its title and the gap below
+        lines = n_features + 1.6  # for an expert, its title and the gap below
         self.ax_ = ax = one_axes(self, ax, (4 * n_columns + 0.4, 0.19 * lines * n_rows + 0.7))
         self.figure_ = ax.figure
         names = cut(self.feature_names, 22)
@@ -268,7 +269,7 @@ class ExpertSamplesDisplay:
 
 
 def _as_colors(canvas, dtype):
-    """Return colours from 0 to 1; numbers of other scales are stretched to it."""
+    """Return colours from 0 to 1; numbers on other scales are rescaled."""
     if dtype.kind in "iu":
         return canvas / np.iinfo(np.uint8).max
     low, high = min(np.nanmin(canvas), 0), max(np.nanmax(canvas), 1)
@@ -276,7 +277,7 @@ def _as_colors(canvas, dtype):
 
 
 def _images(X, image_shape):
-    """Return images with their channels, if they have any, last."""
+    """Return images whose channels, if they have any, are the last axis."""
     images = np.asarray(X)
     if image_shape is not None:
         if np.ndim(image_shape) != 1 or np.prod(image_shape) != images[0].size:

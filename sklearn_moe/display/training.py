@@ -13,27 +13,28 @@ from sklearn_moe.display.layout import COLORS, several_axes
 class TrainingDisplay:
     """Loss, accuracy and decomposition in each epoch.
 
-    The first panel has the training loss (with regularization) and, if there was a validation set,
-    the validation loss, in nats; the second the accuracy on the validation set, if there was one;
-    the last H_s, H_u and I(E;Y) in bits, if they were recorded (``track_decomposition=True`` or
-    ``verbose`` of :class:`MoEClassifier`). It is recommended to use :meth:`from_estimator`.
+    The first panel has the loss in nats: for the training (with regularization) and, if there was
+    one, for the validation set. The second panel has the accuracy on the validation set, if there
+    was one. The last panel has H_s, H_u and I(E;Y) in bits, if they were recorded
+    (``track_decomposition=True`` or ``verbose`` of :class:`MoEClassifier`). It is recommended to
+    use :meth:`from_estimator`.
 
     Parameters
     ----------
     loss : array-like of shape (n_epochs,)
         Training loss.
     validation_loss, validation_score : array-like of shape (n_epochs,), default=None
-        Loss and accuracy on the validation set, nan in epochs without it.
+        Loss and accuracy on the validation set; nan in epochs without it.
     sample_entropy, usage_entropy, expert_class_information : array-like of shape (n_epochs,), \
             default=None
-        H_s, H_u and I(E;Y), nan in epochs that did not record them.
+        H_s, H_u and I(E;Y); nan in epochs that did not record them.
     n_experts : int, default=None
-        Number of experts, for a line at the most possible entropy.
+        Number of experts, for a line at the largest possible entropy.
 
     Attributes
     ----------
     lines_ : dict of str to matplotlib.lines.Line2D
-        The curves by the names of the parameters.
+        The curves, by the names of the parameters.
     axes_ : ndarray of matplotlib.axes.Axes
         The panels.
     figure_ : matplotlib.figure.Figure
@@ -105,12 +106,12 @@ class TrainingDisplay:
         ).plot(ax=ax)
 
     def plot(self, ax=None) -> TrainingDisplay:
-        """Draw.
+        """Draw the panels.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes or one for each panel, default=None
-            Where to draw; one axes is split, None makes a new figure.
+            Where to draw. One axes is split into panels. None makes a new figure.
 
         Returns
         -------
@@ -131,7 +132,7 @@ class TrainingDisplay:
                 values = getattr(self, name)
                 if values is not None:
                     epochs = np.arange(1, len(values) + 1)
-                    # One epoch is a point.
+                    # A single epoch is drawn as a point.
                     marker = "o" if len(values) == 1 else None
                     (self.lines_[name],) = axes.plot(
                         epochs, values, style, color=color, marker=marker, label=label
@@ -141,7 +142,7 @@ class TrainingDisplay:
                 axes.axhline(most, color="0.5", linestyle=":", linewidth=1, label="most")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-            # Above, where no curve can run through it.
+            # Above the panel, where no curve can run through it.
             axes.legend(
                 loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, title=panel, frameon=False
             )

@@ -63,8 +63,8 @@ def cross_validate(
     cv : int, cross-validation generator or iterable, default=5
         How the folds are made; an int is the number of stratified folds.
     scoring : str, callable, list, dict or None, default=None
-        As in :func:`sklearn.model_selection.cross_validate`, with the names in ``SCORERS`` beside
-        scikit-learn's; a callable returns a number. None is accuracy.
+        As in :func:`sklearn.model_selection.cross_validate`. The names in ``SCORERS`` are known,
+        too, and a callable returns a number. None means accuracy.
     groups : array-like of shape (n_samples,), default=None
         Groups for a splitter that keeps them together. With scikit-learn's metadata routing they
         go into ``params``.
@@ -72,11 +72,11 @@ def cross_validate(
         Parameters for ``fit``, such as ``{"sample_weight": weights}``; with metadata routing, also
         for the splitter and the scorers.
     n_jobs : int, default=None
-        Number of folds that run in parallel, by the joblib backend that is active.
+        Number of folds that run in parallel, on the active backend of joblib.
     verbose : int, default=0
         Verbosity.
     return_train_score, return_estimator, return_indices : bool, default=False
-        What to return beside the test scores.
+        What to return in addition to the test scores.
     error_score : "raise" or float, default=nan
         Score of a fit that fails.
 
@@ -84,9 +84,9 @@ def cross_validate(
     -------
     CrossValidation
         A dict of arrays of shape (n_folds,): the result of scikit-learn's function with four more
-        rows, for the test part of each fold: ``test_neg_sample_entropy``, ``test_usage_entropy``,
-        ``test_expert_class_information``, in bits, and ``test_chosen_expert_accuracy``. It prints
-        itself as a table of means and standard deviations.
+        scores for the test part of each fold. ``test_neg_sample_entropy``, ``test_usage_entropy``
+        and ``test_expert_class_information`` are in bits; the fourth is
+        ``test_chosen_expert_accuracy``. It prints a table of means and standard deviations.
 
     See Also
     --------
@@ -137,7 +137,7 @@ def scorers_by_name(scoring):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """Estimators side by side on the same folds; it shows itself as a table.
+    """The scores of several estimators on the same folds; it prints a table.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class Comparison:
         The score of each estimator in each fold, by its name.
     differences : list of dict
         For each pair: ``first``, ``second``, ``difference`` (mean of first minus second),
-        ``standard_error`` and ``p_value``. ``pandas.DataFrame`` takes it.
+        ``standard_error`` and ``p_value``. ``pandas.DataFrame`` turns it into a table.
     """
 
     scores: dict[str, np.ndarray]
@@ -179,10 +179,10 @@ def compare(
 ) -> Comparison:
     r"""Compare estimators on the same folds, with a test of their differences.
 
-    The training parts of the folds overlap, so that the differences :math:`d_k` of the :math:`K`
-    folds are not independent and an ordinary t-test finds too many of them significant. The
-    corrected resampled t-test raises their variance by the ratio of the sizes of test and training
-    part:
+    The training parts of the folds overlap. So the differences :math:`d_k` of the :math:`K` folds
+    are not independent, and an ordinary t-test finds too many of them significant. The corrected
+    resampled t-test raises their variance by the ratio of the sizes of the test part and the
+    training part:
 
     .. math:: t = \frac{\bar d}
               {\sqrt{\left(\frac{1}{K} + \frac{n_\mathrm{test}}{n_\mathrm{train}}\right) s_d^2}}
@@ -192,15 +192,15 @@ def compare(
     Parameters
     ----------
     estimators : dict of estimators
-        What to compare, by name: mixtures, pipelines, or any other classifiers.
+        The estimators to compare, by name: mixtures, pipelines, or any other classifiers.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Samples.
     y : array-like of shape (n_samples,)
         Class labels.
     cv : int, cross-validation generator or iterable, default=10
-        How the folds are made, at least two; all estimators get the same.
+        How the folds are made. There must be at least two, and all estimators get the same folds.
     scoring : str, callable or None, default=None
-        A name that scikit-learn or ``SCORERS`` knows, or a scorer. None is accuracy.
+        A name that scikit-learn or ``SCORERS`` knows, or a scorer. None means accuracy.
     groups : array-like of shape (n_samples,), default=None
         Groups for a splitter that keeps them together.
     params : dict, default=None
@@ -211,8 +211,8 @@ def compare(
     Returns
     -------
     Comparison
-        Scores, and the difference of each pair with its standard error and two-sided p-value, not
-        corrected for the number of pairs.
+        Scores, and the difference of each pair with its standard error and two-sided p-value. The
+        p-values are not corrected for the number of pairs.
 
     Raises
     ------

@@ -48,76 +48,82 @@ if TYPE_CHECKING:
 class MoESearchCV(BaseSearchCV):
     r"""A scikit-learn search whose candidates are suggested by Optuna.
 
-    Unlike those of ``RandomizedSearchCV``, its trials learn from one another, those that fall
-    behind are given up in the middle of a fit, and a search with a name can be killed, go on, and
-    be shared by many processes and machines.
+    In contrast to ``RandomizedSearchCV``, trials learn from earlier trials, and those that fall
+    behind are stopped in the middle of a fit. A search with a name continues after it was killed,
+    and many processes and machines can share it.
 
     Parameters
     ----------
     estimator : estimator
-        A ``MoEClassifier``, a pipeline that ends in one, or any other classifier with a ``space``
-        of its own.
+        A ``MoEClassifier``, a pipeline that ends in one, or, if you pass a ``space``, any other
+        classifier.
     space : dict, callable or None, default=None
-        Distributions of ``optuna.distributions`` by the name of the parameter; or a function that
-        gets a trial and returns a dict for ``set_params``; or None for a space of gate,
+        Distributions of ``optuna.distributions`` by the name of the parameter, or a function that
+        gets a trial and returns a dict for ``set_params``. None means the default space: gate,
         regularization, number, width and dropout of the experts, learning rate and weight decay
-        (:func:`~sklearn_moe.model_selection.suggest_parameters`), which starts with about what the
-        estimator is.
+        (:func:`~sklearn_moe.model_selection.suggest_parameters`). It starts with about the
+        parameters of the estimator.
     n_trials : int, default=50
-        The search ends when the study has so many trials, with those of earlier searches and other
-        processes.
+        The search ends when the study has this many trials. The trials of earlier searches and of
+        other processes count, too.
     timeout : float, default=None
-        Seconds after which no trial starts.
+        Seconds after which no new trial starts.
     scoring : str, callable, list, dict or None, default=None
-        What to maximise: names that scikit-learn or ``SCORERS`` knows, or scorers; None is
-        accuracy. Several give a front of trials of which none beats another in everything.
+        What to maximise: names that scikit-learn or ``SCORERS`` knows, or scorers. None means
+        accuracy. Several scores give a Pareto front: the trials that no other beats in every
+        score.
     cv : int, cross-validation generator or iterable, default=5
-        How the folds are made; the same for all trials.
+        How the folds are made. All trials get the same folds.
     pruner : {"median", "hyperband"}, optuna pruner or None, default="median"
-        How trials that fall behind are found, by the log-likelihood of the left-out samples after
-        each epoch and the score after each fold, both averaged over the folds so far. "median"
-        gives up what is worse than the median of the others at the same point; "hyperband" shares
-        epochs out among many short and few long trials; None completes all. With several scores
-        nothing is pruned.
+        How to find trials that fall behind, so that they can be stopped. Trials are compared by
+        the log-likelihood of the left-out samples after each epoch, and by the score after each
+        fold, both averaged over the folds so far. "median" stops a trial that is worse than the
+        median of the others at the same point. "hyperband" divides the epochs among many short
+        trials and a few long ones. None completes all trials. With several scores, no trial is
+        stopped.
     storage : str, path, optuna storage or None, default=None
-        Where the study lives: the address of a data base, such as ``"postgresql://host/name"``;
-        the path of an SQLite file, which ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or that of
-        a journal file, which may be on a network file system. None is the memory or, with
-        ``study_name``, the SQLite file ``<study_name>.db``. Passwords in an address are never
-        shown, and a fitted search leaves them out of its pickle.
+        Where the study is stored: the address of a database, such as
+        ``"postgresql://host/name"``; the path of an SQLite file, which ends in ``.db``,
+        ``.sqlite`` or ``.sqlite3``; or the path of a journal file, which may be on a network file
+        system. None means in memory or, with ``study_name``, in the SQLite file
+        ``<study_name>.db``. Passwords in an address are never shown, and a fitted search leaves
+        them out of its pickle.
     study_name : str, default=None
-        A search goes on with the study of this name if there is one.
+        Name of the study. If the storage has a study of this name, the search continues it.
     refit : bool, str or callable, default=True
-        Whether to fit the best candidate on all samples. With several scores, the name of the one
-        that says which is best; True means the first. A callable gets ``cv_results_`` and returns
-        an index.
+        Whether to fit the best candidate on all samples. With several scores, the name of the
+        score that says which candidate is best; True means the first. A callable gets
+        ``cv_results_`` and returns an index.
     callbacks : list of callable, default=None
-        Called as ``callback(study, trial)`` after each trial, in the process that made it;
+        Called as ``callback(study, trial)`` after each trial, in the process that ran it;
         ``study.stop()`` has no effect there.
     n_jobs : int, default=None
-        Number of trials at the same time, by the joblib backend that is active.
+        Number of trials that run at the same time, on the active backend of joblib.
     return_train_score : bool, default=False
-        Whether ``cv_results_`` has scores of the training samples, too.
+        Whether ``cv_results_`` also has the scores of the training samples.
     random_state : int, RandomState instance or None, default=None
         Seed of the search; with ``n_jobs=1`` the same seed gives the same trials. The seed of the
-        mixtures is the estimator's own.
+        mixtures is the ``random_state`` of the estimator.
     verbose : int, default=0
         1 shows a progress bar.
 
     Attributes
     ----------
     study_ : optuna.Study
-        All trials; also after an error or an interruption, which leaves the results of the trials
-        that were complete by then, without ``best_estimator_``. ``optuna.visualization`` draws it.
+        All trials. ``optuna.visualization`` draws it. It is also set after an error or an
+        interruption. An interruption leaves the results of the trials that were complete, but no
+        ``best_estimator_``.
     cv_results_ : dict of ndarray
-        Complete trials, as in ``RandomizedSearchCV``, and their numbers in the study, ``trial``.
+        Results of the complete trials, as in ``RandomizedSearchCV``. ``trial`` has their numbers
+        in the study.
     best_estimator_ : estimator
         The best candidate, fitted on all samples; only with ``refit``.
     best_params_, best_score_, best_index_ : dict, float, int
         The best candidate, its mean score, and its place in ``cv_results_``.
     pareto_front_ : list of dict
         Complete trials that no other beats in every score: their ``trial``, ``params`` and mean
-        scores, the best by the first score first. With one score, the best alone.
+        scores. The trial with the best first score comes first. With one score, only the best
+        trial.
     scorer_ : callable or dict
         The scorers.
     n_splits_ : int
@@ -129,7 +135,7 @@ class MoESearchCV(BaseSearchCV):
     ------
     ValueError
         If a parameter is not valid, the space names a parameter that does not exist, all trials
-        fail, or the study is one of other folds or scores.
+        fail, or the study has trials with other folds or scores.
     ConnectionError
         If the storage can't be opened, read or written.
     KeyboardInterrupt
@@ -141,10 +147,11 @@ class MoESearchCV(BaseSearchCV):
 
     Notes
     -----
-    Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. A trial whose
-    process was killed is taken for dead when the storage has not heard of it for 30 seconds, and
-    replaced. Exactly one trial of a study tries where the default space begins, also after that.
-    Several processes on one study may exceed ``n_trials`` by one trial each.
+    Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. If a process
+    is killed, its trial counts as dead after 30 seconds without a heartbeat, and another trial
+    replaces it. Exactly one trial of a study completes the first suggestion of the default space,
+    also if its process is killed. Several processes on one study may exceed ``n_trials`` by one
+    trial each.
 
     References
     ----------
@@ -264,13 +271,13 @@ class MoESearchCV(BaseSearchCV):
             "n_folds": len(folds),
             "scores": list(scorers) if isinstance(scorers, dict) else [_name(self.scoring)],
             "train_scores": self.return_train_score,
-            # Other folds have other scores, and in a nested search they must not meet.
+            # Scores of other folds must not be mixed with these, for example in a nested search.
             "data": joblib.hash([folds, np.asarray(X), np.asarray(y)]),
         }
         try:
             self._search(evaluation, X, y, shape)
         except KeyboardInterrupt:
-            with suppress(ValueError):  # nothing was complete
+            with suppress(ValueError):  # no trial was complete
                 self._collect(suggest, refit_metric)
             raise
         self._collect(suggest, refit_metric)
@@ -288,7 +295,7 @@ class MoESearchCV(BaseSearchCV):
         return self
 
     def _get_scorers(self):
-        """Return a scorer of one score or of a dict of them, and the name of what is best."""
+        """Return a scorer of one score or of a dict of them, and the name that decides."""
         scoring = scorers_by_name(self.scoring)
         if scoring == {}:
             raise ValueError("scoring must have at least one score, got none.")
@@ -300,7 +307,7 @@ class MoESearchCV(BaseSearchCV):
         return check_scoring(self.estimator, scoring=scoring, raise_exc=True), metric
 
     def _check_scorers_accept_sample_weight(self):
-        # Ours are functions, which scikit-learn's version of this does not know, and take none.
+        # Our scorers are functions without sample_weight. scikit-learn's method fails for them.
         scorer, _ = self._get_scorers()
         scorers = getattr(scorer, "_scorers", {"score": scorer}).values()
         return all(
@@ -309,7 +316,7 @@ class MoESearchCV(BaseSearchCV):
         )
 
     def score(self, X: ArrayLike, y: ArrayLike | None = None, **params) -> float:
-        """Return the score of the best estimator, with several the one that says which is best.
+        """Return the score of the best estimator; of several scores, the one that decides.
 
         Parameters
         ----------
@@ -332,7 +339,7 @@ class MoESearchCV(BaseSearchCV):
 
     @property
     def storage(self):
-        # The value itself hides its password, whatever shows the parameters.
+        # The value itself hides its password, wherever the parameters are shown.
         return vars(self)["storage"]
 
     @storage.setter
@@ -340,15 +347,15 @@ class MoESearchCV(BaseSearchCV):
         vars(self)["storage"] = as_address(storage)
 
     def __getstate__(self):
-        """Leave storage behind: a pickle holds the trials, no password and no connection.
+        """Leave out the storage: a pickle holds the trials, but no password and no connection.
 
-        One that has not been fitted takes all with it to where it shall be fitted.
+        A search that is not fitted keeps everything, because it may be fitted elsewhere.
         """
         state = super().__getstate__().copy()
         if "study_" in state:
             state["study_"] = in_memory(state["study_"])
             storage = state["storage"]
-            storage = getattr(storage, "_backend", storage)  # Optuna may have wrapped a data base
+            storage = getattr(storage, "_backend", storage)  # Optuna may have wrapped a database
             storage = as_address(getattr(storage, "url", state["storage"]))
             state["storage"] = storage.masked() if isinstance(storage, Address) else storage
         return state
@@ -356,7 +363,7 @@ class MoESearchCV(BaseSearchCV):
     def trials_dataframe(self) -> pd.DataFrame:
         """Return all trials of the study; needs pandas.
 
-        Only complete trials have a score. What a pruned one has reported last is in
+        Only complete trials have a score. The last value that a pruned trial reported is in
         ``study_.trials``.
         """
         check_is_fitted(self, "study_")
@@ -373,7 +380,7 @@ class MoESearchCV(BaseSearchCV):
         deadline = math.inf if self.timeout is None else time.time() + self.timeout
         with quiet_optuna(), TemporaryDirectory() as folder:
             where = self._where()
-            is_temporary = where is None and n_jobs > 1  # other processes see no memory
+            is_temporary = where is None and n_jobs > 1  # other processes cannot see it
             if n_jobs > 1 and isinstance(where, optuna.storages.InMemoryStorage):
                 raise ValueError(
                     "Trials in parallel do not see an InMemoryStorage. Pass storage=None, a path "
@@ -385,7 +392,7 @@ class MoESearchCV(BaseSearchCV):
                 pruner_for(self.pruner, len(evaluation.folds)),
                 shape,
             )
-            # From here on there is nothing of an earlier search.
+            # Delete the results of an earlier search.
             for name in [name for name in vars(self) if name.endswith("_")]:
                 delattr(self, name)
             self.study_ = study
@@ -408,7 +415,7 @@ class MoESearchCV(BaseSearchCV):
             shown = trials
             try:
                 if self.verbose:
-                    from tqdm.auto import tqdm  # which warns in notebooks without ipywidgets
+                    from tqdm.auto import tqdm  # warns in notebooks without ipywidgets
 
                     shown = tqdm(trials, total=n_missing, unit="trial", desc="MoESearchCV")
                 for _ in shown:
@@ -421,7 +428,7 @@ class MoESearchCV(BaseSearchCV):
                     self.study_ = in_memory(study)
 
     def _where(self):
-        """Return what the study is opened with; None is the memory."""
+        """Return the storage of the study; None means in memory."""
         from sklearn_moe.model_selection.storages import is_in_memory
 
         storage = self.storage
@@ -430,7 +437,7 @@ class MoESearchCV(BaseSearchCV):
         return None if isinstance(storage, str) and is_in_memory(storage) else storage
 
     def _collect(self, suggest, refit_metric):
-        """Set what the search has found."""
+        """Set the attributes that hold the results of the search."""
         trials = [trial for trial in self.study_.get_trials() if trial.state.name == "COMPLETE"]
         if not trials:
             errors = [t.user_attrs["error"] for t in self.study_.get_trials() if has_error(t)]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
     """Suggest parameters of a ``MoEClassifier`` for tables: the default space of :func:`tune`.
 
-    Number, width and dropout of the experts, gate, regularization, learning rate and weight decay.
-    The width of the attentive gate and the strength of a regularization are only asked for where
-    they play a part.
+    The space has the number, width and dropout of the experts, the gate, the regularization, the
+    learning rate and the weight decay. The width of the attentive gate and the strength of a
+    regularization are only suggested where they are used.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
-    """Return where a search of the default space begins: at about what the mixture is."""
+    """Return the first suggestion in the default space: about the parameters of the mixture."""
     settings = settings_of(
         mixture,
         is_flat=np.ndim(X) == 2 and mixture.input_shape is None,
@@ -91,16 +91,16 @@ _STORABLE = (type(None), bool, int, float, str)
 
 
 class Space:
-    """What a search suggests: a function of a trial, distributions by name, or the default.
+    """The space of a search: a function of a trial, distributions by name, or the default.
 
     Parameters
     ----------
     space : callable, dict of optuna distributions or None
         The space as the user gave it.
     estimator : estimator
-        For the default, it has to contain exactly one ``MoEClassifier``.
+        The estimator to tune. For the default, it must contain exactly one ``MoEClassifier``.
     X : array-like
-        Samples; the default leaves the experts alone where these are not a table.
+        Samples. If they are not a table, the default space does not change the experts.
     y : array-like
         Class labels.
     """
@@ -135,7 +135,7 @@ class Space:
 
 
 def _storable(name, choices):
-    """Return what a study keeps for choices: numbers and text, and the text of all else."""
+    """Return choices as a study stores them: numbers and text as they are, all others as text."""
     stored = [each if isinstance(each, _STORABLE) else repr(each) for each in choices]
     for place, each in enumerate(stored):
         if each is not choices[place] and (" at 0x" in each or stored.count(each) > 1):
@@ -147,7 +147,7 @@ def _storable(name, choices):
 
 
 def _suggest_any(suggest, name, choices):
-    """Suggest one of any choices, by what a study keeps for them."""
+    """Suggest one of the choices, which may be any objects."""
     stored = _storable(name, choices)
     return choices[stored.index(suggest(name, stored))]
 
@@ -177,7 +177,7 @@ def _suggest(trial, name, distribution):
 
 
 def _mixture_of(estimator):
-    """Return the prefix of its parameters and the only mixture in an estimator."""
+    """Return the only mixture in an estimator, after the prefix of its parameters."""
     parts = {"": estimator, **estimator.get_params(deep=True)}
     mixtures = [
         (f"{name}__" if name else "", part)

@@ -1,4 +1,4 @@
-"""Where studies live: files and data bases, with signs of life of the trials in them.
+"""Storages of studies: files and databases, with heartbeats of the trials that run.
 
 Imported when a study is opened, because importing Optuna takes long.
 """
@@ -21,20 +21,20 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
-# Seconds between two signs of life of a trial, and without one until it counts as dead.
+# Seconds between two heartbeats of a trial, and seconds without one until it counts as dead.
 HEARTBEAT, GRACE = 10, 30
 
-# Seconds that processes which share an SQLite file wait for one another.
+# Seconds that processes wait for one another if they share an SQLite file.
 PATIENCE = 60
 
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
 
 
 def open_storage(storage: str | os.PathLike | BaseStorage | None) -> BaseStorage:
-    """Open the storage at an address or in a file; None is the memory.
+    """Open the storage at an address or in a file; None means in memory.
 
-    A file is what its content says, a new one an SQLite file or, without one of the suffixes of
-    these, a journal.
+    The content of a file says whether it is an SQLite file or a journal. For a new file, the
+    suffix decides: without one of those for SQLite it is a journal.
     """
     if storage is None:
         return InMemoryStorage()
@@ -52,7 +52,7 @@ def open_storage(storage: str | os.PathLike | BaseStorage | None) -> BaseStorage
             content = file.read(16)
     is_new = not content
     if content.startswith(b"SQLite format 3") or (is_new and path.suffix in SQLITE_SUFFIXES):
-        # An address would not do, as some characters of a path mean something else there.
+        # Not by an address, because some characters of a path have another meaning there.
         connect = partial(sqlite3.connect, path, timeout=PATIENCE, check_same_thread=False)
         return _data_base("sqlite:///file", {"creator": connect})
     if is_new or content.startswith(b'{"op_code"'):
@@ -65,7 +65,7 @@ def _data_base(address, engine_kwargs):
 
 
 def is_in_memory(address: str) -> bool:
-    """Whether an address is that of an SQLite data base without a file."""
+    """Whether an address is that of an SQLite database without a file."""
     if not re.match(r"sqlite(\+\w+)?://", address):
         return False
     url = make_url(address)
@@ -73,7 +73,7 @@ def is_in_memory(address: str) -> bool:
 
 
 class DataBase(RDBStorage):
-    """A data base whose trials miss a sign of life, instead of the others, if one fails."""
+    """A database in which a trial goes on if one of its heartbeats fails."""
 
     def record_heartbeat(self, trial_id):
         with suppress(StorageInternalError):
@@ -81,10 +81,10 @@ class DataBase(RDBStorage):
 
 
 class Journal(JournalStorage, BaseHeartbeat):
-    """A journal whose trials give signs of life, by the clocks of their machines."""
+    """A journal with heartbeats, whose times are those of each machine's clock."""
 
     def record_heartbeat(self, trial_id):
-        with suppress(StorageInternalError, RuntimeError):  # also of a trial that is finished
+        with suppress(StorageInternalError, RuntimeError):  # also if the trial is finished
             self.set_trial_system_attr(trial_id, "heartbeat", time.time())
 
     def _get_stale_trial_ids(self, study_id):
@@ -106,7 +106,7 @@ class Journal(JournalStorage, BaseHeartbeat):
 
 
 class JournalFile(JournalFileBackend):
-    """The file of a journal, which ends with a whole line, also after the disk was full."""
+    """The file of a journal. It ends with a complete line, even after the disk was full."""
 
     def __init__(self, path: str):
         self.lock = JournalFileSymlinkLock(path)
@@ -114,8 +114,8 @@ class JournalFile(JournalFileBackend):
         self.path = path
         if self._cut():
             warnings.warn(
-                f"The journal {path} ended within a line, as after a full disk. The study goes on "
-                "without this line.",
+                f"The journal {path} ended within a line, as after a full disk. The study "
+                "continues without this line.",
                 stacklevel=2,
             )
 
@@ -128,10 +128,10 @@ class JournalFile(JournalFileBackend):
             raise StorageInternalError(str(error)) from error
 
     def _cut(self):
-        """Take away what follows the last whole line; return whether there was anything."""
+        """Remove everything after the last complete line; return whether there was anything."""
         if self._is_whole():
             return False
-        self.lock.acquire()  # another process may just be writing
+        self.lock.acquire()  # another process may be writing
         try:
             if self._is_whole():
                 return False

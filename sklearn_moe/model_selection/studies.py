@@ -1,4 +1,4 @@
-"""Studies of Optuna: addresses, what has become of their trials, and which one comes first."""
+"""Studies of Optuna: addresses, the states of their trials, and which trial comes first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECRET_OF_QUERY = re.compile(
 
 
 class Address(str):
-    """The address of a data base, which shows itself without its password."""
+    """The address of a database; its repr hides the password."""
 
     def masked(self) -> Address:
         """Return the address with stars for its password."""
@@ -30,7 +30,7 @@ class Address(str):
         """Return a text with stars for the password of this address."""
         found = [*_SECRET_OF_USER.findall(self), *_SECRET_OF_QUERY.findall(self)]
         secrets = {secret for _, secret in found}
-        # What is not quoted is taken for a part of the host, which then stands in the message.
+        # Parts of an unquoted password are taken for the host, and errors may show them.
         secrets |= {part for each in secrets for part in re.split("[@/:]", each) if len(part) > 1}
         secrets |= {unquote(each) for each in secrets}
         for secret in sorted(secrets - {""}, key=len, reverse=True):
@@ -42,12 +42,12 @@ class Address(str):
 
 
 def as_address(storage):
-    """Return an address that hides its password; what is no address comes back as it is."""
+    """Make an address hide its password; anything else is returned as it is."""
     return Address(storage) if type(storage) is str and "://" in storage else storage
 
 
 def connection_error(storage, name: str | None, error: Exception) -> ConnectionError:
-    """Return an error that says what is wrong with the storage of a study, without passwords."""
+    """Return an error that says, without passwords, why the storage of a study fails."""
     error = error.__cause__ or error
     reason = str(getattr(error, "orig", None) or error)  # SQLAlchemy adds the statement
     if isinstance(storage, Address):
@@ -58,18 +58,19 @@ def connection_error(storage, name: str | None, error: Exception) -> ConnectionE
 
 
 def open_study(where, study_name: str | None, pruner, shape: dict[str, Any]) -> optuna.Study:
-    """Return a study, a new one if there is none.
+    """Return the study of this name; create it if there is none.
 
     Parameters
     ----------
     where : Address, path, optuna storage or None
-        Where it lives; None is the memory.
+        Where the study is stored; None means in memory.
     study_name : str or None
-        Its name.
+        Name of the study.
     pruner : optuna pruner
         The pruner of its trials.
     shape : dict
-        What its trials are about. A study of other folds or scores raises a ValueError.
+        The folds, scores and data of its trials. If those of an existing study are others, a
+        ValueError is raised.
     """
     import optuna
 
@@ -80,13 +81,13 @@ def open_study(where, study_name: str | None, pruner, shape: dict[str, Any]) -> 
             f"storage={where!r} has lost its password in a pickle. Set it again with "
             "set_params(storage=...)."
         )
-    for pause in (0.2, 1.0, None):  # another process may just be creating it
+    for pause in (0.2, 1.0, None):  # another process may be creating it
         try:
             study = optuna.create_study(
                 storage=open_storage(where),
                 study_name=study_name,
                 directions=["maximize"] * len(shape["scores"]),
-                sampler=optuna.samplers.RandomSampler(0),  # each trial brings its own
+                sampler=optuna.samplers.RandomSampler(0),  # each trial sets another
                 pruner=pruner,
                 load_if_exists=True,
             )
@@ -107,13 +108,13 @@ def open_study(where, study_name: str | None, pruner, shape: dict[str, Any]) -> 
 
 
 def file_name(study_name: str) -> str:
-    """Return the name of the file of a study, with codes for what has a meaning in a path."""
+    """Return the file name of a study; characters with a meaning in paths become codes."""
     return re.sub(r"^\.|[^\w .,+=@()-]", lambda m: f"%{ord(m[0]):02X}", study_name) + ".db"
 
 
 @contextmanager
 def quiet_optuna():
-    """Leave out optuna's lines about each trial and its warnings of what is experimental."""
+    """Hide Optuna's lines about each trial, and its warnings about experimental features."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()
@@ -139,7 +140,7 @@ def in_memory(study: optuna.Study) -> optuna.Study:
 
 
 def n_finished(study: optuna.Study) -> int:
-    """Return the number of trials that have ended, other than by the end of their process."""
+    """Return the number of trials that have ended, without those whose process died."""
     return sum(
         trial.state.name in ("COMPLETE", "PRUNED") or has_error(trial)
         for trial in study.get_trials(deepcopy=False)
@@ -147,16 +148,16 @@ def n_finished(study: optuna.Study) -> int:
 
 
 def has_error(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial has failed, other than by the end of its process."""
+    """Whether a trial has failed with an error, and not because its process died."""
     return trial.state.name == "FAIL" and "error" in trial.user_attrs
 
 
 def begins(trial: optuna.Trial) -> bool:
-    """Whether a trial is the one that tries where a search begins.
+    """Whether a trial is the one that tries the first suggestion.
 
-    That is the first trial, or the first one after the death of such a trial. Each trial says so
-    at its start, and none takes it while an older one may still do so. So of any number of
-    processes exactly one does.
+    This is the first trial; if that dies, it is the first trial after its death. Each trial stores
+    the answer when it starts, and none says yes while an older one may still do so. So exactly one
+    trial says yes, however many processes there are.
     """
     older = [t for t in trial.study.get_trials(deepcopy=False) if t.number < trial.number]
     answer = all(each.user_attrs.get("begins") is False or _is_dead(each) for each in older)
@@ -167,16 +168,16 @@ def begins(trial: optuna.Trial) -> bool:
 def _is_dead(trial):
     from sklearn_moe.model_selection.storages import GRACE
 
-    if trial.state.name == "RUNNING":  # killed before it could say anything
+    if trial.state.name == "RUNNING":  # killed before it stored an answer
         age = time.time() - trial.datetime_start.timestamp()
         return "begins" not in trial.user_attrs and age > GRACE
     return trial.state.name == "FAIL" and not has_error(trial)
 
 
 def wait_for_beginning(study: optuna.Study, n_trials: int, deadline: float) -> None:
-    """Leave the last trial to where a search begins, if the process that tries it may be dead.
+    """Wait before the last trial while the trial with the first suggestion may be dead.
 
-    It is known to be alive or dead after a while.
+    After some time it is known to be alive or dead. If it is dead, the last trial replaces it.
     """
     import optuna
 

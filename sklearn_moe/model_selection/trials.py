@@ -1,4 +1,4 @@
-"""One trial of a search: the folds, one after the other, and when to give up."""
+"""One trial of a search: the folds, one after the other, and when to stop early."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from sklearn_moe.model_selection.studies import (
 if TYPE_CHECKING:
     import optuna
 
-# So many failed trials, and no other, end a search.
+# A search ends after this many trials if all of them failed.
 MANY_FAILURES = 10
 
-# A fold has so many steps on the way of a trial, whatever its number of epochs.
+# Number of steps that a trial reports for a fold, whatever the number of epochs.
 STEPS = 100
 
 
 class MedianPruner:
-    """Give up a trial that is worse than the median of the complete trials at the same step.
+    """Stop a trial that is worse than the median of the complete trials at the same step.
 
-    Optuna's own compares the best of all steps so far, which makes no sense where the values of
-    epochs and of folds are of different kinds.
+    Optuna's median pruner compares the best of all steps so far. That makes no sense here, because
+    the values after an epoch and after a fold are of different kinds.
     """
 
     n_startup_trials, n_warmup_steps = 5, STEPS // 5
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        """Return whether to give up the trial after its last report."""
+        """Return whether to stop the trial after its last report."""
         step = trial.last_step
         if step is None or step < self.n_warmup_steps:
             return False
@@ -60,7 +60,7 @@ class MedianPruner:
 
 
 def pruner_for(pruner: str | object | None, n_folds: int):
-    """Return the pruner that a name stands for, in searches with so many folds."""
+    """Return the pruner that a name stands for, for searches with this number of folds."""
     from optuna import pruners
 
     if pruner == "median":
@@ -76,14 +76,14 @@ class TrialFailed(Exception):
 
 @dataclass
 class Evaluation:
-    """The objective of a study: cross-validated scores of what a trial suggests.
+    """The objective of a study: cross-validated scores of the parameters that a trial suggests.
 
     Attributes
     ----------
     estimator : estimator
-        What the suggested parameters are for.
+        The estimator that gets the suggested parameters.
     suggest : Space
-        Returns parameters for a trial, and knows where to begin.
+        Returns parameters for a trial, and has the first suggestion.
     folds : list of tuple of ndarray
         Indices of training and test samples.
     scorer : callable
@@ -91,11 +91,11 @@ class Evaluation:
     fit_params, score_params : dict
         Routed parameters.
     has_several_scores, with_train_scores, prunes : bool
-        What the scorer returns, and whether to score the training samples, too, and to ask the
-        study's pruner.
+        Whether the scorer returns several scores, whether to score the training samples, too, and
+        whether to ask the study's pruner.
     seed : int
-        Each trial's sampler is seeded by it and the number of the trial, so that no process, and
-        no search that goes on, repeats what another has tried.
+        Seeds each trial's sampler, together with the number of the trial. So a search that
+        continues, or another process, does not repeat the suggestions of earlier trials.
     """
 
     estimator: BaseEstimator
@@ -110,7 +110,7 @@ class Evaluation:
     seed: int
 
     def __call__(self, trial: optuna.Trial, X, y) -> float | tuple[float, ...]:
-        """Return the mean score over the folds, or several, and leave the rest with the trial."""
+        """Return the mean score (or scores) over the folds; the trial stores all other results."""
         from optuna.samplers import PartialFixedSampler, TPESampler
 
         (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
@@ -154,7 +154,7 @@ class Evaluation:
         start = time.perf_counter()
         candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
         if isinstance(model, MoEClassifier) and reporter.interrupted:
-            raise KeyboardInterrupt  # which after a whole epoch only ends the training
+            raise KeyboardInterrupt  # after a whole epoch, fit itself does not raise it
         fitted = time.perf_counter()
         scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}
         scored = time.perf_counter()
@@ -189,7 +189,7 @@ def _not_of_the_fit():
 
 
 class _Progress:
-    """What a trial reports on its way, averaged over the folds that have come so far."""
+    """The values that a trial reports, averaged over the folds so far."""
 
     def __init__(self, trial):
         self.trial = trial
@@ -197,7 +197,7 @@ class _Progress:
         self.curves = []  # of each fold, by step
 
     def begin_fold(self):
-        """Count a fold."""
+        """Begin the next fold."""
         self.curves.append({})
 
     def after_epoch(self, epoch, n_epochs, value):
@@ -258,7 +258,7 @@ class ReportEpochs(Callback):
 
 
 def one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
-    """Make one trial, if one is missing and there is time."""
+    """Run one trial, if one is missing and there is time."""
     from optuna.exceptions import StorageInternalError
 
     try:
@@ -279,7 +279,7 @@ def one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
     except Exception as error:
         cause = error
         while cause and not isinstance(cause, StorageInternalError):
-            cause = cause.__cause__ or cause.__context__  # on which Optuna may stumble once more
+            cause = cause.__cause__ or cause.__context__  # Optuna may fail once more
         if cause is None:
             raise
         raise connection_error(storage, study.study_name, cause) from None

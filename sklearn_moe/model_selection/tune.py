@@ -1,4 +1,4 @@
-"""Tuning as one function."""
+"""Tuning in one function."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tune(
     random_state: int | np.random.RandomState | None = None,
     verbose: int = 1,
 ) -> MoESearchCV:
-    """Search for good hyperparameters with Optuna, in cross-validation.
+    """Search for good hyperparameters with Optuna and cross-validation.
 
     Parameters
     ----------
@@ -51,18 +51,18 @@ def tune(
     y : array-like of shape (n_samples,)
         Class labels.
     space : dict, callable or None, default=None
-        What to search, as in :class:`MoESearchCV`.
+        The search space, as in :class:`MoESearchCV`.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the samples in all fits, of a pipeline in those of its last step, and without a
-        pipeline in scores of scikit-learn that take them, as in its own searches.
+        Weights of the samples in all fits; in a pipeline, in the fits of its last step. Without a
+        pipeline, scores of scikit-learn that take weights use them, too, as in its own searches.
     groups : array-like of shape (n_samples,), default=None
         Groups for a splitter that keeps them together.
     n_trials, timeout, scoring, cv, pruner, storage, study_name
         As in :class:`MoESearchCV`, with the same defaults.
     refit, callbacks, n_jobs, return_train_score, random_state
-        Likewise.
+        As in :class:`MoESearchCV`, with the same defaults.
     verbose : int, default=1
-        1 shows a progress bar of the trials, 0 nothing.
+        1 shows a progress bar of the trials, 0 shows nothing.
 
     Returns
     -------

@@ -21,20 +21,24 @@ class Regularizer(BaseEstimator):
     Attributes
     ----------
     gate_only : bool, default=False
-        Says that the penalty reads ``gate_logits``, ``gate_proba`` and ``routing`` alone of the
-        mixture. The training is then faster, and the rest of the mixture is None.
+        Whether the penalty reads only ``gate_logits``, ``gate_proba`` and ``routing`` of the
+        mixture. If True, training can be faster, and the rest of the mixture may be None.
     has_gradient : bool, default=False
-        Says that ``penalty_and_gradient`` gives the same penalty and its gradient, which spares
-        autograd, for a penalty on the gate's probabilities alone.
+        Whether there is a method ``penalty_and_gradient(gate_proba, sample_weight)``. It returns
+        the same penalty and its gradient with respect to the gate's probabilities, so that
+        training can do without autograd. The penalty must not read anything else.
     per_nat_of_experts : float, default=0.0
-        For a penalty that is a multiple of the experts' mean negative log-likelihood and nothing
-        else: the factor. The training is then faster.
+        If the weighted penalty is a multiple of the experts' mean negative log-likelihood, and
+        nothing else, the factor. Training is then faster.
     balances : bool, default=False
-        Whether a higher strength makes the use of the experts more even.
+        Whether a higher strength makes the use of the experts more even. The report then advises
+        it if the experts are used unevenly.
     sharpens : bool, default=False
-        Whether it makes the gate surer.
+        Whether a higher strength makes the gate surer. The report then advises it if the gate is
+        unsure.
     can_be_captured : bool, default=False
-        Whether the penalty never waits for the device, so that CUDA graphs can replay it.
+        Whether the penalty never waits for the device, so that CUDA graphs can replay it. A
+        subclass has to set it again.
 
     Examples
     --------
@@ -58,7 +62,7 @@ class Regularizer(BaseEstimator):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if {"penalty", "__call__"} & set(vars(cls)):  # promises that hold for another penalty
+        if {"penalty", "__call__"} & set(vars(cls)):  # these hold for the inherited penalty only
             for promise in ("gate_only", "has_gradient", "per_nat_of_experts"):
                 if promise not in vars(cls):
                     setattr(cls, promise, getattr(Regularizer, promise))
@@ -73,9 +77,9 @@ class Regularizer(BaseEstimator):
         Parameters
         ----------
         mixture : MixtureOutput
-            What the mixture says about the batch.
+            The output of the mixture for the batch.
         x : Tensor of shape (n_samples, ...)
-            What gate and experts see.
+            The batch as gate and experts see it, after the encoder.
         y : Tensor of shape (n_samples,)
             Indices of the classes.
         sample_weight : Tensor of shape (n_samples,)
@@ -89,7 +93,7 @@ class Regularizer(BaseEstimator):
 
 
 def check_penalty(regularization: Callable, value: Tensor) -> Tensor:
-    """Return what a regularization says about a batch; raise if it is no scalar."""
+    """Return the value of a regularization, or raise an error if it is not a scalar."""
     if isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0):
         return value
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
