@@ -5,9 +5,9 @@
 
 The default path comes first: tables that the mixture encodes itself, with hat functions. Then the
 same with ``encoder=None``, which reads X as it is. Each case runs in a process of its own, after a
-small fit that loads all libraries, and reports the growth of the peak resident memory as a multiple
-of X. Of a memory map, the pages of the file that the system keeps in its cache, and drops when it
-needs the room, do not count.
+small fit that loads all libraries, and reports the growth of the peak resident memory as a
+multiple of X. The pages of a mapped file do not count: the system keeps them in its cache, and
+drops them when it needs the room.
 """
 
 import argparse

@@ -10,8 +10,8 @@ ours divided by the peer's. The data are random, as the time does not depend on 
 the number of epochs are the same on both sides. The peers are
 
 - ``loop``: the same mixture and the same loss, importance and competence included, in a bare torch
-  loop, written as well as we can: stacked experts, samples last, fused AdamW, slices of tensors, no
-  callbacks, no checks;
+  loop, written as well as we can: stacked experts, samples last, fused AdamW, slices of tensors,
+  no callbacks, no checks;
 - ``MLPClassifier``: scikit-learn's, with one hidden layer that has as many parameters as our
   experts and gate together, the same batches and epochs;
 - ``skorch``: a ``NeuralNetClassifier`` with skorch's own defaults around the same module;

@@ -5,9 +5,10 @@
 The first table is of the default settings: a table of 54 numbers that the mixture encodes itself.
 It stands beside ``make_pipeline(StandardScaler(), MLPClassifier())``, whose default is one hidden
 layer of 100 units, and beside one of as many parameters as the mixture has. All others have
-``encoder=None``. Every figure is a ratio of times within one process: the median over pairs that take turns. The
-MLPClassifier has one hidden layer with as many parameters as our experts and gate together, and
-the better of one and two threads; ours chooses for itself.
+``encoder=None``, and an ``MLPClassifier`` of as many parameters as experts and gate together.
+
+Every figure is a ratio of times within one process: the median over pairs that take turns.
+MLPClassifier has the better of one and two threads; ours chooses for itself.
 """
 
 import argparse

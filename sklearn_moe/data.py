@@ -33,6 +33,7 @@ from sklearn_moe.containers import (
     as_frame,
     as_objects,
     categorical_columns,
+    has_single_precision,
     read_table,
     reading,
 )
@@ -75,17 +76,24 @@ class Reader:
         self.input_shape = input_shape
         self.scale: str | None = None
 
-    def read(self, X: Any, estimator: BaseEstimator) -> NDArray:
+    def read(self, X: Any, estimator: BaseEstimator) -> NDArray | SparseRows:
         """Return samples as the fitted mixture of an estimator reads them."""
-        samples = self.take_in(X, estimator, reset=False)
+        samples = self.take_in(as_eager(X), estimator, reset=False)
         return samples if self.table is None else self.table.arrange(samples)
+
+    def read_with_precision(
+        self, X: Any, estimator: BaseEstimator
+    ) -> tuple[NDArray | SparseRows, type]:
+        """Return them, and the precision of predictions: double, unless all of X has less."""
+        X = as_eager(X)
+        return self.read(X, estimator), np.float32 if has_single_precision(X) else np.float64
 
     def take_in(self, X: Any, estimator: BaseEstimator, *, reset: bool) -> Table | NDArray:
         """Return a table as ``Table``, and all else as an array.
 
         With ``reset``, as in a first training, the samples decide what later ones have to be.
         """
-        X = as_objects(as_eager(X))
+        X = as_objects(X)
         if sparse.issparse(X) and self.input_shape is None:
             return self._sparse(X, estimator, reset)
         X = as_dense(X)
@@ -155,7 +163,7 @@ class Reader:
         return X.astype(np.float32, copy=False)
 
 
-def make_reader(
+def _make_reader(
     X: Any,
     encoder: Encoder | None,
     given: Any,
@@ -200,7 +208,9 @@ class TrainingData:
 
     Attributes
     ----------
-    X : ndarray of shape (n_samples, ...)
+    reader : Reader
+        What read them, and reads others.
+    X : ndarray or SparseRows of shape (n_samples, ...)
         Samples, as the net reads them.
     y : ndarray of shape (n_samples,)
         Indices of their classes.
@@ -208,79 +218,87 @@ class TrainingData:
         Their weights, class weights included, with a mean of 1.
     validation : tuple of X, y and sample_weight, or None
         The same of a validation set.
+    given : array-like
+        The samples that a user passed.
     rows : ndarray of shape (n_samples,)
-        Which of the samples that were passed these are.
+        Which of these they are.
     classes : ndarray of shape (n_classes,)
         The class labels.
     news : dict of str by int
         What the encoding of a table, which stays as it is, does not know of its columns.
     """
 
-    X: NDArray
+    reader: Reader
+    X: NDArray | SparseRows
     y: NDArray[np.int64]
     sample_weight: NDArray[np.float32]
     validation: tuple[NDArray, NDArray, NDArray] | None
+    given: Any
     rows: NDArray[np.int64]
     classes: NDArray
     news: dict[int, str]
 
-    def task(self, X: Any, sample_weight: ArrayLike | None) -> dict[str, Any]:
+    def task(self, sample_weight: ArrayLike | None) -> dict[str, Any]:
         """Return what scikit-learn's callbacks get of the samples that were passed."""
         weight = None if sample_weight is None else _safe_indexing(sample_weight, self.rows)
         return {
-            "X": _safe_indexing(X, self.rows),
+            "X": _safe_indexing(self.given, self.rows),
             "y": self.classes[self.y],
             "metadata": None if weight is None else {"sample_weight": np.asarray(weight)},
         }
 
 
 def read_training_data(
-    reader: Reader,
     estimator: BaseEstimator,
     X: Any,
     y: ArrayLike,
     sample_weight: ArrayLike | None,
     validation: tuple[Any, ArrayLike | None, ArrayLike | None],
     *,
+    encoder: Encoder | None,
     classes: NDArray | None,
-    former_classes: NDArray | None,
-    class_weight: dict | str | None,
-    fraction: float | None,
+    going_on: bool,
     random_state: np.random.RandomState,
 ) -> TrainingData:
     """Read what ``fit`` was given, once, and leave with the reader what predictions need.
 
     Parameters
     ----------
-    reader : Reader
-        A new one, or that of the training which goes on.
-    estimator : BaseEstimator
-        In whose name scikit-learn checks.
+    estimator : MoEClassifier
+        In whose name scikit-learn checks, with the parameters that decide how to read.
     X, y, sample_weight
         As in ``MoEClassifier.fit``.
     validation : tuple of X_val, y_val and sample_weight_val
         Likewise; each may be None.
+    encoder : Encoder or None
+        What comes before gate and experts, for tables if that is open.
     classes : ndarray or None
         All classes that will ever come; None takes those of ``y``.
-    former_classes : ndarray or None
-        Those of the training that goes on.
-    class_weight : dict, "balanced" or None
-        As in ``MoEClassifier``.
-    fraction : float or None
-        Part of the samples that becomes the validation set if none was passed.
+    going_on : bool
+        Whether the training of the estimator goes on, with its reader and classes.
     random_state : RandomState
-        Chooses these.
+        Chooses the validation set of early stopping, if none was passed.
     """
-    is_first = former_classes is None
+    X = given = as_eager(X)
+    if going_on:
+        reader = estimator.reader_
+    else:
+        reader = _make_reader(
+            X,
+            encoder,
+            estimator.encoder,
+            estimator.categorical_features,
+            estimator.input_shape,
+        )
     y = check_y(y)
-    samples = reader.take_in(X, estimator, reset=is_first)
+    samples = reader.take_in(X, estimator, reset=not going_on)
     check_consistent_length(samples, y)
-    y, classes = _indices(y, classes, former_classes)
+    y, classes = _indices(y, classes, estimator.classes_ if going_on else None)
     weight = check_weight(sample_weight, samples, "sample_weight")
     held_out = _read_validation(reader, estimator, *validation, samples, classes)
 
     weight = scaled(weight)
-    of_class = class_weights(class_weight, y, weight, classes)
+    of_class = class_weights(estimator.class_weight, y, weight, classes)
     weight = weight * of_class[y]
     rows = weighty(weight)  # the others shall count as removed
     if held_out is not None:
@@ -288,22 +306,24 @@ def read_training_data(
         weight_val = scaled(weight_val) * of_class[y_val]
         val_rows = weighty(weight_val)
         held_out = X_val[val_rows], y_val[val_rows], normalize(weight_val[val_rows])
-    elif fraction is not None:
-        rows, val_rows = split(rows, y[rows], fraction=fraction, random_state=random_state)
+    elif estimator.early_stopping:
+        rows, val_rows = split(
+            rows, y[rows], fraction=estimator.validation_fraction, random_state=random_state
+        )
         held_out = samples[val_rows], y[val_rows], normalize(weight[val_rows])
     weight = normalize(weight[rows])
     if len(rows) < len(samples):
         samples, y = samples[rows], y[rows]
     news = {}
     if reader.table is not None:
-        if is_first:
-            reader.table.fit(samples, is_categorical=reader.is_categorical, sample_weight=weight)
-        else:
+        if going_on:
             news = reader.table.news(samples)
+        else:
+            reader.table.fit(samples, is_categorical=reader.is_categorical, sample_weight=weight)
         samples = reader.table.arrange(samples)
         if held_out is not None:
             held_out = reader.table.arrange(held_out[0]), *held_out[1:]
-    return TrainingData(samples, y, weight, held_out, rows, classes, news)
+    return TrainingData(reader, samples, y, weight, held_out, given, rows, classes, news)
 
 
 def _indices(y, classes, former_classes):
@@ -332,7 +352,7 @@ def _read_validation(reader, estimator, X_val, y_val, weight_val, samples, class
         )
     try:
         y_val = check_y(y_val)
-        X_val = reader.take_in(X_val, estimator, reset=False)
+        X_val = reader.take_in(as_eager(X_val), estimator, reset=False)
         check_consistent_length(X_val, y_val)
         weight_val = check_weight(weight_val, X_val, "sample_weight_val")
     except ValueError as error:

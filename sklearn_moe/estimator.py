@@ -18,8 +18,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
 from sklearn_moe.checks import check_y, explained_memory
-from sklearn_moe.containers import as_eager
-from sklearn_moe.data import make_reader, read_training_data
+from sklearn_moe.data import read_training_data
 from sklearn_moe.encoders import ENCODERS
 from sklearn_moe.experts import EXPERTS
 from sklearn_moe.fitted import FittedMixture
@@ -512,26 +511,20 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         """Train in place of an estimator, and return whether a user interrupted it."""
         incremental = classes is not None
         check_parameters(self)
-        X = as_eager(X)
         if going_on:
             random_state = deepcopy(self._random_state)
         else:
-            self.reader_ = make_reader(
-                X, encoder_of(self), self.encoder, self.categorical_features, self.input_shape
-            )
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
             random_state = np.random.RandomState(seed)
         data = read_training_data(
-            self.reader_,
             self,
             X,
             y,
             sample_weight,
             validation,
+            encoder=encoder_of(self),
             classes=classes,
-            former_classes=self.classes_ if going_on else None,
-            class_weight=self.class_weight,
-            fraction=self.validation_fraction if self.early_stopping else None,
+            going_on=going_on,
             random_state=random_state,
         )
         self._warn_of_news(data.news)
@@ -540,11 +533,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             net = net_for(self, data, build_seed, going_on=going_on, incremental=incremental)
         epochs = 1 if incremental else net.max_epochs
         n_iter_before = self.n_iter_ if going_on else 0
-        self.encoder_, self.classes_ = self.reader_.table, data.classes
+        self.reader_, self.encoder_ = data.reader, data.reader.table
+        self.classes_ = data.classes
         self._random_state = random_state
         callbacks = usual_callbacks(self, epochs, incremental=incremental)
         if hasattr(self, "_skl_callbacks"):
-            task = data.task(X, sample_weight)
+            task = data.task(sample_weight)
             callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
         if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
             callbacks.append(StopEarly(self.n_iter_no_change, self.tol))

@@ -9,7 +9,6 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sklearn_moe.checks import check_device, check_shape
-from sklearn_moe.containers import as_eager, has_single_precision
 from sklearn_moe.mixture import MixtureOfExperts
 
 
@@ -133,12 +132,9 @@ class FittedMixture:
         """Return a function of the mixture, in double precision unless X has less."""
         check_is_fitted(self)
         fitted = self._snapshot()  # another thread may fit
-        X = as_eager(X)
-        if dtype is None:
-            dtype = np.float32 if has_single_precision(X) else np.float64
-        samples = fitted.reader_.read(X, fitted)
+        samples, precision = fitted.reader_.read_with_precision(X, fitted)
         check_shape("X", samples, fitted.net_.input_shape)
-        return fitted.net_.evaluate(samples, function, dtype)
+        return fitted.net_.evaluate(samples, function, dtype or precision)
 
     def _snapshot(self):
         """Return a shallow copy, which other threads cannot change."""

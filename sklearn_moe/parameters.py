@@ -74,7 +74,7 @@ def net_for(
     incremental: bool,
 ) -> MoENet:
     """Return a new net for a training, or the present one with the present settings."""
-    table, net_params = estimator.reader_.table, estimator.net_params or {}
+    table, net_params = data.reader.table, estimator.net_params or {}
     architecture = architecture_of(estimator, table is not None)
     settings = settings_of(
         estimator,
