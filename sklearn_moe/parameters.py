@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.training.net import MoENet
 
-if TYPE_CHECKING:
-    from sklearn_moe.estimator import MoEClassifier
-
 _ROOMS = {
     "experts": EXPERTS,
     "gate": GATES,
@@ -39,7 +36,7 @@ _ROOMS = {
 }
 
 
-def check_parameters(estimator: MoEClassifier) -> None:
+def check_parameters(estimator: BaseEstimator) -> None:
     """Check what scikit-learn's table of constraints cannot."""
     check_device(estimator.device)
     for name in ("n_experts", "batch_size", "max_iter", "n_iter_no_change", "n_threads"):
@@ -50,13 +47,13 @@ def check_parameters(estimator: MoEClassifier) -> None:
     check_net_params(estimator.net_params or {})
 
 
-def encoder_of(estimator: MoEClassifier) -> Encoder | None:
+def encoder_of(estimator: BaseEstimator) -> Encoder | None:
     """Return what ``encoder`` stands for where it has a say; "auto" is the encoder of tables."""
     encoder = estimator.encoder
     return as_encoder("table" if _is_auto(encoder) else encoder)
 
 
-def encodes_tables(estimator: MoEClassifier) -> bool:
+def encodes_tables(estimator: BaseEstimator) -> bool:
     """Whether tables are encoded, also before a backbone."""
     try:
         encoder = encoder_of(estimator)
@@ -66,7 +63,7 @@ def encodes_tables(estimator: MoEClassifier) -> bool:
 
 
 def net_for(
-    estimator: MoEClassifier,
+    estimator: BaseEstimator,
     data: TrainingData,
     seed: int,
     *,
@@ -110,7 +107,7 @@ def net_for(
 _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
 
 
-def architecture_of(estimator: MoEClassifier, is_table: bool) -> dict[str, Any]:
+def architecture_of(estimator: BaseEstimator, is_table: bool) -> dict[str, Any]:
     """Return the arguments that a net keeps for good."""
     encoder, experts = estimator.encoder, estimator.experts
     if _is_function(experts):
@@ -126,7 +123,7 @@ def architecture_of(estimator: MoEClassifier, is_table: bool) -> dict[str, Any]:
 
 
 def settings_of(
-    estimator: MoEClassifier,
+    estimator: BaseEstimator,
     *,
     is_flat: bool,
     n_samples: int,
@@ -179,7 +176,7 @@ def settings_of(
     return settings
 
 
-def recipe_of(estimator: MoEClassifier, *, is_flat: bool) -> dict[str, Any]:
+def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     """Return what "auto" means for samples that are rows of numbers, or images."""
     encoder = encoder_of(estimator)
     has_backbone = encoder is not None and not encoder.needs_tables
@@ -250,7 +247,7 @@ def parameters_in_list(regularization: Any) -> dict[str, Any]:
     }
 
 
-def set_parameters_in_list(estimator: MoEClassifier, params: dict[str, Any]) -> dict[str, Any]:
+def set_parameters_in_list(estimator: BaseEstimator, params: dict[str, Any]) -> dict[str, Any]:
     """Set those of some parameters that are in a list, after all others; return what is left."""
     in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
     if not in_list:
@@ -268,7 +265,7 @@ def set_parameters_in_list(estimator: MoEClassifier, params: dict[str, Any]) -> 
     return {}
 
 
-def check_nested(estimator: MoEClassifier, params: dict[str, Any]) -> None:
+def check_nested(estimator: BaseEstimator, params: dict[str, Any]) -> None:
     """Raise for a nested parameter of what is given by name, as only objects have parameters."""
     for key in params:
         name, _, nested = key.partition("__")

@@ -1,3 +1,8 @@
+import os
+
+# Two workers of pytest share two cores, and so do the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pandas as pd
 import pytest
