@@ -71,7 +71,8 @@ def reading(name: str) -> Iterator[None]:
 class SparseRows:
     """The rows of a sparse matrix, which become dense batch by batch.
 
-    A slice of them is a dense array, and an array of positions gives other such rows.
+    A slice of them is a dense array, and so is what a tensor of positions takes; an array of
+    positions gives other such rows.
 
     Parameters
     ----------
@@ -88,10 +89,10 @@ class SparseRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | NDArray) -> NDArray | SparseRows:
-        if isinstance(rows, slice):
-            return self.matrix[rows].toarray()
-        return SparseRows(self.matrix[np.asarray(rows)])
+    def __getitem__(self, rows: slice | NDArray | Tensor) -> NDArray | SparseRows:
+        if isinstance(rows, np.ndarray):
+            return SparseRows(self.matrix[rows])
+        return self.matrix[rows].toarray()
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
         """Return a batch of rows as a tensor."""

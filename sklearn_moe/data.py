@@ -95,7 +95,8 @@ class Reader:
         """
         X = as_objects(X)
         if sparse.issparse(X) and self.input_shape is None:
-            return self._sparse(X, estimator, reset)
+            # An object of our own, as scipy takes notes in those that it is asked about.
+            return self._sparse(sparse.csr_array(X), estimator, reset)
         X = as_dense(X)
         if self.table is None:
             return self._array(X, estimator, reset)

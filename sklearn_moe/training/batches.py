@@ -81,7 +81,7 @@ class TensorBatches:
 
         def of(values):
             if isinstance(rows, slice):
-                return torch.as_tensor(values[rows])
+                return as_tensor(values[rows], getattr(values, "device", "cpu"))
             return values.index_select(0, rows)
 
         X = {name: of(x) for name, x in self.X.items()} if isinstance(self.X, dict) else of(self.X)

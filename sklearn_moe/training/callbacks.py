@@ -15,7 +15,7 @@ from skorch.utils import data_from_dataset
 from torch.nn import functional as F
 
 from sklearn_moe.measures import mutual_information, usage_entropy
-from sklearn_moe.training.batches import spaced
+from sklearn_moe.training.batches import as_tensor, spaced
 from sklearn_moe.training.prediction import CHUNK_SIZE
 
 
@@ -158,15 +158,13 @@ class RefitGate(Callback):
         if not module.gate.refits:
             return
         inputs, y = data_from_dataset(dataset_train)
+        data = inputs["x"], y
         rows, weight = spaced(inputs["sample_weight"], module.gate.max_samples)
         generator = net.session_.generator
         seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
         seen, losses = [], []
         with torch.no_grad():
-            x_of_rows = (
-                inputs["x"][rows] if isinstance(rows, slice) else inputs["x"].index_select(0, rows)
-            )
-            parts = (torch.as_tensor(values).split(CHUNK_SIZE) for values in (x_of_rows, y[rows]))
+            parts = (as_tensor(values[rows], y.device).split(CHUNK_SIZE) for values in data)
             for x, labels in zip(*parts, strict=True):
                 x = module.encode(x.to(net.device))
                 logits = module.experts(x)[0].permute(0, 2, 1)
