@@ -380,7 +380,7 @@ class MoENet(NeuralNetClassifier):
             {
                 name: deepcopy(value, memo)
                 for name, value in vars(self).items()
-                if name != "optimizer_"
+                if name not in ("optimizer_", "session_")
             }
         )
         return net._take_over_optimizer(self) if self.initialized_ else net
@@ -433,6 +433,7 @@ class MoENet(NeuralNetClassifier):
         """Return a net that predicts as this one does now and shares the rest with it."""
         net = object.__new__(type(self))
         net.__dict__.update(self.__dict__, module_=deepcopy(self.module_).eval())
+        net.session_ = None
         return net
 
     def _predicting(self):
