@@ -1,13 +1,13 @@
 """
-The attentive gate beside the softmax gate
-==========================================
+The attentive gate and the softmax gate
+=======================================
 
-An ordinary gate looks at the sample alone. The attentive gate also looks at what each expert makes
-of it: the sample asks a query, each expert's hidden vector answers with a key, and the best answer
-gets the sample. It is surer: on the digits :math:`H_s` is 0.11 ± 0.03 bits in place of 0.61 ± 0.06
-(mean and standard deviation of five seeds). That costs accuracy, .969 ± .002 in place of .983 ±
-.004. The choice says more about the class on average, but not with every seed: :math:`I(E;Y)` is
-1.60 ± 0.22 and 1.39 ± 0.07 bits.
+An ordinary gate only looks at the sample. The attentive gate also looks at the hidden vectors of
+the experts: the sample gives a query, each expert's hidden vector gives a key, and the expert with
+the best match gets the sample. This gate is surer: on the digits :math:`H_s` is 0.11 ± 0.03 bits
+in place of 0.61 ± 0.06 (mean and standard deviation of five seeds). But it is less accurate, .969
+± .002 in place of .983 ± .004. On average the choice says more about the class, but not with every
+seed: :math:`I(E;Y)` is 1.60 ± 0.22 bits in place of 1.39 ± 0.07.
 """
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X / 16, y, stratify=y, random_state=0)
 
 # %%
-# Both gates with the regularization that sends similar samples to the same expert.
+# Both gates are trained with the regularization that sends similar samples to the same expert.
 
 mixtures = {
     gate: MoEClassifier(

@@ -2,15 +2,15 @@
 Small experts for easy samples
 ==============================
 
-Left a line separates two classes, right they are wound into spirals. With
-``experts="complexity"`` the experts have 4 to 64 hidden units, and
-``regularization="complexity"`` makes the large ones dear (Zamfir et al. 2024, arXiv 2411.18466).
+On the left a line separates two classes; on the right the classes are wound into spirals. With
+``experts="complexity"`` the experts have 4 to 64 hidden units, and ``regularization="complexity"``
+makes large experts expensive (Zamfir et al. 2024, arXiv 2411.18466).
 
-Sizes alone do not bring easy samples to small experts: with a strength of 0 an easy sample costs
-985 ± 200 multiply-adds and a hard one 815 ± 64 (mean and standard deviation of five seeds). The
-regularization does, on average. With a strength of 0.1 they cost 195 ± 69 and 370 ± 120, which
-is a third, and the accuracy falls from .979 ± .013 to .954 ± .014; a strength of 1 is too much,
-.895 ± .010.
+Different sizes alone do not bring easy samples to small experts. With a strength of 0, an easy
+sample costs 985 ± 200 multiply-adds and a hard one 815 ± 64 (mean and standard deviation of five
+seeds). With the regularization, easy samples are cheaper on average. With a strength of 0.1 they
+cost 195 ± 69 and hard ones 370 ± 120. That is a third of the cost, and the accuracy falls from
+.979 ± .013 to .954 ± .014. A strength of 1 is too much: the accuracy is .895 ± .010.
 """
 
 import matplotlib.pyplot as plt
@@ -44,7 +44,7 @@ is_easy = X_test[:, 0] < 0
 # %%
 # Accuracy and cost
 # -----------------
-# The cost is that of the one expert that a sample asks, in multiply-adds.
+# The cost of a sample is that of the expert that answers for it, in multiply-adds.
 
 strengths = [0.0, 0.01, 0.1, 1.0]
 fitted, rows = {}, []
@@ -68,8 +68,8 @@ for strength in strengths:
     )
 
 # %%
-# Who answers where
-# -----------------
+# Which expert answers where
+# --------------------------
 
 fig, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 axes[0].scatter(*X_test.T, c=y_test, s=3, cmap="coolwarm")

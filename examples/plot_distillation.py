@@ -2,9 +2,9 @@
 Distil the attentive gate, and predict with one expert
 ======================================================
 
-An attentive gate chooses surely, but all experts have to run before it can. Its
-student keeps the experts and learns to choose from the sample alone, so that only one expert runs
-per sample.
+An attentive gate is sure of its choice, but all experts have to run before it can choose. Its
+student has the same experts, but its gate learns to choose from the sample alone. So only one
+expert runs for each sample.
 """
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 
 # %%
-# The teacher: ten experts of 128 hidden units behind an attentive gate.
+# The teacher has ten experts of 128 hidden units, and an attentive gate.
 
 moe = MoEClassifier(
     n_experts=10,
@@ -38,8 +38,8 @@ teacher = make_pipeline(StandardScaler(), moe).fit(X_train, y_train)
 
 # %%
 # The student is a pipeline, too, with the same scaler. With ``target="labels"`` its gate learns
-# which expert is right; with ``target="teacher"`` it imitates the teacher's gate, for which it
-# needs no labels.
+# which expert is right. With ``target="teacher"`` it imitates the teacher's gate, and needs no
+# labels.
 
 students = {
     "from the labels": distill(teacher, X_train, y_train),
@@ -49,7 +49,7 @@ for name, student in students.items():
     print(f"Distilled {name}\n\n{distillation_report(teacher, student, X_test, y_test)}\n")
 
 # %%
-# The experts keep their classes, and the student never asks more than one of them
+# The experts keep their classes, and the student asks only one expert for each sample
 # (:math:`H_s = 0`).
 
 fig, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")

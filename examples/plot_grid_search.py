@@ -2,8 +2,8 @@
 Grid search over gate and regularization
 ========================================
 
-Gate and regularization are hyperparameters, so that scikit-learn's grid search compares them, by
-accuracy and by the decomposition at once.
+Gate and regularization are hyperparameters, so scikit-learn's grid search can compare them. It
+measures accuracy and decomposition at the same time.
 """
 
 import matplotlib.pyplot as plt
@@ -16,9 +16,9 @@ X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X / 16, y, stratify=y, random_state=0)
 
 # %%
-# ``SCORERS`` has :math:`-H_s`, :math:`H_u` and :math:`I(E;Y)` for scikit-learn's searches. An
-# object in place of a name, such as ``SoftmaxGate()``, would have parameters of its own for the
-# grid (``gate__top_k``).
+# ``SCORERS`` has :math:`-H_s`, :math:`H_u` and :math:`I(E;Y)` for scikit-learn's searches. With an
+# object in place of a name, such as ``SoftmaxGate()``, the grid could also have its parameters
+# (``gate__top_k``).
 
 search = GridSearchCV(
     MoEClassifier(n_experts=5, max_iter=30, random_state=0),
@@ -32,7 +32,8 @@ search = GridSearchCV(
 ).fit(X_train, y_train)
 
 # %%
-# The most accurate need not be those whose choice of an expert says most: look at both.
+# In the most accurate mixtures, the choice of the expert need not say most about the class. So
+# look at both.
 
 results = search.cv_results_
 fig, ax = plt.subplots(figsize=(9, 5), layout="constrained")
@@ -55,7 +56,7 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
 # %%
-# The search is a classifier like any other, and the pictures look through it.
+# The search is a classifier like any other, and the pictures accept it in place of a mixture.
 
 print(f"best: {search.best_params_}, test accuracy {search.score(X_test, y_test):.3f}")
 DecompositionDisplay.from_estimator(search, X_test, y_test)

@@ -2,8 +2,8 @@
 Images with convolutional experts
 =================================
 
-For images, experts are small convolutional networks. The attentive gate may have convolutions of
-its own, too. Here they see the digits as images of 8 by 8 pixels.
+For images, experts are small convolutional networks. The attentive gate may have separate
+convolutions, too. Here they see the digits as images of 8 by 8 pixels.
 """
 
 import matplotlib.pyplot as plt
@@ -37,8 +37,8 @@ print(f"accuracy {clf.score(X_test, y_test):.3f}")
 # %%
 # The digits of each expert
 # -------------------------
-# The digits that the gate is surest to give to each expert. Without reading the labels, one sees
-# what it is there for.
+# These are the digits for which the gate is surest of each expert. Even without the labels, you
+# can see what each expert is for.
 
 ExpertSamplesDisplay.from_estimator(clf, X_test, n_images=12)
 DecompositionDisplay.from_estimator(clf, X_test, y_test)

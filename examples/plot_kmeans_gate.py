@@ -3,15 +3,16 @@ A gate that finds families of samples
 =====================================
 
 With ``gate="kmeans"`` each expert owns a cluster of the samples (Nzoyem et al. 2025, arXiv
-2502.05335). Here are four families of samples, in each of which the class is another exclusive or,
-and the digits, which are of one kind.
+2502.05335). The example has two data sets. In the first there are four families of samples, and in
+each of them the class is a different exclusive or. The second is the digits, which are of one
+kind.
 
-With four of five seeds the gate finds the families. With the fifth the adjusted Rand index is .67:
-k-means looks at what the encoder makes of the numbers, and there another division is as compact.
-It predicts as well as an ordinary gate where there are families, .902 ± .017 against .903 ± .019
-(mean and standard deviation of the seeds), and worse where there are none, .962 ± .010 against
-.976 ± .005. One network with as many units as all experts has .923 ± .013 and .980 ± .002. What
-the k-means gate gives is the division, and one expert for a sample.
+With four of five seeds the gate finds the families. With the fifth, the adjusted Rand index is
+.67: k-means clusters the output of the encoder, and in this another division is as compact. If
+there are families, the gate predicts as well as an ordinary gate, .902 ± .017 against .903 ± .019
+(mean and standard deviation of the seeds). If there are none, it predicts worse, .962 ± .010
+against .976 ± .005. One network with as many units as all experts has .923 ± .013 and .980 ± .002.
+The advantages of the k-means gate are the division, and that only one expert runs for a sample.
 """
 
 import matplotlib.pyplot as plt

@@ -2,11 +2,12 @@
 Experts that share most of their parameters
 ===========================================
 
-The layers of ``experts="mpo"`` are matrix product operators: chains of tensors of which the
-largest is common to all experts (Gao et al. 2022, arXiv 2203.01104). Here are their accuracy on
-the digits and their number of parameters beside dense experts of several widths. They need a third
-of the parameters of dense experts of the same width. But dense experts of fewer units, with as few
-parameters, are as good here: digits do not need what the large shared tensor can hold.
+The layers of ``experts="mpo"`` are matrix product operators: chains of tensors. All experts share
+the largest tensor of each chain (Gao et al. 2022, arXiv 2203.01104). This example compares their
+accuracy on the digits and their number of parameters with dense experts of several widths. They
+need a third of the parameters of dense experts of the same width. But dense experts with fewer
+units and as few parameters are as good here: the digits do not need the capacity of the large
+shared tensor.
 """
 
 import matplotlib.pyplot as plt
@@ -19,8 +20,8 @@ from sklearn_moe import MLPExperts, MoEClassifier, MPOExperts
 X, y = load_digits(return_X_y=True)
 
 # %%
-# Eight experts with two hidden layers each. A bond is the largest rank between two tensors of a
-# layer; without one, nothing but the sharing saves parameters.
+# There are eight experts with two hidden layers each. A bond is the largest rank between two
+# tensors of a layer. Without a bond, only the sharing saves parameters.
 
 kinds = {
     "dense": {width: MLPExperts((width, width)) for width in (8, 16, 64)},

@@ -2,9 +2,9 @@
 Tuning with Optuna
 ==================
 
-``tune`` searches with Optuna in cross-validation. Without a space of yours it searches gate,
-regularization, experts and training; a function of your own describes another space. Trials that
-fall behind are given up.
+``tune`` searches with Optuna and cross-validation. By default it searches gate, regularization,
+experts and training. To search another space, write a function. Trials that fall behind are
+stopped early.
 """
 
 import matplotlib.pyplot as plt
@@ -28,7 +28,7 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_sta
 clf = make_pipeline(StandardScaler(), MoEClassifier(max_iter=30, random_state=0))
 
 # %%
-# The space: a function that asks the trial for values and returns parameters of the pipeline.
+# The space is a function that asks the trial for values and returns parameters of the pipeline.
 
 
 def space(trial):
@@ -52,7 +52,8 @@ print(f"best log loss {-result.best_score_:.3f} with {result.study_.best_params}
 print(f"test accuracy {result.best_estimator_.score(X_test, y_test):.3f}")
 
 # %%
-# How the search went, and what the best mixture does.
+# The left panel shows how the search went, and the right panel how the best mixture divides the
+# classes.
 
 fig, axes = plt.subplots(1, 2, figsize=(12, 3.5), layout="constrained")
 losses = -result.cv_results_["mean_test_score"]
@@ -67,8 +68,9 @@ DecompositionDisplay.from_estimator(
 )
 
 # %%
-# Several scores have no single best trial, but a front: here of the likelihood and of how sure the
-# gate is. ``pareto_front_`` lists it, and the first score chooses what is refitted.
+# With several scores there is no single best trial, but a Pareto front. Here the scores are the
+# likelihood and how sure the gate is. ``pareto_front_`` lists the front, and the first score
+# decides which trial is refitted.
 
 front = tune(
     clf,

@@ -1,12 +1,13 @@
 """
-Experts that cannot say the same
-================================
+Experts that must differ
+========================
 
-Experts that start alike may stay alike. ``experts="orthogonal"`` makes their hidden vectors
-orthogonal for each sample (Feng et al. 2025, arXiv 2501.10062), and ``"orthogonality"`` is a
-penalty to the same end. Here is how similar the vectors are on the digits, and what the accuracy
-is: ordinary experts are not alike, with a similarity of 0.16, the penalty makes them less so at
-the same accuracy, and the constraint costs one or two percent.
+Experts that are alike at the start may stay alike. ``experts="orthogonal"`` makes their hidden
+vectors orthogonal for each sample (Feng et al. 2025, arXiv 2501.10062). The penalty
+``regularization="orthogonality"`` has the same aim. This example measures the similarity of the
+vectors and the accuracy on the digits. Ordinary experts are not very similar, with a similarity of
+0.16. The penalty makes them less similar at the same accuracy. The constraint costs one or two
+percent of accuracy.
 """
 
 import matplotlib.pyplot as plt
@@ -20,8 +21,8 @@ from sklearn_moe import MLPExperts, MoEClassifier, OrthogonalExperts, SoftOrthog
 X, y = load_digits(return_X_y=True)
 
 # %%
-# All have experts of 32 units, and importance. The similarity is the mean of the absolute cosine
-# of two experts' hidden vectors, over samples and pairs.
+# All mixtures have experts of 32 units, and ``"importance"``. The similarity is the mean of the
+# absolute cosine of two experts' hidden vectors, over samples and pairs of experts.
 
 models = {
     "ordinary": (MLPExperts((32,)), ["importance"]),

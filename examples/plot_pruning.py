@@ -3,18 +3,19 @@ Fewer experts after the training
 ================================
 
 ``prune_experts`` makes a fitted mixture smaller. *Similarity* merges experts that predict the same
-for their own samples (after Zhang et al. 2024, arXiv 2407.09590), *router norm* keeps those whose
-weights in the gate grew most (Chowdhury et al. 2024, arXiv 2405.16646), *heavy hitters* those with
-the most samples (Muzio et al. 2024, arXiv 2404.05089). A method should beat experts drawn at
-random.
+for their own samples (after Zhang et al. 2024, arXiv 2407.09590). *Router norm* keeps the experts
+whose weights in the gate grew most (Chowdhury et al. 2024, arXiv 2405.16646). *Heavy hitters*
+keeps those with the most samples (Muzio et al. 2024, arXiv 2404.05089). A method should be better
+than a random choice of experts.
 
-Where four clusters have sixteen experts of equal usage, only similarity sees which of them do the
-same: with four experts left it loses three points, the others ten to twelve, as chance does. With
-fewer experts than clusters it is worse than chance. On the digits equally used experts do not
-double one another, and down to four experts no method is clearly better than chance. A
-fine-tuning, in which one expert comes to answer for a sample, brings even two experts there to
-within half a point of what sixteen had. The default for tables trains its experts as an ensemble;
-of those any two do. All this holds in the mean of five seeds, two of which are drawn here.
+In the first task, sixteen experts are used equally for four clusters. Only similarity sees which
+of them do the same: with four experts left it loses three percentage points of accuracy. The
+others lose ten to twelve, as a random choice does. With fewer experts than clusters, similarity is
+worse than a random choice. On the digits, equally used experts do not do the same, and down to
+four experts no method is clearly better than a random choice. Fine-tuning, after which one expert
+answers for a sample, brings even two experts there to within half a percentage point of what
+sixteen had. The default for tables trains its experts as an ensemble, and any two of them are
+enough. All this is the mean of five seeds; the picture shows the mean of two.
 """
 
 import matplotlib.pyplot as plt
@@ -25,7 +26,7 @@ from sklearn.model_selection import train_test_split
 from sklearn_moe import MLPExperts, MoEClassifier, distill, prune_experts
 
 # %%
-# In each of four clusters another line divides two classes.
+# In each of four clusters, a different line divides two classes.
 
 
 def make_clusters(n_samples, random_state):
@@ -46,7 +47,7 @@ tasks = {
 }
 
 # %%
-# Each method leaves 2 to 16 experts. Fine-tuned, one expert answers for a sample.
+# Each method leaves 2 to 16 experts. After the fine-tuning, one expert answers for a sample.
 
 methods = {
     "similarity": {"method": "similarity"},
@@ -94,9 +95,9 @@ axes[0].legend(loc="lower right")
 # Distil first
 # ------------
 #
-# An attentive gate scores an expert by its hidden vector, and so cannot pass on the samples of
-# those that are gone. The gate of its student can. Here it has chosen four or five of the experts
-# anyway, so that nothing is lost without the others.
+# An attentive gate scores an expert by its hidden vector, so it cannot pass on the samples of
+# experts that are dropped. The gate of its student can. Here it only chooses four or five of the
+# experts anyway, so dropping the others loses nothing.
 
 X, y, test_size, n_units, _ = tasks["four clusters, importance"]
 X_train, X_test, y_train, y_test = train_test_split(

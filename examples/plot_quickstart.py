@@ -2,8 +2,9 @@
 Quick start: a mixture of experts and how it divides the work
 =============================================================
 
-Fits a mixture of experts on two data sets that ship with scikit-learn, beside one network with as
-many hidden units, reports how the experts divide the digits, and draws it.
+This example fits a mixture of experts on two data sets that ship with scikit-learn, and compares
+it with a single network with as many hidden units. Then it reports and draws how the experts
+divide the digits.
 """
 
 import sys
@@ -21,9 +22,9 @@ from sklearn_moe import (
 )
 
 # %%
-# Accuracy beside one network
-# ---------------------------
-# The mixtures have 8 experts of 256 hidden units, the single network has 2048 of them.
+# Accuracy compared with one network
+# ----------------------------------
+# The mixtures have 8 experts of 256 hidden units; the single network has 2048 hidden units.
 
 models = {
     "single network": MoEClassifier(n_experts=1, experts=MLPExperts((2048,)), random_state=0),

@@ -1,9 +1,10 @@
 """
-A table as it comes
-===================
+A table without preparation
+===========================
 
-The diabetes data with the columns as a doctor would have them: numbers, some of them missing, and
-categories. The mixture scales, fills in and encodes them itself.
+These are the diabetes data with the columns as a doctor would have them: numbers, some of them
+missing, and categories. The mixture scales the numbers, fills in missing values and encodes the
+categories itself.
 """
 
 import matplotlib.pyplot as plt
@@ -31,8 +32,8 @@ y = np.where(progression > progression.median(), "progresses", "stable")
 print(X.head(3).to_string())
 
 # %%
-# Columns of text and of categorical type are categories; those that the training data did not have
-# are ignored.
+# Columns of text and of categorical type are treated as categories. Categories that were not in
+# the training data are ignored.
 
 clf = MoEClassifier(
     n_experts=3,
@@ -48,7 +49,8 @@ print(f"accuracy {scores['test_score'].mean():.2f} in 5-fold cross-validation")
 # %%
 # Who are the experts' patients?
 # ------------------------------
-# For each expert, the features in which its patients differ most from all others.
+# For each expert, the picture shows the features in which its patients differ most from all
+# others.
 
 X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 clf.fit(X_train, y_train)

@@ -2,13 +2,14 @@
 Experts that skip computation
 =============================
 
-With ``experts="zero_computation"`` half of the experts are cheap: they say nothing, are linear, or
-know the frequencies of the classes alone (Jin et al. 2024, arXiv 2410.07348). The ``tau`` of the
-regularization says how much the ordinary experts have to share with them.
+With ``experts="zero_computation"`` half of the experts are cheap: their logits are zero, linear,
+or the same for all samples (Jin et al. 2024, arXiv 2410.07348). The ``tau`` of the regularization
+controls how many samples go to cheap experts.
 
-On the digits the cost of a prediction falls from two thirds to less than half of that of two
-ordinary experts, and a quarter of the samples asks none, for about half a percent of accuracy. It
-takes a strong regularization: with a strength of 0.3 in place of 3, ``tau`` hardly matters.
+On the digits the cost of a prediction falls from two thirds to less than half of the cost of two
+ordinary experts. A quarter of the samples use no ordinary expert, and the accuracy falls by about
+half a percent. This needs a strong regularization: with a strength of 0.3 in place of 3, ``tau``
+hardly matters.
 """
 
 import matplotlib.pyplot as plt
@@ -26,8 +27,8 @@ from sklearn_moe import (
 X, y = load_digits(return_X_y=True)
 
 # %%
-# The cost of a prediction is that of the two experts that a sample asks, in multiply-adds. A
-# sample skips computation if none of them is an ordinary one.
+# The cost of a prediction is that of the two experts that answer for a sample, in multiply-adds. A
+# sample skips computation if neither of them is an ordinary expert.
 
 taus = [1.0, 0.5, 0.1, 0.03]
 rows = []
