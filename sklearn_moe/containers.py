@@ -1,7 +1,7 @@
-"""Reading tables: from any container to arrays of numbers and of categories.
+"""Read tables from any container into arrays of numbers and of categories.
 
-Equal values give equal arrays, whatever holds them: lists, arrays of any type, sparse matrices,
-or data frames of pandas, polars, pyarrow and dask.
+Equal values give equal arrays, no matter which container holds them: lists, arrays of any type,
+sparse matrices, or data frames of pandas, polars, pyarrow and dask.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Table:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Name what cannot be read, whatever its container, numpy or torch say of it."""
+    """Make sure that any error within names the argument that cannot be read."""
     try:
-        # scikit-learn looks for infinity in sums, which those of huge numbers may become.
+        # scikit-learn looks for infinity in sums, and sums of huge numbers may overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             yield
     except MemoryError:
@@ -71,8 +71,8 @@ def reading(name: str) -> Iterator[None]:
 class SparseRows:
     """The rows of a sparse matrix, which become dense batch by batch.
 
-    A slice of them is a dense array, and so is what a tensor of positions takes; an array of
-    positions gives other such rows.
+    Indexing with a slice, or selecting with a tensor of positions, returns dense rows. Indexing
+    with an array of positions returns ``SparseRows`` again.
 
     Parameters
     ----------
@@ -92,11 +92,11 @@ class SparseRows:
     def __getitem__(self, rows: slice | NDArray | Tensor) -> NDArray | SparseRows:
         if isinstance(rows, np.ndarray):
             return SparseRows(self.matrix[rows])
-        return self.matrix[rows].toarray()
+        return self.matrix[rows.numpy() if isinstance(rows, Tensor) else rows].toarray()
 
     def index_select(self, axis: int, rows: Tensor) -> Tensor:
         """Return a batch of rows as a tensor."""
-        return torch.from_numpy(self.matrix[rows.numpy()].toarray())
+        return torch.from_numpy(self[rows])
 
     def column(self, position: int) -> NDArray:
         """Return the values of a column."""
@@ -113,7 +113,7 @@ def column_of(numbers: NDArray | SparseRows, position: int) -> NDArray:
 
 
 def as_eager(X: Any) -> Any:
-    """Return what a container computes, if it is lazy (dask, polars' LazyFrame)."""
+    """Compute a lazy container (dask, polars' LazyFrame), and return any other unchanged."""
     with reading("X"):
         if hasattr(X, "compute"):
             return X.compute()
@@ -123,8 +123,8 @@ def as_eager(X: Any) -> Any:
 
 
 def as_frame(X: Any) -> nw.DataFrame | None:
-    """Return a data frame as narwhals sees it, and None for all else."""
-    if isinstance(X, np.ndarray):  # which narwhals takes its time to find out
+    """Return a data frame wrapped by narwhals, and None for anything else."""
+    if isinstance(X, np.ndarray):  # narwhals would find this out more slowly
         return None
     with reading("X"):
         frame = nw.from_native(X, eager_only=True, pass_through=True)
@@ -132,7 +132,7 @@ def as_frame(X: Any) -> nw.DataFrame | None:
 
 
 def as_objects(X: Any) -> Any:
-    """Return sequences that mix numbers and text as objects, so that numbers stay numbers."""
+    """Return a list with text as an array of objects, so that numbers in it stay numbers."""
     if not isinstance(X, (list, tuple)):
         return X
     with reading("X"):
@@ -141,14 +141,14 @@ def as_objects(X: Any) -> Any:
 
 
 def read_table(X: Any, is_categorical: NDArray[np.bool_]) -> Table:
-    """Read a table.
+    """Read a table into arrays of numbers and of categories.
 
     Parameters
     ----------
     X : data frame or ndarray of shape (n_samples, n_features)
         A table.
     is_categorical : ndarray of shape (n_features,)
-        Whether a column holds categories.
+        True for columns that hold categories.
 
     Returns
     -------
@@ -212,14 +212,14 @@ def _column(X, frame, position):
     with reading(f"Column {name} of X"):
         if kind in _AS_ARRAYS:
             return column.to_numpy(), name
-        # As an array, others may lose what is missing, or have an axis more.
+        # As arrays, other types may lose their missing values or gain an axis.
         return np.fromiter(column.to_list(), dtype=object, count=len(column)), name
 
 
 _AS_ARRAYS = {
     nw.Float64,
     nw.Float32,
-    getattr(nw, "Float16", nw.Unknown),  # which older narwhals does not have
+    getattr(nw, "Float16", nw.Unknown),  # older versions of narwhals do not have it
     nw.Int64,
     nw.Int32,
     nw.Int16,
@@ -258,7 +258,7 @@ def _number(value, name):
         if isinstance(value, (Real, Decimal, np.bool_, str, bytes)):
             return float(value)
     except OverflowError:
-        return np.inf  # of which the check of finite numbers tells
+        return np.inf  # the check for infinity raises the error
     except ValueError:
         pass
     raise ValueError(
@@ -279,7 +279,7 @@ def _check_finite(numbers, X, frame, positions):
 
 
 def _levels(values, name):
-    """Return the codes of a column of categories, and what they stand for."""
+    """Return the codes of a column of categories, and the categories that they stand for."""
     if values.dtype.kind in "fiub":
         distinct, codes = np.unique(values, return_inverse=True)
         return codes, [None if value != value else float(value) for value in distinct.tolist()]
@@ -374,14 +374,14 @@ def categorical_columns(
             raise ValueError(
                 f"categorical_features has {unknown[0]!r}, but the columns of X are {names}."
                 if names
-                else f"categorical_features has the name {unknown[0]!r}, but X has no names of "
-                "columns. Pass a data frame, or positions."
+                else f"categorical_features has the name {unknown[0]!r}, but X has no column "
+                "names. Pass a data frame, or positions."
             )
         chosen = np.array([names.index(name) for name in chosen.tolist()])
     if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
         raise ValueError(
-            "categorical_features must be 'from_dtype', None, a mask, or a list of names or of "
-            f"positions of columns, got {categorical_features!r}."
+            "categorical_features must be 'from_dtype', None, a mask, or a list of column names "
+            f"or positions, got {categorical_features!r}."
         )
     if chosen.min() < 0 or chosen.max() >= n_features:
         raise ValueError(
@@ -397,12 +397,12 @@ def _holds_categories(column):
     if kind in (nw.Categorical, nw.Enum):
         return True
     if kind == nw.String and str(getattr(column.to_native(), "dtype", "")) != "object":
-        return True  # but pandas' objects without a value are no text
+        return True  # narwhals also says String for pandas' object columns without any value
     return (kind not in _AS_ARRAYS or kind == nw.Unknown) and _is_text(column.to_list())
 
 
 def _is_text(values):
-    """Whether objects are text, perhaps among numbers."""
+    """Whether any of these values is text; the others may be numbers."""
     return any(isinstance(value, str) for value in values)
 
 
@@ -411,7 +411,7 @@ def as_dense(X: Any) -> Any:
     with reading("X"):
         if sparse.issparse(X):
             return X.toarray()
-        # pandas' accessor is there if all columns are sparse.
+        # pandas has this accessor only if all columns are sparse.
         return X.sparse.to_dense() if hasattr(X, "sparse") and hasattr(X, "columns") else X
 
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from sklearn_moe import MoEClassifier, TableEncoder, cross_validate, distill, tune
+from sklearn_moe import KMeansGate, MoEClassifier, TableEncoder, cross_validate, distill, tune
 from sklearn_moe.containers import SparseRows
 
 pytestmark = pytest.mark.smoke
@@ -339,3 +339,11 @@ def test_sparse_rows_become_dense_in_batches(digits, monkeypatch):
         broken = X.copy()
         broken[0, 3] = np.inf
         make().fit(csr_array(broken), y)
+
+
+@pytest.mark.parametrize("max_samples", [50, 20000])
+def test_clusters_of_sparse_rows(max_samples, digits):
+    X, y = digits
+    clf = make(gate=KMeansGate(max_samples=max_samples), max_iter=2)
+    expected = clf.fit(X, y).predict_proba(X)
+    assert np.array_equal(clf.fit(csr_array(X), y).predict_proba(X), expected)
