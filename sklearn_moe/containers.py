@@ -380,8 +380,8 @@ def categorical_columns(
         chosen = np.array([names.index(name) for name in chosen.tolist()])
     if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
         raise ValueError(
-            "categorical_features must be 'from_dtype', None, a mask, or a list of column names "
-            f"or positions, got {categorical_features!r}."
+            "categorical_features must be 'from_dtype', None, a mask, or a list of names or of "
+            f"positions of columns, got {categorical_features!r}."
         )
     if chosen.min() < 0 or chosen.max() >= n_features:
         raise ValueError(
