@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sklearn_moe.containers import SparseRows
 
-# The rows of a file are shuffled in blocks, so many of them at a time.
+# Rows that are read from a file are shuffled in blocks of this many rows, and this many blocks at
+# a time, because reading single rows in random order is slow.
 ROWS_OF_BLOCK = 1024
 BLOCKS_OF_WINDOW = 64
 
@@ -21,8 +22,8 @@ BLOCKS_OF_WINDOW = 64
 class TensorBatches:
     """Batches as slices of tensors that already live on the device.
 
-    skorch uses it in place of torch's ``DataLoader``, which would collate single rows. The rows
-    are dealt into batches of at most ``batch_size`` that are as equal as possible.
+    skorch uses it instead of torch's ``DataLoader``, which would collect single rows. The rows are
+    divided into batches of at most ``batch_size`` rows, as equal in size as possible.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class TensorBatches:
         Shuffles the rows of each epoch; None keeps their order.
     in_windows : bool, default=False
         Whether to shuffle blocks of neighbouring rows, and the rows of 64 blocks at a time, so
-        that a file which is larger than the memory is read in long pieces.
+        that a file that is larger than the memory is read in long pieces.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class TensorBatches:
         return self.n_batches
 
     def rows(self) -> Iterator[slice | Tensor]:
-        """Deal the rows of one epoch into batches."""
+        """Divide the rows of one epoch into batches."""
         if self.generator is None or self.n_batches == 1:
             bounds = np.linspace(0, self.n_samples, self.n_batches + 1).astype(int)
             return (slice(*pair) for pair in pairwise(bounds))
@@ -94,7 +95,7 @@ class TensorBatches:
 def as_tensor(
     array: np.ndarray | Tensor | SparseRows, device: torch.device | str
 ) -> Tensor | SparseRows:
-    """Return an array as a tensor on a device, if possible without a copy, and sparse rows."""
+    """Return an array as a tensor on a device, not copied if possible; sparse rows stay as is."""
     if isinstance(array, SparseRows):
         return array
     if isinstance(array, Tensor):
@@ -106,7 +107,7 @@ def as_tensor(
 
 
 class _Writeable:
-    """The memory of a read-only array, for numpy to look at as if it could be written."""
+    """A view on the memory of a read-only array, which numpy takes for writeable."""
 
     def __init__(self, array):
         self.array = array
@@ -122,7 +123,7 @@ def is_memory_map(array: np.ndarray) -> bool:
 
 
 def spaced(weight: Tensor, n_samples: int) -> tuple[slice | Tensor, Tensor]:
-    """Return at most so many rows, evenly spaced if each has its weight's length, and weights."""
+    """Return at most ``n_samples`` rows, evenly spaced along their summed weights, and weights."""
     if len(weight) <= n_samples:
         return slice(None), weight
     reached = weight.double().cumsum(0)

@@ -1,6 +1,6 @@
 """What happens around the epochs: progress, learning rate, stopping, scikit-learn's callbacks.
 
-These are skorch callbacks that live as long as one training.
+These are skorch callbacks that last for one training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sklearn_moe.training.prediction import CHUNK_SIZE
 
 
 def usual_callbacks(estimator: BaseEstimator, epochs: int, *, incremental: bool = False):
-    """Return the callbacks that any training of a ``MoEClassifier`` has."""
+    """Return the callbacks that every training of a ``MoEClassifier`` has."""
     callbacks = []
     if estimator.learning_rate_schedule == "one_cycle" and not incremental:
         callbacks.append(OneCycle(epochs))
@@ -32,9 +32,9 @@ def usual_callbacks(estimator: BaseEstimator, epochs: int, *, incremental: bool 
 class BatchCallback(Callback):
     """Base class of our callbacks that listen to batches.
 
-    They do without the history of batches, which the net then does not keep, and without the
-    batch in ``on_batch_begin``. Those that say ``can_be_captured`` change nothing in a step, so
-    that a CUDA graph may replay it.
+    They need neither the history of batches, which the net then does not keep, nor the batch in
+    ``on_batch_begin``. Those with ``can_be_captured = True`` change nothing in a step, so that a
+    CUDA graph may replay it.
     """
 
     needs_no_history = True
@@ -66,7 +66,7 @@ class Progress(BatchCallback):
         self.epochs = epochs
 
     def on_train_begin(self, net, **kwargs):
-        # A notebook without ipywidgets is warned of that, so only one that draws a bar imports it.
+        # Import it only to draw a bar: in a notebook without ipywidgets, the import warns.
         from tqdm.auto import tqdm
 
         layout = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
@@ -78,7 +78,7 @@ class Progress(BatchCallback):
 
     def on_batch_end(self, net, training, **kwargs):
         if training:
-            # Never beyond the end of the epoch by rounding, of which tqdm would warn.
+            # Rounding must not move it beyond the end of the epoch, as tqdm would warn.
             self.bar.update(min(1 / self.n_batches, self.epoch + 1 - self.bar.n))
 
     def on_epoch_end(self, net, **kwargs):
@@ -96,9 +96,9 @@ class Progress(BatchCallback):
 class TrackDecomposition(BatchCallback):
     """Record H_s, H_u and I(E;Y) of each epoch of a net with ``track_decomposition``, in bits.
 
-    They are those of the training batches, each with the weights of the mixture at that time, as
-    the training loss is: nothing runs twice, and nothing is read from the device within an epoch.
-    Samples count with their weights.
+    Like the training loss, they are measured on the training batches, each with the weights that
+    the mixture had at that time. So nothing runs twice, and nothing is read from the device within
+    an epoch. Samples count with their weights.
     """
 
     can_be_captured = True
@@ -129,9 +129,9 @@ class TrackDecomposition(BatchCallback):
 
 
 class Log(PrintLog):
-    """skorch's log of epochs, which makes its lines only where someone reads them.
+    """skorch's log of epochs, which formats its lines only if they are printed.
 
-    A short epoch takes a tenth longer with them.
+    Formatting them makes a short epoch a tenth longer.
     """
 
     can_be_captured = True
@@ -142,9 +142,9 @@ class Log(PrintLog):
 
 
 class RefitGate(Callback):
-    """Let a gate that learns without gradients (``refits``) learn before each epoch.
+    """Refit a gate that learns without gradients (``refits``) before each epoch.
 
-    It gets what it sees of the training samples, of at most ``max_samples``, and the losses of all
+    The gate gets its input for at most ``max_samples`` training samples, and the losses of all
     experts on them.
     """
 
@@ -177,8 +177,8 @@ class RefitGate(Callback):
 class AnnealTopK(Callback):
     """Let fewer and fewer experts answer for a sample, over the first half of a training.
 
-    A gate that takes one trains on all of them. So it takes two from the middle on, and one after
-    the training.
+    A gate that takes one expert would train all of them. So if ``last`` is 1, it takes two from
+    the middle of the training on, and one after the training.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ class StopOnNaN(Callback):
         self._check(net, row.get("valid_loss", 0.0), "validation")
 
     def on_train_end(self, net, X, **kwargs):
-        # The last step may leave weights with which there is no loss.
+        # The last step may leave weights that give no finite loss.
         log_proba = net.evaluate(X.X["x"][:256], lambda module, x: module(x).log_proba)
         self._check(net, -log_proba.mean().item())
 
@@ -228,7 +228,7 @@ class StopOnNaN(Callback):
 
 
 class OneCycle(BatchCallback):
-    """Raise the learning rate linearly to its peak and lower it along a cosine to zero.
+    """Raise the learning rate linearly to its peak, then lower it along a cosine to zero.
 
     Parameters
     ----------
@@ -244,14 +244,14 @@ class OneCycle(BatchCallback):
     can_be_captured = True
 
     warm_up = 0.3  # part of the cycle in which the rate rises
-    descent = 1 / 3  # epochs of a descent before its time, for each epoch before it
+    descent = 1 / 3  # length of an early descent, as a part of the epochs before it
 
     def __init__(self, epochs: int):
         self.epochs = epochs
 
     def on_train_begin(self, net, **kwargs):
         self.step = 0
-        self.descent_begins = None  # if before its time: at which step, and from which factor
+        self.descent_begins = None  # for an early descent: its first step, and the factor there
         self.peaks = [group["lr"] for group in net.optimizer_.param_groups]
 
     def on_epoch_begin(self, net, dataset_train, **kwargs):
@@ -283,7 +283,7 @@ class OneCycle(BatchCallback):
         return _cosine((self.progress - self.warm_up) / (1 - self.warm_up))
 
     def come_down(self) -> int:
-        """Lower the rate from where it is to zero, and return in how many epochs."""
+        """Start to lower the rate to zero, and return how many epochs this will take."""
         done = self.step // self.steps_of_epoch
         epochs = min(math.ceil(self.descent * done), self.epochs - done)
         self.descent_begins = self.step, self.factor
@@ -305,14 +305,15 @@ class StopEarly(Callback):
     Parameters
     ----------
     patience : int
-        The training ends after so many epochs without a fall of the loss.
+        The training ends after this many epochs without a fall of the loss.
     tol : float
         A fall by more than this counts.
 
     Notes
     -----
-    A high learning rate makes the loss go up and down, and it falls when the rate does. So under a
-    ``OneCycle``, patience begins at its peak, and the rate comes down before the training ends.
+    A high learning rate makes the loss go up and down, and the loss falls when the rate falls. So
+    with ``OneCycle``, waiting begins at the peak of the rate, and the rate falls to zero before
+    the training ends.
     """
 
     can_be_captured = True
@@ -347,15 +348,15 @@ class StopEarly(Callback):
             raise KeyboardInterrupt  # skorch's signal to stop
 
     def after_epochs(self, net):
-        """Give the net its best weights, before the others' ``on_train_end``."""
-        # An epoch that another callback ended is not seen here; it may be the best one.
+        """Restore the best weights, before other callbacks get ``on_train_end``."""
+        # An epoch in which another callback ended the training is missing here; it may be best.
         is_best = net.history and net.history[-1].get("valid_loss", math.inf) < self.lowest
         if self.best_weights is not None and not is_best:
             net.module_.load_state_dict(self.best_weights)
 
 
 class ScikitLearnCallbacks(Callback):
-    """Tell scikit-learn's callbacks (``estimator.set_callbacks``) of each epoch.
+    """Tell scikit-learn's callbacks (``estimator.set_callbacks``) about each epoch.
 
     Parameters
     ----------
@@ -366,7 +367,7 @@ class ScikitLearnCallbacks(Callback):
     attributes : dict
         Fitted attributes that, with ``net_``, make a copy of the estimator ready to predict.
     X, y, metadata
-        What the callbacks get.
+        The data that the callbacks get.
     """
 
     def __init__(self, estimator, epochs, attributes, *, X, y, metadata):

@@ -1,7 +1,7 @@
 """Training steps as CUDA graphs.
 
-A step of a small network is a hundred small kernels, and a GPU waits for the processor to launch
-each of them. A graph launches them all at once.
+A step of a small network consists of about a hundred small kernels, and the GPU waits for the
+processor to launch each of them. A graph launches them all at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 _one_at_a_time = Lock()  # torch records one graph of a process at a time
 
-WARM_UP = 3  # steps without a graph, in which libraries and optimizer allocate what they keep
+WARM_UP = 3  # steps without a graph, in which libraries and the optimizer allocate their memory
 
 
 class GraphedSteps:
@@ -26,9 +26,9 @@ class GraphedSteps:
         ``step(rows)`` makes one training step with these rows of the training set and returns a
         dict of tensors. It must not wait for the device.
     optimizer : torch.optim.Optimizer
-        What it steps, one that can be captured.
+        The optimizer of the step, which must support capturing.
     generator : torch.Generator
-        What it draws from.
+        Source of the random numbers of the step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class GraphedSteps:
         ]
 
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
-        """Make a step; what it returns is overwritten by the next."""
+        """Make a step; the next step overwrites the tensors that it returns."""
         if self.n_before < WARM_UP:
             self.n_before += 1
             return self._on_a_side_stream(rows)

@@ -1,7 +1,7 @@
-"""What torch makes where nothing is said: single precision, on the device of the mixture.
+"""Defaults for new tensors: single precision, on the device of the mixture.
 
-``torch.set_default_dtype`` and ``torch.set_default_device`` are a user's; they reach neither a
-mixture nor the modules that a user wrote for one.
+A user's ``torch.set_default_dtype`` and ``torch.set_default_device`` affect neither a mixture nor
+the modules that the user wrote for it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _MAKERS = {
 
 
 def usual_defaults(device: torch.device | str = "cpu") -> AbstractContextManager:
-    """Return a context in which a user's defaults do not reach the calling thread.
+    """Return a context in which a user's defaults do not apply to the calling thread.
 
     Parameters
     ----------
     device : torch.device or str, default="cpu"
-        What takes the place of a default device.
+        The default device in this context.
     """
     if torch.get_default_dtype() is torch.float32 and not _has_default_device():
         return nullcontext()
@@ -44,11 +44,12 @@ def usual_defaults(device: torch.device | str = "cpu") -> AbstractContextManager
 
 
 def _has_default_device():
-    return torch._C._is_torch_function_mode_enabled()  # or any other mode: it takes far less time
+    # This is true for any other mode, too, but takes far less time than an exact check.
+    return torch._C._is_torch_function_mode_enabled()
 
 
 class _UsualDefaults(TorchFunctionMode):
-    """The mode of this thread, as torch keeps a default device by one."""
+    """A function mode with our defaults; torch keeps a default device in such a mode, too."""
 
     def __init__(self, device):
         super().__init__()

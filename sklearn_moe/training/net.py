@@ -1,7 +1,7 @@
-"""The skorch net behind the estimator: what it does in other ways than skorch's own.
+"""The skorch net behind the estimator: what it does differently from skorch's own nets.
 
 ``MoENet`` is a skorch net, so callbacks, history, checkpoints and prediction work as usual. It is
-trained in a ``Session``, which knows what its batches hold.
+trained in a ``Session``, which holds the data of one training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sklearn_moe.training.steps import gradient_for, on_device, steps_of_epoch
 
 @contextmanager
 def _of_net_params(name):
-    """Say of errors of a constructor whose arguments are a user's where these come from."""
+    """Say that the arguments of a constructor that fails came from ``net_params``."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
@@ -49,7 +49,7 @@ def _of_net_params(name):
         ) from error
 
 
-# The classes that a net is made of. Its state leaves them out, as it holds nothing but data.
+# The usual classes of a net's parts. The state of a net leaves them out, as it holds only data.
 _CLASSES = {
     "module": MixtureOfExperts,
     "criterion": torch.nn.NLLLoss,
@@ -63,8 +63,8 @@ _CLASSES = {
 class MoENet(NeuralNetClassifier):
     """The skorch net that trains a mixture of experts.
 
-    Its state, of which a pickle is made, holds parameters, arrays and plain values. From them the
-    net is built anew: what a module has learned must be in its ``state_dict``.
+    Its state, which is pickled, holds parameters, arrays and plain values. The net is built again
+    from them, so everything that a module has learned must be in its ``state_dict``.
 
     Parameters
     ----------
@@ -72,11 +72,11 @@ class MoENet(NeuralNetClassifier):
         Hyperparameter objects with a ``build`` method. The experts may be "auto", the encoder
         None.
     table : TableTransformer or None
-        What was fitted on a table, whose layer comes first.
+        The fitted encoding of a table, whose layer comes first.
     regularizations : list of callable
         Penalties that are added to the loss.
     augmentation : callable or None
-        Changes the batches of a training.
+        Changes the training batches at random.
     input_shape : tuple of int
         Shape of one sample.
     n_experts, n_classes : int
@@ -90,7 +90,7 @@ class MoENet(NeuralNetClassifier):
     track_decomposition : bool
         Whether the history records H_s, H_u and I(E;Y) of each epoch.
     **kwargs
-        Arguments of ``skorch.NeuralNetClassifier``. An own ``iterator_train`` has to take a
+        Arguments of ``skorch.NeuralNetClassifier``. An ``iterator_train`` must take a
         ``generator``.
     """
 
@@ -135,11 +135,11 @@ class MoENet(NeuralNetClassifier):
         }
         super().__init__(**{**ours, **kwargs})
 
-    session_: Session | None = None  # the training that is going on
+    session_: Session | None = None  # the current training
     steps_ = None
     _work = None
 
-    # What skorch asks of a net
+    # Methods that skorch calls
 
     @property
     def _default_callbacks(self):
@@ -155,12 +155,12 @@ class MoENet(NeuralNetClassifier):
 
     def initialize_module(self):
         if self.steps_ is None:
-            # How experts and gate came about: with how many experts each was built, and what
-            # pruning did to it since.
+            # How to build experts and gate again: with how many experts each was built, and what
+            # pruning has changed since.
             self.steps_ = {part: [("build", self.n_experts)] for part in ("experts", "gate")}
         with usual_defaults():
             module = self._build()
-        self.module_ = module.eval()  # as it is at all times but those of a training step
+        self.module_ = module.eval()  # as at all times except during training steps
         return self
 
     def _build(self):
@@ -207,11 +207,11 @@ class MoENet(NeuralNetClassifier):
         return self.get_dataset(X, y), self.session_.validation
 
     def check_data(self, X, y=None):
-        """Leave the checks to the estimator."""
+        """Check nothing, as the estimator has checked the data."""
 
     @property
     def listeners(self) -> list[Callback]:
-        """The callbacks of the net, and those of the present training."""
+        """The callbacks of the net, and those of the current training."""
         own = [callback for _, callback in self.callbacks_]
         return own if self.session_ is None else own + self.session_.callbacks
 
@@ -226,7 +226,7 @@ class MoENet(NeuralNetClassifier):
         super().on_epoch_begin(net, **kwargs)
 
     def forget_batches(self) -> None:
-        """Keep the figures of epochs alone; those of single batches would outgrow the model."""
+        """Keep only the records of epochs; those of batches could outgrow the model."""
         if self.history:
             self.history[-1]["batches"].clear()
 
@@ -234,7 +234,7 @@ class MoENet(NeuralNetClassifier):
         try:
             super().fit_loop(*args, **kwargs)
         except KeyboardInterrupt:
-            # skorch's callbacks end a training by this exception, too, but after a whole epoch.
+            # Callbacks also end a training with this exception, but only after a whole epoch.
             is_amid_epoch = not self.history or "train_loss" not in self.history[-1]
             if self.session_ is not None:
                 self.session_.interrupted = is_amid_epoch
@@ -245,10 +245,9 @@ class MoENet(NeuralNetClassifier):
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Train or validate for one epoch.
 
-        skorch tells all callbacks of each batch and reads its loss from the device. Small nets
-        would spend more time on that than on their arithmetic. So it happens in a training only if
-        a user's callback listens to batches; otherwise the history gets one entry that stands for
-        all batches.
+        skorch tells all callbacks about each batch and reads its loss from the device. Small nets
+        would spend more time on that than on their arithmetic. So a training does it only if a
+        user's callback listens to batches; otherwise the history gets one entry for all batches.
         """
         listeners = [callback for callback in self.listeners if listens_to_batches(callback)]
         try:
@@ -271,7 +270,7 @@ class MoENet(NeuralNetClassifier):
         for step in steps_of_epoch(self, iterator, announce):
             for callback in listeners:
                 callback.on_batch_end(self, training=True, **step)
-            losses.append(step["loss"].clone())  # which a graph overwrites
+            losses.append(step["loss"].clone())  # a CUDA graph overwrites the loss
             sizes.append(len(step["batch"][1]))
         self.history.new_batch()
         loss = np.average(torch.stack(losses).tolist(), weights=sizes)
@@ -310,7 +309,7 @@ class MoENet(NeuralNetClassifier):
         finally:
             self._set_training(before)
 
-    # What is kept
+    # Saving and copying
 
     def __getstate__(self) -> dict[str, Any]:
         params = {
@@ -352,7 +351,7 @@ class MoENet(NeuralNetClassifier):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         params = {**state["params"], "device": device_here(state["params"]["device"])}
-        # Those of a user must not be initialized a second time.
+        # A user's callbacks must not be initialized a second time.
         self.__init__(**{**params, "callbacks": "disable"})
         if "module" in state:
             self.steps_ = state["steps"]
@@ -374,7 +373,7 @@ class MoENet(NeuralNetClassifier):
         self.callbacks = params["callbacks"]
 
     def __deepcopy__(self, memo: dict) -> MoENet:
-        # The module is copied as it is. Some optimizers can only be built anew.
+        # The module is copied. The optimizer is built anew, as some optimizers cannot be copied.
         net = memo[id(self)] = object.__new__(type(self))
         net.__dict__.update(
             {
@@ -386,15 +385,15 @@ class MoENet(NeuralNetClassifier):
         return net._take_over_optimizer(self) if self.initialized_ else net
 
     def _take_over_optimizer(self, net):
-        """Go on with what the optimizer of another net has seen."""
+        """Build an optimizer that starts from the state of another net's optimizer."""
         self.initialize_optimizer()
         self.optimizer_.load_state_dict(deepcopy(net.optimizer_.state_dict()))
         return self
 
-    # What the estimator asks of a net
+    # Methods that the estimator calls
 
     def keep(self, experts: list[int]) -> None:
-        """Drop all experts but these, whose order becomes theirs."""
+        """Keep only these experts, in this order."""
         self.module_.experts.keep(experts)
         self.module_.gate.keep(experts)
         for steps in self.steps_.values():
@@ -407,10 +406,10 @@ class MoENet(NeuralNetClassifier):
         shares: list[list[float]] | None = None,
         x: Tensor | None = None,
     ) -> None:
-        """Replace groups of experts by one each, to which all their samples go.
+        """Replace each group of experts by one expert, which gets all samples of the group.
 
-        With ``shares`` and samples ``x`` it is their mean (see :class:`ExpertsModule`), otherwise
-        the first.
+        With ``shares`` and samples ``x`` it is the mean of the group (see
+        :class:`ExpertsModule`), otherwise the first of the group.
         """
         firsts = [group[0] for group in groups]
         with usual_defaults(self.device):
@@ -424,27 +423,27 @@ class MoENet(NeuralNetClassifier):
         self._work = None
 
     def take(self, top_k: int) -> None:
-        """Let so many experts answer for a sample from now on."""
+        """Let ``top_k`` experts answer for a sample from now on."""
         self.module_.gate.take(top_k)
         self.steps_["gate"].append(("take", top_k))
         self._work = None
 
     def snapshot(self) -> MoENet:
-        """Return a net that predicts as this one does now and shares the rest with it."""
+        """Return a net with a copy of the module as it is now; it shares everything else."""
         net = object.__new__(type(self))
         net.__dict__.update(self.__dict__, module_=deepcopy(self.module_).eval())
         net.session_ = None
         return net
 
     def _predicting(self):
-        """Return this net, or a copy amid a training step, which must not notice."""
+        """Return this net, or during a training step a copy, so as not to disturb the step."""
         return self.snapshot() if self.module_.training else self
 
     def copy_to_train(self) -> MoENet:
-        """Return a net whose training goes on from here, and leaves this one as it is."""
+        """Return a copy whose training goes on from here and does not change this net."""
         net = self.snapshot()
         parameters = self.module_.parameters(), net.module_.parameters()
-        for own, copied in zip(*parameters, strict=True):  # hooks are not copied, but a user's
+        for own, copied in zip(*parameters, strict=True):  # deepcopy drops a user's hooks
             copied._backward_hooks = own._backward_hooks
             copied._post_accumulate_grad_hooks = own._post_accumulate_grad_hooks
         net.history_ = copy(self.history)
@@ -456,15 +455,15 @@ class MoENet(NeuralNetClassifier):
         function: Callable[[MixtureOfExperts, Tensor], Tensor],
         dtype: type | None = None,
     ) -> np.ndarray:
-        """Return what a function of the mixture and a batch says about each row of X.
+        """Apply a function of the mixture and a batch to all rows of X.
 
-        ``dtype`` is that of what is returned; by default it is torch's.
+        ``dtype`` is the type of the result; by default it is that of torch's output.
         """
         return prediction.evaluate(self._predicting(), X, function, dtype)
 
     @property
     def work(self) -> prediction.Work:
-        """How much the mixture has to do."""
+        """How many multiply-adds the mixture takes."""
         module = self.module_
         key = module.experts, module.gate, module.encoder, self.device
         if self._work is None or any(
@@ -477,12 +476,12 @@ class MoENet(NeuralNetClassifier):
         """Move module and optimizer to a device."""
         self.device = device
         self.module_.to(device)
-        # Loading its own state moves an optimizer's tensors to where its parameters are.
+        # An optimizer that loads its own state moves its tensors to the device of its parameters.
         self.optimizer_.load_state_dict(self.optimizer_.state_dict())
 
 
 def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]]):
-    """Build experts or a gate, and do what was done to them since."""
+    """Build experts or a gate, and repeat the changes that pruning has made since."""
     part = None
     for step, value in steps:
         if step == "build":

@@ -1,4 +1,4 @@
-"""Predictions: in chunks that fit the cache, padded so that no row depends on its place."""
+"""Predict in chunks that fit into the cache, padded so that no row depends on its place."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
 
 # Predictions are made in chunks of at most this many rows, whatever the batch size of the training
-# was, and of fewer where the outputs of a layer of all experts would outgrow so many numbers: what
-# does not fit into the processor's cache is slow.
+# was. Chunks are smaller if a layer of all experts would have more outputs than the next limits,
+# because numbers that do not fit into the processor's cache are slow.
 CHUNK_SIZE = 8192
 CHUNK_OF_LAYER = 2**18
 CHUNK_OF_CONVOLUTION = {"cpu": 2**20, "cuda": 2**28}
 
-# Vectorised loops compute the last few rows in another way, with other bits. So a batch is filled
-# up to a multiple of this many rows, which no processor splits: then there are no last few rows,
-# and a prediction does not depend on its place in the batch.
+# Vectorised loops compute the last few rows of a batch in another way, which rounds differently.
+# So batches are padded to a multiple of 16 rows, which fill the vectors of any processor. Then no
+# rows are left over, and a prediction does not depend on its place in the batch.
 ROWS_AT_ONCE = 16
 
-# One row alone runs as it is where it takes more multiply-adds than these, as sixteen would take
-# twice the time or more. Its probabilities may differ by 1e-7 then from those in a batch.
+# A single row that takes more multiply-adds than this is not padded, as sixteen rows would take at
+# least twice the time. Its probabilities may then differ by 1e-7 from those in a batch.
 WORK_TO_PAD_A_ROW = 6e4
 
-# Multiply-adds of a batch from which a second thread pays, where there may be one. Sums in another
-# order give other bits, so the choice depends on the work and on what the process was given, never
-# on how busy the machine is.
+# A second thread pays if a batch takes at least this many multiply-adds and the process may have
+# one. Two threads add in another order, which rounds differently. So that results can be repeated,
+# the choice depends on the work and on what the process was given, never on how busy the machine
+# is.
 WORK_FOR_TWO_THREADS = 2e8
 
 
 class Work(NamedTuple):
-    """How much a mixture has to do, which takes a while to find out.
+    """How much work a mixture has to do. Counting takes a while, so a net keeps the result.
 
     Attributes
     ----------
     training, prediction : float
-        Multiply-adds for a sample in each.
+        Multiply-adds for a sample in training and in prediction.
     chunk_size : int
         Largest number of rows that a prediction takes at once.
     """
@@ -61,7 +62,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, module: MixtureOfExperts, device: str) -> Work:
-        """Look at a mixture on a device."""
+        """Count the work of a mixture on a device."""
         experts = multiply_adds(module.experts)
         others = multiply_adds(module.gate) + multiply_adds(module.encoder)
         is_conditional = module.is_conditional
@@ -85,7 +86,7 @@ def _chunk_size(module, n_experts, device):
 def threads_for(
     net: MoENet, n_rows: int, *, predicting: bool = False
 ) -> AbstractContextManager[None]:
-    """Return a context in which torch uses the right number of threads for such batches."""
+    """Return a context in which torch uses the right number of threads for batches of n_rows."""
     if net.n_threads != "auto":
         return intra_op_threads(net.n_threads)
     work = net.work.prediction if predicting else net.work.training
@@ -99,9 +100,9 @@ def evaluate(
     function: Callable[[MixtureOfExperts, Tensor], Tensor],
     dtype: type | None = None,
 ) -> np.ndarray:
-    """Return what a function of a net's mixture and a batch says about each row of X.
+    """Apply a function of a net's mixture and a batch to all rows of X.
 
-    ``dtype`` is that of what is returned; by default it is torch's.
+    ``dtype`` is the type of the result; by default it is that of torch's output.
     """
     module, device, chunk_size = net.module_, net.device, net.work.chunk_size
 
@@ -116,14 +117,14 @@ def evaluate(
             return part(0).astype(dtype, copy=False) if dtype else part(0)
         if not _runs_in_two_threads(net, module, len(starts)):
             return _gathered(map(part, starts), starts, len(X), dtype)
-        # One chunk each is faster than two threads for each product of one chunk, and does not
-        # suffer when another process has one of the processor's cores.
+        # Two threads with one chunk each are faster than two threads for each product of a chunk,
+        # and they lose less time if another process uses one of the cores.
         with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return _gathered(pool.map(part, starts), starts, len(X), dtype)
 
 
 def _gathered(parts, starts, n_rows, dtype):
-    """Return parts as one array, of which there is never a second copy."""
+    """Write the parts into one array as they come, so that there is never a second copy."""
     out = None
     for start, part in zip(starts, parts, strict=True):
         if out is None:
@@ -149,7 +150,7 @@ def run_padded(
     function: Callable[[MixtureOfExperts, Tensor], Tensor],
     x: Tensor,
 ) -> Tensor:
-    """Return what a function says about a batch, whose rows are filled up to a round number."""
+    """Apply a function to a batch that is padded to a multiple of ``ROWS_AT_ONCE`` rows."""
     n_missing = -len(x) % ROWS_AT_ONCE
     is_dear = len(x) == 1 and net.work.training > WORK_TO_PAD_A_ROW
     with usual_defaults(net.device):

@@ -1,4 +1,4 @@
-"""One training: what it learns from, what it minimises, who listens, and what comes of it."""
+"""One training: its data, its objective, its callbacks, and the attributes that it leaves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
-    """The objective of an ordinary training: likelihood of the mixture plus regularizations.
+    """The objective of an ordinary training: negative log-likelihood plus regularizations.
 
     Returns
     -------
@@ -46,16 +46,16 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
 
 
 class Session:
-    """One training of a net, which finds it as ``net.session_`` while it lasts.
+    """One training of a net. While it lasts, it is ``net.session_``.
 
     Parameters
     ----------
     net : MoENet
-        What is trained.
+        The net to train.
     X : ndarray of shape (n_samples, ...)
         Samples, as the net reads them.
     y : ndarray of shape (n_samples, ...)
-        What the objective wants to know about each sample: for the likelihood its class.
+        The targets of the objective; for the likelihood, the class of each sample.
     sample_weight : ndarray of shape (n_samples,)
         Weights with a mean of 1, float32.
     validation : tuple of X, y and sample_weight, default=None
@@ -63,11 +63,11 @@ class Session:
     seed : int
         Seed of batches, dropout and gate noise.
     callbacks : list of skorch.callbacks.Callback
-        They come after the net's own, and live as long as the session.
+        Callbacks of this training, which are called after the net's own.
     objective : callable, default=likelihood
         ``objective(net, x, sample_weight, y)``; see :func:`likelihood` for what it returns.
     read : callable, default=None
-        Turns other samples into such ones, for callbacks.
+        Reads other samples in the same way, for callbacks.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Session:
         return self.interrupted
 
     def after_epochs(self) -> None:
-        """Let callbacks do what has to be done before others hear of the end."""
+        """Let callbacks act before any callback gets ``on_train_end``."""
         for callback in self.callbacks:
             if hasattr(callback, "after_epochs"):
                 callback.after_epochs(self.net)
@@ -143,7 +143,7 @@ def _dataset(net, X, y, sample_weight):
 
 def _fits(X, device):
     """Whether the device has room for the samples, and as much again for the training."""
-    if isinstance(X, SparseRows):  # which become dense before they get there
+    if isinstance(X, SparseRows):  # their batches become dense on the CPU
         return False
     device = torch.device(device)
     return device.type == "cpu" or 2 * X.nbytes < torch.cuda.mem_get_info(device)[0]
@@ -155,7 +155,7 @@ _TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")
 def fitted_attributes(
     net: MoENet, X: np.ndarray, sample_weight: np.ndarray, n_iter_before: int = 0
 ) -> dict[str, Any]:
-    """Return what an estimator says of a net that was trained with such samples and weights."""
+    """Return the fitted attributes of an estimator, for a net trained on these samples."""
     gate_proba = net.evaluate(X, MixtureOfExperts.gate_proba)
     rows = [row for row in net.history if "train_loss" in row]
     validated = [row for row in rows if "valid_loss" in row]

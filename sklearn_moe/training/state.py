@@ -1,4 +1,4 @@
-"""What is kept of a net: parameters, arrays and plain values, and no object of torch or skorch."""
+"""The saved state of a net: parameters, arrays and plain values, no objects of torch or skorch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def arrays(state: Any) -> Any:
-    """Return a state of torch with arrays in place of tensors."""
+    """Return a torch state with arrays instead of tensors."""
 
     def array(value):
         if not isinstance(value, Tensor):
             return value
-        # numpy does not know bfloat16; loading makes it that again.
+        # numpy has no bfloat16; loading converts it back.
         value = value.float() if value.dtype == torch.bfloat16 else value
         return value.detach().cpu().numpy()
 
@@ -25,7 +25,7 @@ def arrays(state: Any) -> Any:
 
 
 def tensors(state: Any) -> Any:
-    """Return such a state with tensors of its own."""
+    """Return such a state with new tensors instead of arrays."""
 
     def tensor(value):
         return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
@@ -34,7 +34,7 @@ def tensors(state: Any) -> Any:
 
 
 def _mapped(function: Callable, state: Any) -> Any:
-    """Return nested dicts and lists with what a function makes of each value in them."""
+    """Apply a function to each value in nested dicts and lists."""
     if isinstance(state, dict):
         return {name: _mapped(function, value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):
@@ -43,7 +43,7 @@ def _mapped(function: Callable, state: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a number of numpy as one of Python."""
+    """Return a numpy number as a Python number."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -57,7 +57,7 @@ def lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
 
 
 def device_here(device: str) -> str:
-    """Return the device, or if it is not there another, with a warning."""
+    """Return the device; if this machine does not have it, warn and return another."""
     wanted = torch.device(device)
     n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted.type != "cuda" or (wanted.index or 0) < n_devices:

@@ -1,7 +1,7 @@
-"""One step of a training, in the fastest way that can take it.
+"""One step of a training, in the fastest way that the net allows.
 
-Each way says itself what it can take. The gradient comes in closed form or from autograd; the
-steps are made one by one or replayed as CUDA graphs.
+Each way says itself which nets it can train. The gradient comes in closed form or from autograd;
+the steps are made one by one or replayed as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Autograd:
     """The gradient of any objective and any mixture, from autograd."""
 
     def takes(self, net: MoENet) -> bool:
-        """Whether the gradient of a net's loss can be found in this way."""
+        """Whether this way can find the gradient of a net's loss."""
         return True
 
     def __call__(
@@ -43,10 +43,10 @@ class Autograd:
 
 
 class ClosedForm:
-    """The gradient of the likelihood of a mixture of which every part is known, written down."""
+    """The gradient of the likelihood in closed form, for mixtures whose parts are all known."""
 
     def takes(self, net: MoENet) -> bool:
-        """Whether the gradient of a net's loss can be found in this way."""
+        """Whether this way can find the gradient of a net's loss."""
         return is_plain_likelihood(net) and has_known_gradient(net.module_, net.regularizations)
 
     def __call__(
@@ -71,12 +71,12 @@ GRADIENTS = (ClosedForm(), Autograd())
 
 
 def gradient_for(net: MoENet) -> ClosedForm | Autograd:
-    """Return the first way to a gradient that takes what a net is trained on."""
+    """Return the first way that can find the gradient of a net's loss."""
     return next(each for each in GRADIENTS if each.takes(net))
 
 
 def is_plain_likelihood(net: MoENet) -> bool:
-    """Whether the objective is the likelihood, and nothing of it is a user's own."""
+    """Whether the objective is the likelihood, without changes by a user."""
     return (
         net.session_.is_likelihood
         and type(net.criterion_) is torch.nn.NLLLoss
@@ -92,8 +92,8 @@ def steps_of_epoch(
 ) -> Iterator[dict[str, Any]]:
     """Make the steps of one epoch, and yield the batch, loss and gate probabilities of each.
 
-    Before each step, ``announce()`` is called. With CUDA graphs, what is yielded is overwritten by
-    the next step.
+    Before each step, ``announce()`` is called. With CUDA graphs, the next step overwrites the
+    tensors of the previous one.
     """
     gradient, session = gradient_for(net), net.session_
     batches, step = iterator, lambda batch: make_step(net, gradient, batch)
@@ -115,7 +115,7 @@ def make_step(net: MoENet, gradient: ClosedForm | Autograd, batch: Any) -> dict[
     steps = []
     batch = on_device(net, batch)
 
-    def closure():  # which some optimizers call several times
+    def closure():  # some optimizers call it several times
         steps.append(gradient(net, *batch))
         return steps[-1]["loss"]
 
@@ -124,7 +124,7 @@ def make_step(net: MoENet, gradient: ClosedForm | Autograd, batch: Any) -> dict[
 
 
 def on_device(net: MoENet, batch: Any) -> Any:
-    """Return a batch on the device, for training sets that do not fit there."""
+    """Return a batch on the device, if the training set did not fit there."""
     inputs, y = batch
     if y.device.type == torch.device(net.device).type:
         return batch
@@ -136,13 +136,13 @@ def on_device(net: MoENet, batch: Any) -> Any:
 
 
 def _can_be_captured(net, iterator):
-    """Whether all of a step is known not to wait for the device."""
+    """Whether a step can become a CUDA graph: nothing in it may wait for the device."""
     return (
         type(iterator) is TensorBatches
         and iterator.y.is_cuda
         and iterator.n_batches > 1
         and is_plain_likelihood(net)
-        # Another callback may change anything, which a graph would not notice.
+        # Any other callback may change something that a graph would not notice.
         and all(
             type(each) is PassthroughScoring or "can_be_captured" in vars(type(each))
             for each in net.listeners

@@ -1,7 +1,7 @@
-"""How many threads torch takes for an operation, for a while.
+"""Set the number of torch's threads within an operation, for a while.
 
-torch counts for each thread on its own, and a thread that is new to torch begins with the number
-that any thread has set last. OpenMP, whose threads they are, does not survive a fork.
+Each thread has its own number in torch, and a thread that is new to torch begins with the number
+that any thread has set last. torch uses threads of OpenMP, which does not survive a fork.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from threadpoolctl import ThreadpoolController
 
 
 class _Here(threading.local):
-    """What the calling thread may use, while :func:`intra_op_threads` sets something else."""
+    """The number that the calling thread had before :func:`intra_op_threads` set another."""
 
     given: int | None = None
 
 
 _here = _Here()
 _lock = threading.Lock()
-_n_users = 0  # threads in whose place something else is set
-_default = 0  # what threads that are new to torch should begin with, meanwhile
+_n_users = 0  # how many threads have another number set here at the moment
+_default = 0  # the number with which threads that are new to torch should begin meanwhile
 _is_forked = False
 
 
@@ -37,10 +37,10 @@ def intra_op_threads(n_threads: int, *, within_limits: bool = False) -> Iterator
     Parameters
     ----------
     n_threads : int
-        The number.
+        Number of threads.
     within_limits : bool, default=False
-        Whether to take fewer where the thread was given fewer (see :func:`threads_given`), as a
-        forked child always does.
+        Whether to use at most the number that the thread was given (see :func:`threads_given`), as
+        a forked child always does.
     """
     global _n_users
     outermost = _here.given is None
@@ -67,15 +67,15 @@ def intra_op_threads(n_threads: int, *, within_limits: bool = False) -> Iterator
 def threads_given() -> int:
     """Return how many threads the calling thread may use, within :func:`intra_op_threads`.
 
-    It is what torch would use of its own, which follows ``OMP_NUM_THREADS``,
-    ``torch.set_num_threads``, ``threadpool_limits`` and what joblib gives its workers, and not
-    more than the processors that this process was given.
+    It is the number that torch would use by itself, which follows ``OMP_NUM_THREADS``,
+    ``torch.set_num_threads``, ``threadpool_limits`` and the limits of joblib's workers, but at
+    most the number of processors that this process was given.
     """
     return min(_here.given, _n_processors())
 
 
 def _count():
-    """Return torch's count for the calling thread, as if nobody were setting another here."""
+    """Return torch's number for the calling thread, as if this module had set no other."""
     global _default
     if _n_users == 0:
         _default = torch.get_num_threads()
@@ -83,11 +83,12 @@ def _count():
     library = _openmp()
     before = library and library.num_threads
     count = torch.get_num_threads()
-    # If torch changed it, the thread is new to torch and has begun with what others have set here.
+    # If torch changed OpenMP's number when asked, the thread is new to torch and has begun with a
+    # number that another thread set here.
     return count if before == count else _default
 
 
-_n_processors = cache(cpu_count)  # which reads files each time
+_n_processors = cache(cpu_count)  # cached, as it reads files each time
 
 
 @cache
@@ -98,12 +99,12 @@ def _openmp():
 
 
 def _after_fork():
-    """Leave one thread to a child: OpenMP would wait forever for those of its parent."""
+    """Give a forked child one thread: OpenMP would wait forever for the threads of its parent."""
     global _lock, _n_users, _default, _is_forked
     _lock = threading.Lock()
     _default, _is_forked = 1, True
     _n_users = 0
-    if _here.given is not None:  # forked by a callback, say
+    if _here.given is not None:  # forked during a training, for example by a callback
         _n_users = _here.given = 1
     torch.set_num_threads(1)
 
