@@ -1,4 +1,4 @@
-"""Checks of parameters and data that scikit-learn does not have."""
+"""Checks of parameters and data that scikit-learn does not provide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sklearn_moe.containers import is_missing, reading
 
 
 def resolve(parameter, value, room):
-    """Return the object that a name of the room stands for, or the one that a user passed."""
+    """Return the object that a user passed, or the one with this name in a room like ``GATES``."""
     if isinstance(value, str):
         if value not in room:
             raise ValueError(f"{parameter}={value!r} is not known; the names are {sorted(room)}.")
@@ -30,16 +30,16 @@ def resolve(parameter, value, room):
         raise ValueError(
             f"{parameter} must be an object, not a class: write {parameter}={value.__name__}(...)."
         )
-    # A copy, so that later changes of the object do not reach a fitted net.
+    # A copy, so that changing the object later does not change a fitted net.
     return copy(value) if isinstance(value, BaseEstimator) else value
 
 
 def check_sizes(params):
-    """Raise where a parameter is a whole number that torch and floats cannot hold."""
+    """Raise an error for integers that are too large for torch and for floats."""
     for name, value in params.items():
         for number in value if isinstance(value, (list, tuple)) else [value]:
             is_huge = isinstance(number, Integral) and abs(int(number)) >= 2**63
-            if is_huge and name != "batch_size":  # which ends at all samples
+            if is_huge and name != "batch_size":  # a huge batch is just all samples
                 bits = int(number).bit_length()
                 raise ValueError(
                     f"{name} must be smaller than 2**63, got a number of {bits} bits."
@@ -47,7 +47,7 @@ def check_sizes(params):
 
 
 def check_signature(name, function, *arguments):
-    """Raise unless a user's function takes these arguments."""
+    """Raise an error unless a user's function takes these arguments."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
@@ -55,12 +55,12 @@ def check_signature(name, function, *arguments):
             f"{name} must take the arguments ({', '.join(arguments)}), but {function!r} does not: "
             f"{error}."
         ) from error
-    except ValueError:  # of some built-in functions nothing is known
+    except ValueError:  # some built-in functions do not tell their signature
         pass
 
 
 def same_parameters(one, other):
-    """Whether two objects of a room, or two plain values, are alike."""
+    """Whether two values are equal, or two objects of the same class have equal parameters."""
     if isinstance(one, BaseEstimator) and type(one) is type(other):
         others = other.get_params(deep=False)
         return all(
@@ -71,7 +71,7 @@ def same_parameters(one, other):
 
 
 def check_device(device):
-    """Return a device that torch has, as a string."""
+    """Return the name of a device, and raise an error if torch does not have it."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -90,7 +90,7 @@ def check_device(device):
 
 @contextmanager
 def explained_memory(n_experts):
-    """Say what to do where torch has not enough memory."""
+    """Say what to do when torch runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -114,7 +114,7 @@ _CLASSES_OF_NETS = {
 
 
 def check_net_params(net_params):
-    """Raise where skorch would with an error of its depths."""
+    """Raise a clear error where skorch would raise an obscure one later."""
     for name in net_params:
         if not isinstance(name, str) or name.partition("__")[0] not in _ARGUMENTS_OF_NETS:
             raise ValueError(
@@ -150,7 +150,7 @@ def _is_kind(value, kind):
 
 
 def check_shape(name, X, input_shape):
-    """Raise unless the samples have the shape that the mixture was made for."""
+    """Raise an error unless the samples have the shape that the mixture was made for."""
     if X.shape[1:] != input_shape:
         raise ValueError(
             f"{name} has samples of shape {X.shape[1:]}, but MoEClassifier is fitted with samples "
@@ -170,7 +170,7 @@ def encode(y, classes, name):
 
 
 def check_y(y, name="y"):
-    """Return labels as an array of one axis without missing values."""
+    """Return labels as a one-dimensional array; raise an error if any is missing."""
     if y is None:
         raise ValueError(
             "This MoEClassifier estimator requires y to be passed, but the target y is None."
@@ -198,19 +198,19 @@ def check_y(y, name="y"):
     if y.dtype == object:
         kinds = sorted({"text" if isinstance(each, str) else "other labels" for each in y})
         if len(kinds) > 1:
-            raise ValueError(f"{name} mixes text and other labels. Make all of one type.")
+            raise ValueError(f"{name} mixes text and other labels. Use one type for all labels.")
     return y
 
 
 def check_weight(sample_weight, X, name):
-    """Return non-negative weights of the samples; ones for None."""
+    """Return the weights of the samples, which must be at least 0; None gives ones."""
     try:
         with reading("sample_weight"):
             weight = _check_sample_weight(sample_weight, np.empty((len(X), 1)), dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(str(error).replace("sample_weight", name)) from error
     for value in (weight.min().item(), weight.max().item()):
-        if not 0 <= value < np.inf:  # of one number for all, scikit-learn does not look at it
+        if not 0 <= value < np.inf:  # scikit-learn does not check one number for all samples
             raise ValueError(f"{name} must be finite and at least 0, got {value}.")
     return weight
 
@@ -224,7 +224,7 @@ def class_weights(class_weight, y, weight, classes):
         return np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
     known = classes.tolist()
     for label, value in class_weight.items():
-        # As in scikit-learn, a class that this part of the data lacks may have a weight, too.
+        # As in scikit-learn, a class that is missing in this part of the data may have a weight.
         if label not in known and not set(known) <= set(class_weight):
             raise ValueError(
                 f"class_weight has a weight for {label!r}, which is not among the classes {known}."
@@ -238,14 +238,14 @@ def class_weights(class_weight, y, weight, classes):
 
 
 def scaled(weight):
-    """Return weights with a maximum of 1, whose sums neither overflow nor vanish."""
-    # By a power of two first, as numpy 1.26 warns where it divides by a subnormal number.
+    """Scale weights to a maximum of 1, so that their sums neither overflow nor underflow."""
+    # Scale by a power of two first: numpy 1.26 warns when it divides by a subnormal number.
     weight = np.ldexp(weight, -np.frexp(weight.max())[1])
     return weight / (weight.max() or 1.0)
 
 
 def weighty(weight):
-    """Return the positions of samples with weight: the others shall count as removed."""
+    """Return the positions of samples with a positive weight; the others count as removed."""
     rows = np.flatnonzero(weight > 0)
     if len(rows) == 0:
         raise ValueError(
@@ -256,13 +256,13 @@ def weighty(weight):
 
 
 def normalize(weight):
-    """Give the weights a mean of 1, once for all batches."""
+    """Scale the weights to a mean of 1 over all samples, not in each batch."""
     weight = scaled(weight)
     return (weight / weight.mean()).astype(np.float32)
 
 
 def split(rows, y, *, fraction, random_state):
-    """Set a part of the rows aside, stratified unless a class is too rare for that."""
+    """Set a fraction of the rows aside, stratified unless a class is too rare for that."""
     counts = np.bincount(y)
     rarest = counts[counts > 0].min()
     smaller_part = min(fraction, 1 - fraction) * len(rows)

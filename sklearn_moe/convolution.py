@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from sklearn_moe.images import channels_first
 from sklearn_moe.layers import ACTIVATIONS, check_layer_sizes, fill_like_linear, keep_rows
 
-# Up to so many channels, made from images of one channel, pooling at once is faster than torch's.
+# For images of one channel and at most this many output channels, pooling in our own way is faster
+# than torch's (see ``StackedConv._convolve_places``).
 CHANNELS_AT_ONCE = 32
 
-# Outputs of a layer for one sample from which a CPU better runs several networks one by one.
+# If a layer has at least this many outputs for a sample, a CPU runs networks faster one by one.
 LAYER_FOR_ONE_BY_ONE = 40_000
 
 
@@ -38,9 +39,9 @@ def convolutions(module: nn.Module) -> list[ConvStack]:
 
 
 def multiply_adds(module: nn.Module) -> int:
-    """Return about how many multiply-adds a module takes for a sample.
+    """Return roughly how many multiply-adds a module takes for a sample.
 
-    Linear layers take as many as they have weights; convolutions say it themselves.
+    Linear layers take one for each weight; convolutions report their own number.
     """
     convolved = sum(stack.n_networks * stack.multiply_adds for stack in convolutions(module))
     return sum(parameter.numel() for parameter in module.parameters()) + convolved
@@ -52,18 +53,19 @@ class StackedConv(nn.Module):
     Parameters
     ----------
     n_networks, n_in, n_out : int
-        Number of networks, and of the channels that each reads and gives.
+        Number of networks, and of input and output channels of each.
     generator : torch.Generator
         Source of the initial weights; each network is initialised as ``nn.Conv2d`` would be.
     kernel_size, pooling : int
-        Sizes of the squares that are convolved, and pooled without overlap.
+        Height and width of the kernel and of the pooled squares, which do not overlap.
     padding : {"same", "valid"}
-        Whether zeros around the image keep its size in the convolution.
+        "same" surrounds an image with zeros so that the convolution keeps its size.
     normalization : {"batch", "layer"} or None
-        What makes the outputs of the convolution standard: over the batch, for each channel, or
-        over the channels and the image, for each sample.
+        Normalization of the outputs of the convolution: "batch" over the batch, for each channel;
+        "layer" over the channels and the image, for each sample.
     activation : {"relu", "gelu", "tanh"}
-        Comes after the pooling, which for the monotone "relu" and "tanh" makes no difference.
+        Activation after the pooling. "relu" and "tanh" are monotone, so for them the order makes
+        no difference.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class StackedConv(nn.Module):
             self.register_buffer("running_var", torch.ones(n_networks, n_out))
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the height and width that an image of some height and width gets."""
+        """Return the height and width of the output for images of a given height and width."""
         lost = self.weight.shape[-1] - 1 - 2 * self.padding
         return tuple(max(length - lost, 0) // self.pooling for length in size)
 
@@ -107,9 +109,9 @@ class StackedConv(nn.Module):
         ----------
         x : Tensor of shape (n_samples, n_in, height, width) or \
                 (n_samples, n_networks * n_in, height, width)
-            Images that all networks share, or one after the other's.
+            Images that all networks share, or the channels of each network's own images in turn.
         network : int, default=None
-            The only network that shall run.
+            The only network to run; None runs all.
 
         Returns
         -------
@@ -159,9 +161,9 @@ class StackedConv(nn.Module):
     def _convolve_places(self, x, weight, bias):
         """Return (n_samples, p^2, n_out, height, width), whose maximum over p^2 is the pooling.
 
-        Torch pools few channels slowly. But a convolution and a pooling of p by p are the same as
-        p^2 convolutions in steps of p, each with the kernel at another place of its window, and a
-        maximum over them, which is vectorised.
+        Torch pools few channels slowly. But a convolution followed by p by p pooling is the same
+        as p^2 convolutions with stride p, each with the kernel at another place of the window,
+        followed by a maximum over them. This maximum is vectorised.
         """
         p = self.pooling
         kernels = [
@@ -174,9 +176,9 @@ class StackedConv(nn.Module):
 
 
 class _Maximum(torch.autograd.Function):
-    """The maximum over the second axis; equals share the gradient, as in ``Tensor.amax``.
+    """The maximum over the second axis; equal values share the gradient, as in ``Tensor.amax``.
 
-    It is made of vectorised steps, and much faster than that.
+    All its steps are vectorised, so it is much faster than ``Tensor.amax``.
     """
 
     @staticmethod
@@ -208,14 +210,14 @@ class ConvStack(nn.Module):
     generator : torch.Generator
         Source of the initial weights.
     channels : sequence of int
-        Number of channels that each layer gives.
+        Number of output channels of each layer.
     **layer
         Parameters of :class:`StackedConv`.
 
     Attributes
     ----------
     n_features : int
-        Number of features that each network gives for a sample.
+        Number of features that each network returns for a sample.
     multiply_adds : int
         Number of multiply-adds of each network for a sample.
     widest : int
@@ -259,20 +261,20 @@ class ConvStack(nn.Module):
 
     @classmethod
     def of(cls, params, n_networks, input_shape, generator):
-        """Return the layers that an object with the parameters of convolutions describes."""
+        """Build the layers from an object that has the parameters of convolutions."""
         layer = {name: getattr(params, name) for name in CONVOLUTION_CONSTRAINTS}
         channels = check_layer_sizes("channels", layer.pop("channels"))
         return cls(n_networks, input_shape, generator, channels=channels, **layer)
 
     def keep(self, networks: list[int]) -> None:
-        """Drop all networks but these, whose order becomes theirs."""
+        """Keep only these networks, in this order."""
         for layer in self.layers:
             keep_rows(layer, networks)
         self.n_networks = len(networks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a batch of images to features of shape (n_networks, n_features, n_samples)."""
-        if not self.layers:  # all networks read the image
+        if not self.layers:  # without convolutions, the features are the image itself
             return self.run_one(x, 0).mT.expand(self.n_networks, -1, -1)
         x = channels_first(x)
         if x.shape[1] > 1:
@@ -284,7 +286,7 @@ class ConvStack(nn.Module):
         return self._run(x).unflatten(1, (self.n_networks, -1)).permute(1, 2, 0)
 
     def run_one(self, x: Tensor, network: int) -> Tensor:
-        """Map a batch of images by one network to features of shape (n_samples, n_features)."""
+        """Map a batch of images with one network to features (n_samples, n_features)."""
         return self._run(channels_first(x), network)
 
     def _run(self, x, network=None):

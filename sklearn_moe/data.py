@@ -1,4 +1,4 @@
-"""Data on their way in: from what a user passes to the arrays that a net reads."""
+"""Turn the data that a user passes into the arrays that a net reads."""
 
 from __future__ import annotations
 
@@ -43,26 +43,27 @@ from sklearn_moe.tables import TableTransformer
 
 
 class Reader:
-    """How a mixture reads its samples: as a training found, and as predictions repeat.
+    """Reads samples in the same way in training and in prediction.
 
-    Tables become their numbers and, for each column of categories, the place of the category;
-    the first layer of the mixture encodes them. Everything else becomes an array of float32 or
-    uint8. scikit-learn checks shapes and names of columns in the name of an estimator, which
-    keeps ``n_features_in_`` and ``feature_names_in_``.
+    A table becomes an array with its numbers and, for each column of categories, the position of
+    the category among all; the first layer of the mixture encodes this array. Everything else
+    becomes an array of float32 or uint8. scikit-learn checks shapes and column names, and keeps
+    ``n_features_in_`` and ``feature_names_in_`` in the estimator.
 
     Parameters
     ----------
     table : TableTransformer or None
-        What is to be fitted on a table; None if the samples are no table that is encoded.
+        Encodes tables, once it is fitted; None if the samples are not encoded as a table.
     categorical_features : "from_dtype", array-like or None
         As in ``MoEClassifier``.
     input_shape : tuple of int or None
-        Shape of the images that the rows of X hold.
+        Shape of the images, if the rows of X hold flat images.
 
     Attributes
     ----------
     scale : {"bytes", "fractions"} or None
-        What the values of the images of the training were, where that is known.
+        Scale of the training images: bytes from 0 to 255, or fractions from 0 to 1. None if it is
+        not known.
     """
 
     def __init__(
@@ -77,25 +78,26 @@ class Reader:
         self.scale: str | None = None
 
     def read(self, X: Any, estimator: BaseEstimator) -> NDArray | SparseRows:
-        """Return samples as the fitted mixture of an estimator reads them."""
+        """Return samples in the form that the fitted mixture of an estimator reads."""
         samples = self.take_in(as_eager(X), estimator, reset=False)
         return samples if self.table is None else self.table.arrange(samples)
 
     def read_with_precision(
         self, X: Any, estimator: BaseEstimator
     ) -> tuple[NDArray | SparseRows, type]:
-        """Return them, and the precision of predictions: double, unless all of X has less."""
+        """Return samples, and the type of predictions: double, unless all of X has less."""
         X = as_eager(X)
         return self.read(X, estimator), np.float32 if has_single_precision(X) else np.float64
 
     def take_in(self, X: Any, estimator: BaseEstimator, *, reset: bool) -> Table | NDArray:
-        """Return a table as ``Table``, and all else as an array.
+        """Return a table as ``Table``, and everything else as an array.
 
-        With ``reset``, as in a first training, the samples decide what later ones have to be.
+        With ``reset``, as in a first training, the samples decide which shape, column names and
+        types later samples must have.
         """
         X = as_objects(X)
         if sparse.issparse(X) and self.input_shape is None:
-            # An object of our own, as scipy takes notes in those that it is asked about.
+            # Wrap it in a new object: scipy caches properties, and a user's X must not change.
             return self._sparse(sparse.csr_array(X), estimator, reset)
         X = as_dense(X)
         if self.table is None:
@@ -123,7 +125,7 @@ class Reader:
         return read_table(X, self.is_categorical)
 
     def _array(self, X, estimator, reset):
-        """Return images, or tables that are read as they are, on the scale of the training."""
+        """Return tables that are not encoded, or images on the scale of the training."""
         with reading("X"):
             is_whole = np.asarray(X).dtype.kind in "iu"
         X = _checked(X, estimator, reset=reset, **_X_CHECKS)
@@ -148,7 +150,7 @@ class Reader:
         return X
 
     def _on_scale(self, X, is_whole):
-        """Return images on the scale of those of the training."""
+        """Return images on the scale of the training images."""
         if self.scale == "bytes":
             if not is_whole and X.max() > 2:
                 raise ValueError(
@@ -171,16 +173,16 @@ def _make_reader(
     categorical_features: ArrayLike | str | None,
     input_shape: tuple[int, ...] | None,
 ) -> Reader:
-    """Return a reader for such samples, after a look whether they are a table or images.
+    """Return a reader for samples, depending on whether they are a table or images.
 
     Parameters
     ----------
     X : array-like
         Samples.
     encoder : Encoder or None
-        What comes before gate and experts, for tables if that is open.
+        The encoder before gate and experts; the one for tables if a user left it open.
     given : str, object or None
-        What a user passed in its place.
+        The ``encoder`` that a user passed.
     categorical_features, input_shape
         As in ``MoEClassifier``.
     """
@@ -205,12 +207,12 @@ def _make_reader(
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a training learns from.
+    """The data of a training.
 
     Attributes
     ----------
     reader : Reader
-        What read them, and reads others.
+        Has read the samples, and reads later ones.
     X : ndarray or SparseRows of shape (n_samples, ...)
         Samples, as the net reads them.
     y : ndarray of shape (n_samples,)
@@ -218,15 +220,15 @@ class TrainingData:
     sample_weight : ndarray of shape (n_samples,)
         Their weights, class weights included, with a mean of 1.
     validation : tuple of X, y and sample_weight, or None
-        The same of a validation set.
+        The same for a validation set.
     given : array-like
         The samples that a user passed.
     rows : ndarray of shape (n_samples,)
-        Which of these they are.
+        Positions of the samples ``X`` in ``given``.
     classes : ndarray of shape (n_classes,)
         The class labels.
     news : dict of str by int
-        What the encoding of a table, which stays as it is, does not know of its columns.
+        For each column with values that the encoding, which is kept, does not know: what is new.
     """
 
     reader: Reader
@@ -240,7 +242,7 @@ class TrainingData:
     news: dict[int, str]
 
     def task(self, sample_weight: ArrayLike | None) -> dict[str, Any]:
-        """Return what scikit-learn's callbacks get of the samples that were passed."""
+        """Return the data for scikit-learn's callbacks: the samples as a user passed them."""
         weight = None if sample_weight is None else _safe_indexing(sample_weight, self.rows)
         return {
             "X": _safe_indexing(self.given, self.rows),
@@ -261,22 +263,23 @@ def read_training_data(
     going_on: bool,
     random_state: np.random.RandomState,
 ) -> TrainingData:
-    """Read what ``fit`` was given, once, and leave with the reader what predictions need.
+    """Check and read the data that ``fit`` was given.
 
     Parameters
     ----------
     estimator : MoEClassifier
-        In whose name scikit-learn checks, with the parameters that decide how to read.
+        The estimator for which scikit-learn checks the data. Its parameters decide how to read
+        them.
     X, y, sample_weight
         As in ``MoEClassifier.fit``.
     validation : tuple of X_val, y_val and sample_weight_val
         Likewise; each may be None.
     encoder : Encoder or None
-        What comes before gate and experts, for tables if that is open.
+        The encoder before gate and experts; the one for tables if a user left it open.
     classes : ndarray or None
-        All classes that will ever come; None takes those of ``y``.
+        All classes that will ever occur; None takes those of ``y``.
     going_on : bool
-        Whether the training of the estimator goes on, with its reader and classes.
+        Whether to continue the training of the estimator, with its reader and classes.
     random_state : RandomState
         Chooses the validation set of early stopping, if none was passed.
     """
@@ -301,7 +304,7 @@ def read_training_data(
     weight = scaled(weight)
     of_class = class_weights(estimator.class_weight, y, weight, classes)
     weight = weight * of_class[y]
-    rows = weighty(weight)  # the others shall count as removed
+    rows = weighty(weight)  # samples without weight count as removed
     if held_out is not None:
         X_val, y_val, weight_val = held_out
         weight_val = scaled(weight_val) * of_class[y_val]
@@ -328,7 +331,7 @@ def read_training_data(
 
 
 def _indices(y, classes, former_classes):
-    """Return labels as indices of the sorted classes, and these."""
+    """Return labels as indices of the sorted classes, and the classes."""
     with reading("y"):
         check_classification_targets(y)
     classes = np.unique(y) if classes is None else classes
@@ -363,7 +366,7 @@ def _read_validation(reader, estimator, X_val, y_val, weight_val, samples, class
     return X_val, encode(y_val, classes, "y_val"), weight_val
 
 
-# Images of bytes stay as they are until the net scales a batch of them.
+# Images of bytes stay bytes, which take a quarter of the memory; the net scales each batch.
 _X_CHECKS = {"dtype": [np.float32, np.uint8], "order": "C", "allow_nd": True}
 
 _TEXT = "Leave encoder='auto', which encodes text and categories. Without it X must be numeric."

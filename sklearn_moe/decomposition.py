@@ -1,4 +1,4 @@
-"""How a fitted mixture divides the work: its decomposition, and scorers of it."""
+"""Measure how a fitted mixture divides the work among its experts, also with scorers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sklearn_moe.measures import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Decomposition:
-    """How a mixture of experts divides a set of samples; it shows itself as a table.
+    """How a mixture of experts divides a set of samples; printing it shows a table.
 
     Attributes
     ----------
@@ -35,10 +35,10 @@ class Decomposition:
     expert_class_information : float
         I(E;Y) in bits: how much the choice of the expert says about the class.
     normalized_sample_entropy, normalized_usage_entropy : float
-        The same as shares of log2(n_experts), 0 to 1.
+        The same divided by log2(n_experts), 0 to 1.
     normalized_expert_class_information : float
-        The same as share of the most that is possible, the smaller of log2(n_experts) and the
-        entropy of the classes, 0 to 1.
+        The same divided by its largest possible value, 0 to 1. This is the smaller of
+        log2(n_experts) and the entropy of the classes.
     usage : ndarray of shape (n_experts,)
         Mean gate probability of each expert.
     table : ndarray of shape (n_experts, n_classes)
@@ -48,18 +48,18 @@ class Decomposition:
     chosen_expert_accuracy : float or None
         Accuracy of the chosen expert alone, without the others; None without labels.
     expert_accuracy : ndarray of shape (n_experts,) or None
-        The same for the samples of each expert, nan for an expert that was never chosen; None
-        without labels.
+        Accuracy of each expert on the samples for which it was chosen, nan for an expert that was
+        never chosen; None without labels.
     expert_certainty : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the samples for which it was chosen, nan for an
         expert that was never chosen.
     cost : float or None
-        Mean multiply-adds of the experts that run for a sample; None where what they take was not
-        given.
+        Mean multiply-adds of the experts that run for a sample; None if the costs of the experts
+        were not given.
     relative_cost : float or None
-        The same as part of what all experts take, 0 to 1.
+        The same divided by the cost of all experts, 0 to 1.
     skipping_share : float or None
-        Part of the samples for which none of the costliest experts runs, 0 to 1.
+        Share of the samples for which none of the costliest experts runs, 0 to 1.
     """
 
     sample_entropy: float
@@ -89,7 +89,7 @@ class Decomposition:
         expert_costs: ArrayLike | None = None,
         all_run: bool = False,
     ) -> Decomposition:
-        """Measure a decomposition from what a mixture said.
+        """Measure a decomposition from the predictions of a mixture.
 
         Parameters
         ----------
@@ -98,14 +98,14 @@ class Decomposition:
         y : array-like of shape (n_samples,)
             Classes of the samples.
         chosen_expert_prediction : array-like of shape (n_samples,), default=None
-            The class that the chosen, the most probable, expert predicts; None leaves the
-            accuracies out.
+            The class that the chosen (most probable) expert predicts; None leaves the accuracies
+            out.
         classes : array-like of shape (n_classes,), default=None
-            Classes that the table has in any case, beside those in ``y``.
+            Classes of the table, in addition to those in ``y``.
         expert_costs : array-like of shape (n_experts,), default=None
             Multiply-adds that each expert takes for a sample; None leaves the costs out.
         all_run : bool, default=False
-            Whether all experts run for a sample, also those that have no part in it.
+            Whether all experts run for a sample, also those with a gate probability of 0.
 
         Returns
         -------
@@ -206,18 +206,18 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     ----------
     estimator : MoEClassifier, Pipeline or search
         A fitted ``MoEClassifier``, a pipeline that ends in one, or a search (such as
-        ``GridSearchCV``) with a ``best_estimator_`` of these.
+        ``GridSearchCV``) whose ``best_estimator_`` is one of these.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Samples.
     y : array-like of shape (n_samples,), default=None
-        Labels; those that the mixture does not know count as errors. None takes the class that
-        the chosen expert predicts in their place, as the reference does.
+        Labels; those that the mixture does not know count as errors. Without labels, the classes
+        that the chosen experts predict take their place, as in the reference.
 
     Returns
     -------
     Decomposition
-        H_s, H_u and I(E;Y) in bits and normalised, usage, the expert by class table, and what the
-        experts cost.
+        H_s, H_u and I(E;Y) in bits and normalised, the usage and the costs of the experts, and the
+        table of experts by classes.
 
     References
     ----------
@@ -265,12 +265,12 @@ def _costs(gate_proba, expert_costs, all_run):
 
 
 def _share(value, most):
-    """Part of the possible; nothing where nothing is possible."""
+    """Return a value as a share of the most that is possible; 0 if that is 0."""
     return float(min(value / most, 1.0)) if most > 0 else 0.0
 
 
 def check_labels(y, classes=None):
-    """Return labels as an array, and raise where some are missing, or none of them is known."""
+    """Return labels as an array; raise an error if some are missing, or if none is known."""
     y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"))
     if classes is not None and not np.isin(y, classes).any():
         raise ValueError(
@@ -283,7 +283,7 @@ def check_labels(y, classes=None):
 def cut(names, length):
     """Return names as strings of at most ``length`` characters.
 
-    Ends are cut, or, where that would make different names alike, middles.
+    The ends are cut off, or the middles if names would otherwise become equal.
     """
     names = [str(name) for name in names]
     ends = [name if len(name) <= length else name[: length - 1] + "…" for name in names]
@@ -295,7 +295,7 @@ def cut(names, length):
 
 
 def final_model(estimator, X=None):
-    """Return the mixture at the end of searches and pipelines, and X, if any, as it sees it."""
+    """Return the mixture within searches and pipelines, and X as transformed for the mixture."""
     while not hasattr(estimator, "gate_proba"):
         if hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
@@ -312,7 +312,7 @@ def final_model(estimator, X=None):
 
 
 def with_last(estimator, model):
-    """Return a mixture at the end of a copy of the pipeline, if any, that another stands in."""
+    """Return a mixture, at the end of a copy of the estimator's pipeline if there is one."""
     if hasattr(estimator, "best_estimator_"):
         return with_last(estimator.best_estimator_, model)
     if not isinstance(estimator, Pipeline):
@@ -353,7 +353,7 @@ SCORERS = {
     "chosen_expert_accuracy": _score_chosen_expert_accuracy,
 }
 """Scorers of the decomposition by name: -H_s, H_u and I(E;Y) in bits, and the accuracy of the
-expert that is chosen for each sample, alone; higher is better.
+chosen expert without the others. Higher is better.
 
 Each is called as ``scorer(estimator, X, y)`` with a fitted ``MoEClassifier``, a pipeline that
 ends in one or a search for one, and returns a float. ``cross_validate`` and ``tune`` know the

@@ -1,4 +1,4 @@
-"""Distillation: from a gate that reads all experts to one that runs only one."""
+"""Distillation: replace a gate that reads all experts by one that runs only one of them."""
 
 from __future__ import annotations
 
@@ -58,13 +58,14 @@ def distill(
     max_iter: int | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> BaseEstimator:
-    r"""Distill an attentive gate to an ordinary one, which chooses before any expert runs.
+    r"""Distill an attentive gate into an ordinary one, which chooses before any expert runs.
 
-    An attentive gate chooses surely, but has to run all experts of a sample before it can
-    choose one. The student keeps the experts as they are and takes over the attentive gate's own
-    network; a new linear layer on top of it scores the experts from the sample alone. Only this
-    gate is trained, without regularization. Then one expert runs for each sample in prediction.
-    Any other gate that reads the experts (``needs_hidden``) can be distilled as well.
+    An attentive gate is sure of its choice, but it has to run all experts on a sample before it
+    can choose one. The student keeps the experts unchanged and takes over the network of the
+    attentive gate. A new linear layer on top of this network scores the experts from the sample
+    alone. Only the new gate is trained, without regularization. Then one expert runs for each
+    sample in prediction. Any other gate that reads the experts (``needs_hidden``) can be distilled
+    as well.
 
     With ``target="labels"``, as in the paper, the gate maximises the likelihood of the mixture;
     with ``target="teacher"`` it imitates the teacher's gate :math:`q` and needs no labels:
@@ -75,31 +76,32 @@ def distill(
     Parameters
     ----------
     estimator : MoEClassifier, Pipeline or search
-        The teacher: a fitted ``MoEClassifier`` with a gate that reads the experts, such as
-        "attentive", and probability mixing, a pipeline that ends in one, or a search with such a
-        ``best_estimator_``. It is left as it is.
+        The teacher: a fitted ``MoEClassifier`` with probability mixing and a gate that reads the
+        experts, such as "attentive". A pipeline that ends in one, or a search with such a
+        ``best_estimator_``, works as well. The teacher is not changed.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Training samples, as the teacher takes them.
     y : array-like of shape (n_samples,), default=None
-        Labels; without them ``target`` has to be "teacher".
+        Labels; without them ``target`` must be "teacher".
     target : {"labels", "teacher"}, default="labels"
         What the student learns from.
     top_k : int or None, default=1
         How many experts of the student answer for a sample. None keeps the soft mixture of all.
     max_iter : int, default=None
-        Number of epochs; None takes the teacher's ``max_iter``, also if it stopped before.
+        Number of epochs; None takes the teacher's ``max_iter``, even if it stopped earlier.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the samples, at least 0. The teacher's ``class_weight`` counts, too, if the
-        target is the labels.
+        Weights of the samples, at least 0. With ``target="labels"``, the teacher's
+        ``class_weight`` multiplies them.
 
     Returns
     -------
     MoEClassifier or Pipeline
         The student: a new fitted ``MoEClassifier``, or the teacher's pipeline with it as last
-        step. It has a ``SoftmaxGate``, no regularization and early stopping, of ``net_params`` no
-        ``callbacks``, ``train_split`` and ``max_epochs``, and the teacher's other parameters,
-        encoders and augmentation included. Its ``report_`` is the :class:`DistillationReport` for
-        the training samples; curves of the decomposition are not recorded.
+        step. It has a ``SoftmaxGate``, no regularization, no early stopping, and no ``callbacks``,
+        ``train_split`` or ``max_epochs`` in ``net_params``. All other parameters, including
+        encoders and augmentation, are the teacher's. Its ``report_`` is the
+        :class:`DistillationReport` for the training samples; curves of the decomposition are not
+        recorded.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def distill(
     Notes
     -----
     Only ``distill`` distils: a student that is fitted again, or cloned and fitted, becomes an
-    ordinary mixture of its own, and ``partial_fit`` trains its experts, too. How much a student
+    ordinary mixture, and ``partial_fit`` trains its experts, too. How much a student
     loses, if anything, depends on the data; compare it with its teacher on a test set.
 
     See Also
@@ -165,8 +167,8 @@ def distill(
     )
     net = _with_new_gate(student.net_, student.gate, int(build_seed))
     net.max_epochs = student.max_iter
-    # Neither experts nor encoder are trained. Samples that augmentation changes have to pass
-    # through them each time, others only once.
+    # Experts and encoder are not trained. So samples pass through them only once, unless
+    # augmentation changes the samples each time.
     objective = _likelihood if target == "labels" else _divergence
     module = net.module_
     table, encoder = module.table, module.encoder
@@ -188,12 +190,12 @@ def distill(
     return with_last(estimator, student)
 
 
-# Parameters of the teacher's gate that the student's has, too.
+# Parameters that the student's gate takes over from the teacher's.
 _HANDED_ON = ("hidden_layer_sizes", "temperature", "encoder")
 
 
 def _with_new_gate(net, gate, seed):
-    """Give a net an ordinary gate, which knows what the present one can teach it."""
+    """Give a net an ordinary gate, which takes over what it can from the present one."""
     net.gate, net.regularizations = gate, []
     net.callbacks, net.train_split, net.track_decomposition = [], None, False
     net.initialize_callbacks().initialize_history()
@@ -211,7 +213,7 @@ def _with_new_gate(net, gate, seed):
 
 
 def _encoded(net, X):
-    """Return what the gate sees of the samples, from an encoder that is not trained any more."""
+    """Return the samples as the gate reads them, after the encoder, which is not trained."""
     module = net.module_
     changes = [part for part in (module.table, module.encoder) if type(part) is not nn.Identity]
     if not changes and X.dtype == np.float32:
@@ -220,7 +222,7 @@ def _encoded(net, X):
 
 
 def _check_teacher(teacher):
-    """Return the gate of the teacher."""
+    """Return the gate of the teacher, and raise an error if it cannot be distilled."""
     check_is_fitted(teacher)
     gate, mixing = teacher.net_.gate, teacher.net_.mixing
     if not teacher.module_.gate.needs_hidden:
@@ -258,7 +260,7 @@ def _training_data(teacher, X, y, target, sample_weight):
 
 
 def _goals(net, X, y, target):
-    """Return what the student's gate learns for each sample."""
+    """Return the target of the student's gate for each sample."""
     if target == "teacher":
         return net.evaluate(X, MixtureOfExperts.gate_proba)
     return np.concatenate(
@@ -291,15 +293,15 @@ def _expert_log_proba(module, x):
 
 
 def _likelihood(net, x, sample_weight, y):
-    """The likelihood of the mixture, where y has each expert's log-probability of the class."""
-    # Over all experts, as a gate that sees its top k alone would never learn of the others.
+    """Negative log-likelihood; y holds each expert's log-probability of the true class."""
+    # Over all experts: a gate that trains with its top k alone never learns about the others.
     log_proba = net.module_.gate(x, None, net.session_.generator).logits.log_softmax(dim=1)
     loss = -(log_proba + y).logsumexp(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
 
 
 def _divergence(net, x, sample_weight, y):
-    """The divergence from the teacher's gate, where y has its probabilities."""
+    """Divergence from the teacher's gate; y holds the probabilities of this gate."""
     log_proba = net.module_.gate(x, None, net.session_.generator).logits.log_softmax(dim=1)
     loss = F.kl_div(log_proba, y, reduction="none").sum(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
@@ -307,21 +309,21 @@ def _divergence(net, x, sample_weight, y):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DistillationReport:
-    """A teacher and its student side by side; it shows itself as a table.
+    """A teacher and its student side by side; printing it shows a table.
 
     Attributes
     ----------
     teacher_error, student_error : float or None
-        Part of the samples that each gets wrong; None without labels.
+        Share of the samples that each gets wrong; None without labels.
     agreement : float
-        Part of the samples for which both predict the same class.
+        Share of the samples for which both predict the same class.
     expert_agreement : float
-        Part of the samples for which both gates choose the same expert.
+        Share of the samples for which both gates choose the same expert.
     teacher, student : Decomposition
         How each divides the samples among the experts. A student with ``top_k=1`` has an H_s of
-        0: it never asks more than one.
+        0, because it uses one expert for each sample.
     teacher_cost, student_cost : float
-        Mean number of multiply-adds of each for a sample: of the experts that run and of the gate.
+        Mean number of multiply-adds for a sample, of the experts that run and of the gate.
     """
 
     teacher_error: float | None
@@ -360,12 +362,12 @@ def distillation_report(
     Parameters
     ----------
     teacher, student : MoEClassifier, Pipeline or search
-        The fitted teacher and its student, with or without pipelines around them. That one is the
-        student of the other is not checked.
+        The fitted teacher and its student, with or without pipelines around them. Whether one is
+        the student of the other is not checked.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        Samples, better those of a test set.
+        Samples, preferably those of a test set.
     y : array-like of shape (n_samples,), default=None
-        Labels; without them there are no errors, and I(E;Y) takes the predicted classes.
+        Labels; without them there are no errors, and I(E;Y) uses the predicted classes.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""MoEClassifier: the scikit-learn face of the mixture of experts."""
+"""MoEClassifier: the mixture of experts as a scikit-learn classifier."""
 
 from __future__ import annotations
 
@@ -49,14 +49,15 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     r"""Mixture of experts for classification.
 
-    Several small networks, the experts, and a gate that decides for each sample how much each
-    expert says. They are trained together by maximum likelihood,
+    A mixture has several small networks, the experts, and a gate that decides for each sample how
+    much each expert counts. They are trained together by maximum likelihood,
 
     .. math:: -\log \sum_e p_e(x)\, o_{ey}(x) + \text{regularization},
 
-    with the gate's probabilities :math:`p` and the experts' class probabilities :math:`o`. What
-    divides the work among the experts, the gate and the regularization, is chosen by name or, to
-    tune it, as an object. Tables are scaled and encoded on the way in (see ``encoder``).
+    with the gate's probabilities :math:`p` and the experts' class probabilities :math:`o`. The
+    gate and the regularization decide how the work is divided among the experts. Choose them by
+    name, or pass objects to tune them. Tables are scaled and encoded automatically (see
+    ``encoder``).
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Kind of experts: a name in ``EXPERTS``, an object such as
         ``MLPExperts(hidden_layer_sizes=(128,))``, or a function ``(input_shape, n_outputs) ->
         torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
-        "auto" is "conv" for images, if the experts see them as such, and "mlp" otherwise.
+        "auto" is "conv" if the experts read images, and "mlp" otherwise.
     gate : str or object, default="softmax"
         How experts are chosen: a name in ``GATES`` or an object such as
         ``AttentiveGate(key_size=16)``. "softmax" mixes all experts, "top_k" keeps two of them for
@@ -75,95 +76,97 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     regularization : str, object, list of these or None, default="auto"
         Penalties that shape the decomposition: names in ``REGULARIZERS``, such as "importance" and
         "sample_similarity", objects such as ``SampleSimilarity(strength=0.1)``, or a function
-        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list, is
-        what predicts best on tables, ``[Importance(0.2), Competence(0.5)]``, and nothing
-        elsewhere.
+        ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list,
+        stands for ``[Importance(0.2), Competence(0.5)]`` on tables, which predicts best there, and
+        for no penalty elsewhere.
     encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
-        What gate and experts have in common before them. "table" scales numbers, fills in what is
-        missing and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder`` are
-        convolutions, for images, and a function ``(input_shape) -> torch.nn.Module`` may return
-        any backbone; these are trained with the rest. A table is encoded before a backbone reads
-        it. "auto" is "table" for a table and nothing for images; None is nothing for both.
+        The layers before gate and experts, which both share. "table" scales numbers, fills in
+        missing values and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder``
+        applies convolutions to images, and a function ``(input_shape) -> torch.nn.Module`` may
+        return any backbone; these are trained with the rest. A table is encoded before a backbone
+        reads it. "auto" is "table" for a table and no encoder for images; None is no encoder.
     categorical_features : "from_dtype", array-like or None, default="from_dtype"
         Which columns of a table hold categories: a mask, positions or names. "from_dtype" takes
-        those columns of a data frame whose type is categorical or text, and columns of objects
-        that hold text. None: no column does.
+        the columns of a data frame whose type is categorical or text, and object columns that
+        hold text. None: no column holds categories.
     augmentation : {"flip_crop"}, callable or None, default=None
-        How images are changed at random in training: flipped and shifted by "flip_crop" or a
-        ``FlipCrop``, or by a function ``(x, generator) -> x`` of a batch.
+        Random changes of the training images: "flip_crop" or a ``FlipCrop`` flips and shifts
+        them, and a function ``(x, generator) -> x`` may change a batch in any other way.
     mixing : {"probability", "logit"}, default="probability"
-        Whether the experts' probabilities or their logits are averaged. With logits, experts no
-        longer stand on their own, and the decomposition says less.
+        Whether the experts' probabilities or their logits are averaged. With logits, the
+        prediction of a single expert means little, and the decomposition says less.
     learning_rate : float or "auto", default="auto"
-        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 under a
-        gate that reads the experts (attentive), and 3e-3 for images and networks of your own; or
-        with a constant schedule 3e-3 for tables and 1e-3 for all else.
+        Learning rate of AdamW; the peak of the schedule. "auto" is 0.03 for tables, 0.01 for
+        tables with a gate that reads the experts (attentive), and 3e-3 for images and for networks
+        that you wrote. With a constant schedule, it is 3e-3 for tables and 1e-3 for everything
+        else.
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         "one_cycle" raises the learning rate linearly over the first 30 % of ``fit`` and lowers it
-        to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` is always
-        constant.
+        to zero along a cosine (Smith and Topin 2017, arXiv 1708.07120). ``partial_fit`` always
+        uses a constant rate.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.7 for those with more, and 0 elsewhere; a 40th of it in
-        ``partial_fit``. It acts in each step, so in epochs of more than 16 steps, as those of more
-        than 4,000 samples have, it is multiplied by 16 / steps; above 4,000 samples also by
-        (4,000 / samples) to the power of 3/4; and above 120 epochs by 120 / epochs. A number is
-        taken as it is.
+        tables with two classes, 0.7 for tables with more classes, and 0 for everything else;
+        ``partial_fit`` takes a 40th of it. As weight decay acts in each step, "auto" is multiplied
+        by 16 / steps if an epoch has more than 16 steps (as with more than 4,000 samples). It is
+        also multiplied by (4,000 / samples) to the power of 3/4 above 4,000 samples, and by
+        120 / epochs above 120 epochs. A number is used unchanged.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
-        least 32 and at most 256. An epoch is dealt into batches that are as equal as possible.
+        least 32 and at most 256. The batches of an epoch are as equal in size as possible.
     max_iter : int, default=40
         Number of epochs.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, which multiply ``sample_weight``; "balanced" makes all classes
-        count alike. A dict may also have weights for classes that ``y`` lacks, as a fold may, if
-        it has one for each class of ``y``.
+        Weights of the classes, which multiply ``sample_weight``; "balanced" gives all classes the
+        same total weight. A dict may also have weights for classes that are missing in ``y``, for
+        example in one fold, if it has a weight for each class of ``y``.
     early_stopping : bool, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
-        Under "one_cycle" the loss falls most when the learning rate does. So it waits from the
-        peak of the rate on, and then lets the rate come down to zero, in a third of the epochs so
-        far or in those that are left, before it ends the training.
+        With "one_cycle", the loss falls most while the learning rate falls. So early stopping
+        waits from the peak of the rate on. Before it ends the training, it lowers the rate to
+        zero, over a third of the epochs so far or over those that are left, if they are fewer.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
         Early stopping waits for this many epochs without a fall of the loss.
     tol : float, default=1e-4
-        Early stopping counts a fall of the loss by more than this, in nats.
+        Early stopping only counts a fall of the loss by more than this, in nats.
     warm_start : bool, default=False
-        Whether ``fit`` goes on from the weights of the last one.
+        Whether ``fit`` goes on from the weights of the last fit.
     device : str, default="auto"
         A torch device such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is one.
     n_threads : int or "auto", default="auto"
-        Torch's threads within an operation, in fit and predict. "auto" takes two where the work of
-        a batch is worth it and one otherwise, and never more than the process was given
+        Number of torch's threads within an operation, in fit and predict. "auto" uses two if a
+        batch has enough work and one otherwise, and never more than the process was given
         (``OMP_NUM_THREADS``, ``torch.set_num_threads``, ``threadpool_limits``, joblib, its
-        processors). One and two threads round differently, by about 1e-7. An int is taken as it
-        is. A forked child has one thread.
+        processors). An int is used unchanged. Results with one and two threads differ by about
+        1e-7 through rounding. A forked child process has one thread.
     net_params : dict, default=None
-        Arguments of the skorch net, for all that has no parameter here. They win over ours; its
-        list of ``callbacks`` is added. For example ``{"optimizer": torch.optim.SGD}``, which then
-        has its own defaults for all but the learning rate. A warm start goes on with the net that
-        it finds.
+        Arguments of the skorch net, for everything that has no parameter here. They override those
+        of this package; a list of ``callbacks`` is added to its own. For example,
+        ``{"optimizer": torch.optim.SGD}`` trains with SGD, which keeps torch's defaults for all
+        but the learning rate. A warm start continues with the existing net.
     input_shape : tuple of int, default=None
         Shape of the images whose pixels are the columns of a table ``X``, such as (28, 28) or
         (32, 32, 3), for pipelines whose other steps need tables. None takes ``X`` as it is.
     track_decomposition : bool, default=False
         Whether to record in ``decomposition_curves_`` how the experts divide the training samples
-        in each epoch; ``verbose`` does, too.
+        in each epoch; ``verbose`` records it, too.
     verbose : int, default=0
         0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batches, dropout and gate noise. An int gives the same result each
-        time and leaves all global random states untouched; None draws a seed from numpy's.
+        time and leaves all global random states untouched; None draws a seed from numpy's global
+        one.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     encoder_ : TableTransformer or None
-        What turns the columns of a table into the numbers that gate and experts read; None if
-        they read ``X`` itself.
+        Turns the columns of a table into the numbers that gate and experts read; None if they
+        read ``X`` itself.
     n_features_in_ : int
         Number of features; for images the length of their first axis.
     feature_names_in_ : ndarray of shape (``n_features_in_``,)
@@ -178,26 +181,25 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     validation_scores_ : list of float or None
         Accuracy on the validation set after the same epochs.
     best_validation_score_ : float or None
-        Accuracy on the validation set in that epoch of the last training in which its loss was
-        lowest, whose weights early stopping restores.
+        Accuracy on the validation set in the epoch of the last training with the lowest
+        validation loss. Early stopping restores the weights of this epoch.
     decomposition_curves_ : dict of lists of float, or None
         "sample_entropy", "usage_entropy" and "expert_class_information" of the training samples,
-        in bits, in each epoch that ``track_decomposition`` or ``verbose`` recorded; None if there
-        was none, and for a student of :func:`distill`. As in ``loss_curve_``, each batch counts
-        with the weights of its time.
+        in bits, in each epoch that ``track_decomposition`` or ``verbose`` recorded; None if no
+        epoch was recorded, and for a student of :func:`distill`. As in ``loss_curve_``, each batch
+        is measured with the weights that the mixture had at that time.
     expert_usage_ : ndarray of shape (n_experts,)
-        Mean gate probability of each expert over the samples, with their weights, of the last
-        training.
+        Mean gate probability of each expert over the weighted samples of the last training.
     expert_costs_ : ndarray of shape (n_experts,)
-        Multiply-adds that each expert takes for a sample; of networks of your own the number of
-        their parameters, which it is for linear layers.
+        Multiply-adds that each expert takes for a sample. For a network that you wrote, it is the
+        number of its parameters, as for a network of linear layers.
     n_parameters_ : int
         Number of parameters of gate, experts and encoder.
     report_ : DistillationReport, PruningReport or None
         How the mixture compares with the one that :func:`distill` or :func:`prune_experts` made it
         from.
     device_ : str
-        Where the mixture is.
+        Device of the mixture.
     net_ : MoENet
         The skorch net.
     module_ : MixtureOfExperts
@@ -206,7 +208,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     See Also
     --------
     decomposition_entropy : Measures how the experts divide the samples.
-    sklearn.neural_network.MLPClassifier : One network.
+    sklearn.neural_network.MLPClassifier : A single network.
 
     References
     ----------
@@ -232,7 +234,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     """
 
     _parameter_constraints: dict = {
-        # Experts that are networks one by one would take hours to make.
+        # Making more experts than this one by one would take hours.
         "n_experts": [Interval(Integral, 1, 2**16, closed="both")],
         "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
         "gate": [StrOptions(set(GATES)), HasMethods("build")],
@@ -253,7 +255,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         "tol": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "device": [str],
-        # With a million OpenMP ends the process.
+        # With a million threads, OpenMP ends the process.
         "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, 1024, closed="both")],
         "net_params": [dict, None],
         "input_shape": ["array-like", None],
@@ -333,8 +335,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Parameters
         ----------
         deep : bool, default=True
-            Whether to return those of the objects among them, too, such as ``gate__top_k``; of
-            regularizations in a list by their place, ``regularization__0__strength``.
+            Whether to include the parameters of nested objects, such as ``gate__top_k``; those of
+            regularizations in a list are named by position, ``regularization__0__strength``.
 
         Returns
         -------
@@ -345,7 +347,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         return params | parameters_in_list(self.regularization) if deep else params
 
     def set_params(self, **params) -> MoEClassifier:
-        """Set parameters, also nested ones such as ``gate__top_k``.
+        """Set parameters, including nested ones such as ``gate__top_k``.
 
         Parameters
         ----------
@@ -388,11 +390,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             polars, pyarrow, dask) with missing values, text and categories, or images of shape
             (height, width), (height, width, n_channels) with at most 4 channels, or (n_channels,
             height, width). They become float32; a sparse matrix becomes dense. Images of bytes
-            (uint8) are divided by 255, batch by batch, and later so are whole numbers of any type.
+            (uint8) are divided by 255, batch by batch. A mixture that was fitted on bytes also
+            divides other whole numbers by 255.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples, at least 0; a weight of zero equals removal.
+            Weights of the samples, at least 0; a weight of zero removes the sample.
         X_val : array-like of shape (n_val, n_features) or (n_val, ...), default=None
             Validation samples. Their loss and accuracy are recorded each epoch, and early stopping
             watches the loss.
@@ -437,7 +440,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
 
         The first call fits the encoding of a table: the scales of its numbers, its categories and
         which columns have missing values. Later calls keep it. So the first chunk should be large
-        enough to be typical. Later categories are read as unknown ones.
+        enough to be typical. Categories that first occur in later chunks count as unknown.
 
         Parameters
         ----------
@@ -446,7 +449,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         y : array-like of shape (n_samples,)
             Class labels.
         classes : array-like of shape (n_classes,), default=None
-            All classes that will ever come; needed in the first call.
+            All classes that will ever occur; required in the first call.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples, at least 0.
 
@@ -465,8 +468,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Warns
         -----
         UserWarning
-            If a column has categories or missing values for the first time, or if its numbers are
-            more than five standard deviations from where they were. Each column is named once.
+            If a column has new categories or missing values for the first time, or if its numbers
+            lie more than five standard deviations from the mean of the first training. Each column
+            is named once.
         """
         if self.early_stopping:
             raise ValueError(
@@ -486,7 +490,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         return self._fit(X, y, sample_weight, classes=classes)
 
     def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
-        """Train a copy, and become it: a training that fails leaves all as it was."""
+        """Train a copy and take over its state, so that a failed training changes nothing."""
         incremental = classes is not None
         going_on = (incremental or self.warm_start) and hasattr(self, "net_")
         new = self._snapshot()
@@ -497,18 +501,19 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
                 "The training was interrupted in its first epoch; the mixture is as it was before."
             )
         former = {name: value for name, value in vars(self).items() if name != "feature_names_in_"}
-        self.__dict__ = {**former, **vars(new)}  # in one go, as other threads may predict
+        # Change everything in one assignment, as other threads may predict at the same time.
+        self.__dict__ = {**former, **vars(new)}
         if interrupted:
             raise KeyboardInterrupt(
                 f"The training was interrupted after {n_new} complete epochs; the mixture keeps "
                 "the weights that it had by then."
             )
-        if not incremental:  # one chunk of a stream may well belong to one expert
+        if not incremental:  # a single chunk of a stream may well belong to one expert
             self._warn_of_collapse()
         return self
 
     def _train(self, estimator, X, y, sample_weight, validation, classes, going_on):
-        """Train in place of an estimator, and return whether a user interrupted it."""
+        """Train this copy of an estimator, and return whether a user interrupted it."""
         incremental = classes is not None
         check_parameters(self)
         if going_on:
@@ -540,7 +545,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         if hasattr(self, "_skl_callbacks"):
             task = data.task(sample_weight)
             callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
-        if self.early_stopping:  # last, as no callback after it hears of the epoch that it ends
+        if self.early_stopping:  # last, as callbacks after it would miss the epoch that it ends
             callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
         with explained_memory(self.n_experts):
             session = Session(
@@ -559,13 +564,13 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         return interrupted
 
     def _warn_of_news(self, news):
-        """Warn of what the encoding of columns, which stays as it is, does not know."""
+        """Warn about columns with values that the encoding, which is kept, does not know."""
         told = getattr(self, "_told", [])
         for column in sorted(set(news) - set(told)):
             name = getattr(self, "feature_names_in_", range(self.n_features_in_))[column]
             warnings.warn(
                 f"Column {name!r} {news[column]}. partial_fit and warm starts keep the encoding "
-                "of the first training. Let that see more of the data, or fit anew.",
+                "of the first training. Start with more of the data, or fit anew.",
                 stacklevel=6,
             )
         self._told = sorted(set(told) | set(news))

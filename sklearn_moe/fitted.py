@@ -1,4 +1,4 @@
-"""What a fitted mixture can do: predict, and say how it came to its predictions."""
+"""The methods of a fitted mixture: predict, and show how gate and experts contribute."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FittedMixture:
         ndarray of shape (n_samples,)
             Class labels.
         """
-        fitted = self._snapshot()  # another thread may fit
+        fitted = self._snapshot()  # another thread may fit meanwhile
         proba = fitted.predict_proba(X)
         return fitted.classes_[proba.argmax(axis=1)]
 
@@ -43,8 +43,8 @@ class FittedMixture:
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Probabilities in the order of ``classes_``; rows sum to 1. They are float64, and
-            float32 if ``X`` is float32 or float16.
+            Probabilities in the order of ``classes_``; rows sum to 1. They are float64, or float32
+            if ``X`` is float32 or float16.
         """
         return self._evaluate_proba(X, MixtureOfExperts.predict_proba)
 
@@ -59,7 +59,7 @@ class FittedMixture:
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Log-probabilities, exact also where the probability is 0.
+            Log-probabilities. They are exact even if the probability is rounded to 0.
         """
         log_proba = self._evaluate(
             X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1)
@@ -69,7 +69,7 @@ class FittedMixture:
         return log_proba
 
     def gate_proba(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Return how much each expert says about each sample.
+        """Return how much each expert contributes to the prediction for each sample.
 
         Parameters
         ----------
@@ -92,8 +92,8 @@ class FittedMixture:
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Samples.
         chosen_only : bool, default=False
-            Whether to return only what the expert says that the gate chooses for a sample (see
-            :meth:`apply`).
+            Whether to return only the probabilities of the expert that the gate chooses for a
+            sample (see :meth:`apply`).
 
         Returns
         -------
@@ -122,16 +122,16 @@ class FittedMixture:
         return self._evaluate(X, lambda module, x: module.gate_proba(x).argmax(dim=1), np.int64)
 
     def _evaluate_proba(self, X, function):
-        """Return probabilities as :meth:`_evaluate` does, which sum to 1 in their precision."""
+        """Return probabilities as :meth:`_evaluate` does; they sum to 1 in float64, too."""
         proba = self._evaluate(X, function)
         if proba.dtype == np.float64:
             proba /= proba.sum(axis=-1, keepdims=True)
         return proba
 
     def _evaluate(self, X, function, dtype=None):
-        """Return a function of the mixture, in double precision unless X has less."""
+        """Apply a function of the mixture to X; return float64, unless X is less precise."""
         check_is_fitted(self)
-        fitted = self._snapshot()  # another thread may fit
+        fitted = self._snapshot()  # another thread may fit meanwhile
         samples, precision = fitted.reader_.read_with_precision(X, fitted)
         check_shape("X", samples, fitted.net_.input_shape)
         return fitted.net_.evaluate(samples, function, dtype or precision)
@@ -160,7 +160,7 @@ class FittedMixture:
 
     @property
     def device_(self) -> str:
-        """Where the fitted mixture is."""
+        """Device of the fitted mixture."""
         return str(self.net_.device)
 
     @property

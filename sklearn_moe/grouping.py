@@ -1,4 +1,4 @@
-"""Which experts are alike: their divergence, and groups of them."""
+"""Find experts that are alike: measure how similar they are, and group them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.special import entr
 
 
 def divergence(expert_proba: NDArray, gate_proba: NDArray) -> NDArray[np.float64]:
-    """Return how differently two experts predict the samples that the gate gives them.
+    """Return how differently each pair of experts predicts the samples that the gate gives it.
 
     Parameters
     ----------
@@ -20,8 +20,8 @@ def divergence(expert_proba: NDArray, gate_proba: NDArray) -> NDArray[np.float64
     Returns
     -------
     ndarray of shape (n_experts, n_experts)
-        Mean Jensen-Shannon divergence of each pair, in nats, over the samples, which count as
-        much as the gate gives to both; 0 for a pair that gets none.
+        Mean Jensen-Shannon divergence of each pair, in nats, over the samples, weighted with the
+        sum of the pair's gate probabilities; 0 for a pair that gets no samples.
     """
     n_experts = gate_proba.shape[1]
     by_expert = np.ascontiguousarray(expert_proba.transpose(1, 0, 2))
@@ -43,8 +43,8 @@ def cka(features: NDArray) -> NDArray[np.float64]:
     Parameters
     ----------
     features : ndarray of shape (n_samples, n_experts, n_features)
-        What the experts make of the samples. An expert that makes the same of all samples is like
-        none but itself.
+        The experts' features of the samples. An expert with the same features for all samples has
+        an alignment of 0 with all others.
 
     Returns
     -------
@@ -63,27 +63,27 @@ def cka(features: NDArray) -> NDArray[np.float64]:
 
 
 def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list[int]]:
-    """Return a partition of the experts, from joining again and again the cheapest pair of groups.
+    """Group the experts: join the cheapest pair of groups, again and again.
 
     Parameters
     ----------
     distance : ndarray of shape (n_experts, n_experts)
         How different each pair is.
     usage : ndarray of shape (n_experts,)
-        Weights of the experts. To join groups of weight a and b costs their mean distance times
-        ab / (a + b), so that little used experts go first.
+        Weights of the experts. Joining groups of weights a and b costs their mean distance times
+        ab / (a + b), so that experts that are used little are joined first.
     n_groups : int
-        How many groups are left.
+        How many groups to leave.
 
     Returns
     -------
     list of list of int
     """
-    weight = usage + np.finfo(float).eps  # unused experts join what is most like them
+    weight = usage + np.finfo(float).eps  # so that unused experts join the most similar group
     total = distance * np.outer(weight, weight)
     groups = [[expert] for expert in range(len(usage))]
     while len(groups) > n_groups:
-        # The mean distance has the product of the weights as divisor, which is left.
+        # The total is the mean distance times the product of the weights: only the sum is missing.
         cost = total / np.add.outer(weight, weight)
         np.fill_diagonal(cost, np.inf)
         one, other = sorted(np.unravel_index(cost.argmin(), cost.shape))

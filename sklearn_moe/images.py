@@ -1,4 +1,4 @@
-"""Images: their axes, and what is done to them in training."""
+"""Images: the order of their axes, and random changes in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_CHANNELS = 4
 def channels_first(x: Tensor) -> Tensor:
     """Return a view of images as (n_samples, n_channels, height, width).
 
-    They are (n, h, w), (n, h, w, c) with at most 4 channels, or (n, c, h, w).
+    The images may be (n, h, w), (n, h, w, c) with at most 4 channels, or (n, c, h, w).
     """
     if x.dim() == 3:
         return x.unsqueeze(1)
@@ -38,15 +38,16 @@ def has_channels_last(x: Tensor) -> bool:
 class FlipCrop(BaseEstimator):
     """Flip each training image at random from left to right, and shift it by a few pixels.
 
-    What a shift uncovers is filled by reflection. Each image gets a flip and a shift of its own
-    each time.
+    The pixels that a shift uncovers are filled by reflection. Flip and shift are drawn anew for
+    each image, each time.
 
     Parameters
     ----------
     flip : bool, default=True
-        Whether to flip images, each with a probability of one half. Not for digits and letters.
+        Whether to flip images, each with a probability of one half. Set it to False for digits and
+        letters.
     crop : int, default=4
-        Largest shift, in pixels; it has to be smaller than height and width.
+        Largest shift, in pixels; it must be smaller than height and width.
 
     Examples
     --------
@@ -104,7 +105,7 @@ def augment(
     x: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return a batch that an augmentation has changed; raise unless it is like what it was."""
+    """Apply an augmentation to a batch; raise an error if it changes the shape or the type."""
     changed = augmentation(x, generator)
     got = (tuple(changed.shape), changed.dtype) if isinstance(changed, Tensor) else changed
     if got not in [(tuple(x.shape), dtype) for dtype in (x.dtype, torch.float32)]:
@@ -116,7 +117,7 @@ def augment(
 
 
 def _shifted(length, shift):
-    """Return for each sample the places that its shifted rows or columns come from."""
+    """Return, for each sample, the original positions of its shifted rows or columns."""
     places = (torch.arange(length, device=shift.device) + shift).abs()
     return (length - 1) - ((length - 1) - places).abs()
 
@@ -124,4 +125,4 @@ def _shifted(length, shift):
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "flip_crop": FlipCrop(),
 }
-"""The changes of images that ``MoEClassifier(augmentation=...)`` knows by name."""
+"""The augmentations that ``MoEClassifier(augmentation=...)`` knows by name."""

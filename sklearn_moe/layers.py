@@ -65,8 +65,8 @@ def apply_stacked(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 class StackedLinear(nn.Module):
     """The linear layers of all experts in one weight.
 
-    Its outputs have the samples on their last axis: whatever then runs over units, classes or
-    experts is vectorised over the samples, and no product has to be rearranged for the next one.
+    Its outputs have the samples on their last axis. Operations over units, classes or experts are
+    then vectorised over the samples, and no product has to be rearranged for the next one.
 
     Parameters
     ----------
@@ -99,11 +99,11 @@ class StackedLinear(nn.Module):
         self.bias.grad = upstream.sum(dim=2)
 
     def keep(self, experts: list[int]) -> None:
-        """Drop all experts but these, whose order becomes theirs."""
+        """Keep only these experts, in this order."""
         keep_rows(self, experts)
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
-        """Map for each of some experts an input of its own (N, D) to (N, O)."""
+        """Run some of the experts, each on a separate input: map (N, D) to (N, O)."""
         weights, biases = self.weight.unbind(), self.bias.unbind()
         return [
             F.linear(own, weights[expert], biases[expert])
@@ -112,9 +112,9 @@ class StackedLinear(nn.Module):
 
 
 class StackedMLP(nn.Module):
-    """Several networks of one shape: linear layers, with an activation between them.
+    """Several networks of the same shape: linear layers with an activation between them.
 
-    It knows its own gradient, for trainings that do without autograd.
+    It can compute its gradient itself, for trainings without autograd.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class StackedMLP(nn.Module):
         self.activation = activation
         self.dropout = dropout
         self.n_networks = n_networks
-        # Of each network: its last hidden layer, its work for a sample and its widest layer.
+        # For each network: size of its last hidden layer, its work for a sample, widest layer.
         self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]
         self.multiply_adds = sum(n_in * n_out for n_in, n_out in pairwise(sizes))
         self.widest = max(sizes[1:], default=0)
@@ -157,7 +157,7 @@ class StackedMLP(nn.Module):
         return (self.multiply_adds,) * self.n_networks
 
     def keep(self, networks: list[int]) -> None:
-        """Drop all networks but these, whose order becomes theirs."""
+        """Keep only these networks, in this order."""
         for layer in self.layers:
             layer.keep(networks)
         self.n_networks = len(networks)
@@ -166,8 +166,9 @@ class StackedMLP(nn.Module):
     def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
         """Replace groups of networks by their means, weighted with shares that sum to 1.
 
-        The hidden units of independent networks are in no common order. Those of each network are
-        brought into that of the first of its group first, by their correlations on the batch x.
+        Independent networks have their hidden units in different orders. So the units of each
+        network are first matched with those of the first network in its group, by their
+        correlations on the batch x.
         """
         hidden = [layer.output for layer in self.run(x)[:-1]]
         for group, weights in zip(groups, shares, strict=True):
@@ -176,7 +177,7 @@ class StackedMLP(nn.Module):
                 layer.weight[first] *= weights[0]
                 layer.bias[first] *= weights[0]
             for other, share in zip(others, weights[1:], strict=True):
-                order = None  # of the units that a layer reads
+                order = None  # the order of the units that a layer reads
                 for i, layer in enumerate(self.layers):
                     weight, bias = layer.weight[other], layer.bias[other]
                     if order is not None:
@@ -189,7 +190,7 @@ class StackedMLP(nn.Module):
         self.keep([group[0] for group in groups])
 
     def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
-        """Run a batch (N, D), or one per network (E, D, N), and return what each layer read."""
+        """Run a batch (N, D), or one per network (E, D, N); return inputs and output per layer."""
         trail = []
         for layer in self.layers:
             keep = None
@@ -212,7 +213,7 @@ class StackedMLP(nn.Module):
         return logits.permute(2, 0, 1), hidden.permute(2, 0, 1)
 
     def run_some(self, x: list[Tensor], networks: list[int]) -> list[Tensor]:
-        """Map for each of some networks a batch of its own (N, D) to (N, O)."""
+        """Run some of the networks, each on a separate batch: map (N, D) to (N, O)."""
         first, *others = self.layers
         out = first.run_some(x, networks)
         for layer in others:
@@ -234,16 +235,16 @@ class StackedMLP(nn.Module):
 
 
 class LayerTrail(NamedTuple):
-    """What a layer of a :class:`StackedMLP` read and gave."""
+    """The input and output of one layer of a :class:`StackedMLP`, for its gradient."""
 
-    active: Tensor  # the activation before it
-    keep: Tensor | None  # the dropout mask on that
-    x: Tensor  # its input
+    active: Tensor  # output of the activation before the layer
+    keep: Tensor | None  # dropout mask on it
+    x: Tensor  # input of the layer, after dropout
     output: Tensor
 
 
 class MLP(StackedMLP):
-    """One such network, from (N, D) to (N, O); without layers it returns its input."""
+    """A single network from (N, D) to (N, O); without layers it returns its input."""
 
     has_known_gradient = True
     can_be_captured = True
@@ -256,7 +257,7 @@ class MLP(StackedMLP):
 
 
 def matching_units(units: Tensor, others: Tensor) -> list[int]:
-    """Return for each of some units (H, N) its like among others, by their correlations."""
+    """Match units (H, N) one to one with others by correlation; return the order of the others."""
     standard = [
         F.normalize(values - values.mean(dim=1, keepdim=True), dim=1) for values in (units, others)
     ]
@@ -277,14 +278,14 @@ def fill_like_linear(parameter: Tensor, n_in: int, generator: torch.Generator) -
 
 
 def keep_rows(module: nn.Module, rows: list[int]) -> None:
-    """Keep such rows of a module's own parameters and buffers, whose first axis is the experts."""
+    """Keep only these rows, which are experts, of a module's parameters and buffers."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         setattr(module, name, nn.Parameter(parameter.data[rows], parameter.requires_grad))
     for name, buffer in list(module.named_buffers(recurse=False)):
         setattr(module, name, buffer[rows])
 
 
-# What torch's own modules would declare.
+# The classes of torch and for which promises they can be trusted (see ``all_declare``).
 _BY_TORCH = {
     "has_known_gradient": {nn.ModuleList, nn.Identity, nn.NLLLoss},
     "can_be_captured": {nn.ModuleList, nn.Identity, nn.Linear},
@@ -296,10 +297,10 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def all_declare(module: nn.Module, promise: str) -> bool:
     """Whether the classes of a module and of all its parts make a promise, and nothing breaks it.
 
-    A class makes a promise for itself by an attribute ``has_known_gradient = True`` (a closed form
-    in ``training/closed_form.py`` knows it) or ``can_be_captured = True`` (its steps do not wait
-    for the device); what derives from it may do other things. Hooks, parametrizations (which have
-    a class of their own) and parameters that several parts share break it.
+    A class makes a promise with an attribute: ``has_known_gradient = True`` (a closed form in
+    ``training/closed_form.py`` knows it) or ``can_be_captured = True`` (its steps do not wait for
+    the device). Subclasses do not inherit a promise, as they may behave differently. Hooks,
+    parametrizations (which change the class) and parameters that several parts share break it.
     """
     parameters = [each for _, each in module.named_parameters(remove_duplicate=False)]
     return (
@@ -325,7 +326,7 @@ _GLOBAL_RANDOM_STATE = RLock()
 
 @contextmanager
 def seeded_globally(seed: int, device: torch.device | str = "cpu"):
-    """Seed torch's global random state for modules that know no other, and restore it."""
+    """Seed torch's global random state for modules that use no generator, and restore it."""
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with _GLOBAL_RANDOM_STATE, torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)

@@ -122,7 +122,7 @@ def check_gate_proba(gate_proba):
     gate_proba = check_array(gate_proba, dtype=np.float64, input_name="gate_proba")
     if gate_proba.min() < 0 or not np.allclose(gate_proba.sum(axis=1), 1, atol=1e-3):
         raise ValueError("gate_proba must hold probabilities: rows at least 0 that sum to 1.")
-    return gate_proba / gate_proba.sum(axis=1, keepdims=True)  # rounded to float32 before
+    return gate_proba / gate_proba.sum(axis=1, keepdims=True)  # they may be rounded to float32
 
 
 def entropy(proba, axis=None):
@@ -133,7 +133,7 @@ def entropy(proba, axis=None):
 def running_cost(
     gate_proba: NDArray, expert_costs: ArrayLike, all_run: bool
 ) -> tuple[float, NDArray[np.bool_]]:
-    """Return the mean multiply-adds of the experts that run for a sample, and which run.
+    """Return the mean multiply-adds of the experts that run for a sample, and which of them run.
 
     Parameters
     ----------

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from sklearn_moe.gates import GateOutput, Routing
 from sklearn_moe.images import augment
 
-# Multiply-adds that take as long as it takes to single out the samples of one expert, and run it.
+# The time to select the samples of one expert and start it, in multiply-adds.
 WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9}
 
 
 class MixtureOutput(NamedTuple):
-    """All that a mixture says about a batch.
+    """The output of a mixture for a batch, and the results on the way to it.
 
     Attributes
     ----------
@@ -31,11 +31,11 @@ class MixtureOutput(NamedTuple):
     hidden : Tensor of shape (n_samples, n_experts, hidden_size)
         The experts' last hidden vectors.
     routing : Routing or None
-        What a noisy gate drew; None in prediction and for gates without noise.
+        The noise that a gate drew; None in prediction and for gates without noise.
     x : Tensor of shape (n_samples, ...)
-        What gate and experts saw: the batch, or what the encoder made of it.
+        The input of gate and experts: the batch, encoded if there is an encoder.
     experts : ExpertsModule
-        The experts, which know their costs.
+        The module of the experts, which has their ``costs``.
     top_k : int or None
         How many experts the gate takes for a sample; None means all.
     """
@@ -69,9 +69,9 @@ class MixtureOfExperts(nn.Module):
     gate : GateModule
         Maps ``(x, hidden, generator)`` to a ``GateOutput``.
     mixing : {"probability", "logit"}, default="probability"
-        What is averaged.
+        Whether probabilities or logits are averaged.
     encoder : nn.Module, default=None
-        Maps a batch to what gate and experts see; None leaves it as it is.
+        Maps a batch to the input of gate and experts; None leaves the batch unchanged.
     table : TableLayer, default=None
         Encodes a batch of a table, before the encoder.
     """
@@ -109,7 +109,7 @@ class MixtureOfExperts(nn.Module):
         return MixtureOutput(
             log_proba=self._mix(gate_log_proba, expert_logits),
             gate_logits=gate_logits,
-            gate_proba=gate_log_proba.softmax(dim=1),  # unlike exp, never above 1
+            gate_proba=gate_log_proba.softmax(dim=1),  # exp could round to more than 1
             expert_logits=expert_logits,
             hidden=hidden,
             routing=routing,
@@ -124,21 +124,21 @@ class MixtureOfExperts(nn.Module):
         generator: torch.Generator | None = None,
         augmentation: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     ) -> Tensor:
-        """Return what gate and experts see of a batch; bytes are brought to between 0 and 1."""
+        """Return the input of gate and experts for a batch; bytes are scaled to [0, 1]."""
         x = self.table(x)
         if augmentation is not None:
             x = augment(augmentation, x, generator)
         return self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
 
     def route(self, x: Tensor) -> GateOutput:
-        """Return what the gate says of a batch; experts run only for a gate that reads them."""
+        """Return the gate's output for a batch; experts run only if the gate reads them."""
         return self._route(self.encode(x))
 
     def _route(self, x):
         return self._choose(x, self.experts(x)[1] if self.gate.needs_hidden else None)
 
     def _choose(self, x, hidden, generator=None):
-        """Return what the gate says, with the probabilities of experts that take part."""
+        """Return the gate's output, with probability only for experts that take part."""
         gate = self.gate(x, hidden, generator)
         return gate._replace(log_proba=self.experts.limit(gate.log_proba))
 
@@ -160,7 +160,7 @@ class MixtureOfExperts(nn.Module):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether a sample passes through no experts but those that the gate chooses for it."""
+        """Whether only the experts that the gate chooses for a sample have to run."""
         is_choosing = self.gate.top_k is not None and not self.gate.needs_hidden
         return is_choosing and self.experts.independent
 
@@ -170,7 +170,7 @@ class MixtureOfExperts(nn.Module):
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Return the probabilities of the classes for a batch, (n_samples, n_classes)."""
-        # Unlike exp, never above 1.
+        # exp could round to more than 1.
         return self.predict_log_proba(x).mT.softmax(dim=0).mT.contiguous()
 
     def _predict(self, x):
@@ -178,7 +178,7 @@ class MixtureOfExperts(nn.Module):
         x = self.encode(x)
         if self.is_conditional and self._is_worth_choosing(x):
             gate_log_proba = self._choose(x, None).log_proba
-            if self.gate.top_k == 1:  # a faster top k
+            if self.gate.top_k == 1:  # max is faster than topk
                 gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
             else:
                 gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
@@ -191,9 +191,9 @@ class MixtureOfExperts(nn.Module):
     def _run_chosen(self, x: Tensor, chosen: Tensor, answers: Tensor | None = None) -> Tensor:
         """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample.
 
-        Those that do not answer do not run, and have zeros.
+        Experts with False in ``answers`` do not run; their logits are zero.
         """
-        # Pairs of a sample and an expert, one expert's after the other's.
+        # Pairs of a sample and an expert, sorted by expert.
         pairs = chosen.flatten().argsort()
         if answers is not None:
             pairs = pairs[answers.flatten()[pairs]]
@@ -216,7 +216,7 @@ class MixtureOfExperts(nn.Module):
 
     def _mix(self, gate_log_proba, expert_logits):
         if self.mixing == "probability":
-            # With the samples last, as the experts have them, everything here is vectorised.
+            # The samples are last, as in the experts' outputs, so that all steps are vectorised.
             log_proba = expert_logits.permute(1, 2, 0).log_softmax(dim=1)
             return (gate_log_proba.mT.unsqueeze(1) + log_proba).logsumexp(dim=0).mT
         gate_proba = gate_log_proba.softmax(dim=1)

@@ -1,4 +1,4 @@
-"""From the parameters of a ``MoEClassifier`` to objects: names, functions and "auto" resolved."""
+"""Turn the parameters of a ``MoEClassifier`` into objects: resolve names, functions and "auto"."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ _ROOMS = {
 
 
 def check_parameters(estimator: BaseEstimator) -> None:
-    """Check what scikit-learn's table of constraints cannot."""
+    """Check what scikit-learn's table of constraints cannot check."""
     check_device(estimator.device)
     for name in ("n_experts", "batch_size", "max_iter", "n_iter_no_change", "n_threads"):
         value = getattr(estimator, name)
-        if isinstance(value, (bool, np.bool_)):  # which are integers, too
+        if isinstance(value, (bool, np.bool_)):  # Python counts them as integers
             raise ValueError(f"{name} must be an integer, got {value!r}.")
     check_sizes(estimator.get_params())
     check_net_params(estimator.net_params or {})
 
 
 def encoder_of(estimator: BaseEstimator) -> Encoder | None:
-    """Return what ``encoder`` stands for where it has a say; "auto" is the encoder of tables."""
+    """Return the encoder of an estimator as an object; "auto" means the one for tables here."""
     encoder = estimator.encoder
     return as_encoder("table" if _is_auto(encoder) else encoder)
 
 
 def encodes_tables(estimator: BaseEstimator) -> bool:
-    """Whether tables are encoded, also before a backbone."""
+    """Whether tables are encoded, either by the encoder itself or before it."""
     try:
         encoder = encoder_of(estimator)
-    except (TypeError, ValueError):  # of which fit will tell
+    except (TypeError, ValueError):  # fit will raise the error
         return False
     return encoder is not None and not encoder.needs_images
 
@@ -70,7 +70,7 @@ def net_for(
     going_on: bool,
     incremental: bool,
 ) -> MoENet:
-    """Return a new net for a training, or the present one with the present settings."""
+    """Return a new net for a training, or a copy of the fitted one with the current settings."""
     table, net_params = data.reader.table, estimator.net_params or {}
     architecture = architecture_of(estimator, table is not None)
     settings = settings_of(
@@ -108,7 +108,7 @@ _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
 
 
 def architecture_of(estimator: BaseEstimator, is_table: bool) -> dict[str, Any]:
-    """Return the arguments that a net keeps for good."""
+    """Return the arguments that stay the same for the life of a net."""
     encoder, experts = estimator.encoder, estimator.experts
     if _is_function(experts):
         experts = CustomExperts(experts)
@@ -130,18 +130,18 @@ def settings_of(
     n_classes: int,
     incremental: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments that a net takes anew in each training.
+    """Return the arguments that a net gets anew in each training.
 
     Parameters
     ----------
     estimator : MoEClassifier
         Has the parameters.
     is_flat : bool
-        Whether samples are rows of numbers, and no images.
+        Whether samples are rows of numbers, not images.
     n_samples, n_classes : int
-        What there is to train on.
+        Number of training samples and of classes.
     incremental : bool, default=False
-        Whether it is a part of a stream.
+        Whether the training is a call of ``partial_fit``.
     """
     net_params = estimator.net_params or {}
     recipe = recipe_of(estimator, is_flat=is_flat)
@@ -160,7 +160,7 @@ def settings_of(
         "batch_size": estimator.batch_size,
         "verbose": int(estimator.verbose >= 2),
     }
-    if "optimizer" in net_params:  # which has its own defaults
+    if "optimizer" in net_params:  # a user's optimizer keeps its own default
         del settings["optimizer__weight_decay"]
     settings = {name: net_params.get(name, value) for name, value in settings.items()}
     if _is_auto(settings["batch_size"]):
@@ -183,7 +183,7 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     if not is_flat or has_backbone or _is_function(estimator.experts):
         return RECIPES["other"]
     gate = resolve("gate", estimator.gate, GATES)
-    # As its module, a gate that does not say so reads the experts.
+    # A gate without ``needs_hidden`` counts as reading the experts, as its module does.
     return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
 
 
@@ -236,7 +236,7 @@ def _checked(given):
 
 
 def parameters_in_list(regularization: Any) -> dict[str, Any]:
-    """Return the parameters of regularizations in a list, by their place."""
+    """Return the parameters of regularizations in a list, named by their position."""
     if not isinstance(regularization, (list, tuple)):
         return {}
     return {
@@ -248,7 +248,7 @@ def parameters_in_list(regularization: Any) -> dict[str, Any]:
 
 
 def set_parameters_in_list(estimator: BaseEstimator, params: dict[str, Any]) -> dict[str, Any]:
-    """Set those of some parameters that are in a list, after all others; return what is left."""
+    """Set parameters of regularizations in a list, after all others; return those still to set."""
     in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
     if not in_list:
         return params
@@ -266,7 +266,7 @@ def set_parameters_in_list(estimator: BaseEstimator, params: dict[str, Any]) -> 
 
 
 def check_nested(estimator: BaseEstimator, params: dict[str, Any]) -> None:
-    """Raise for a nested parameter of what is given by name, as only objects have parameters."""
+    """Raise for a nested parameter of a part given by name, as only objects have parameters."""
     for key in params:
         name, _, nested = key.partition("__")
         value = params.get(name, getattr(estimator, name, None))
@@ -279,7 +279,7 @@ def check_nested(estimator: BaseEstimator, params: dict[str, Any]) -> None:
 
 
 def _example(room, name, nested, value):
-    """Return what a name stands for, or the first of the room that has the parameter, with it."""
+    """Return an object to suggest in an error message, with the nested parameter set."""
     named = room.get(name) if isinstance(name, str) else None
     options = [named] if named is not None else list(room.values())
     for option in options:

@@ -1,4 +1,4 @@
-"""What a file of a fitted mixture holds."""
+"""The types that a saved mixture is made of."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRUSTED_TYPES: list[str] = sorted(
     | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
     | {Decomposition, DistillationReport, PruningReport}
 )
-"""The types of this package that a skops file of a mixture may hold, for ``trusted``.
+"""The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.
 
-A mixture without parts of yours has no others that skops does not trust by itself.
+No other types are needed, unless the mixture contains classes or functions that you wrote.
 """

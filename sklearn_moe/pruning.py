@@ -28,7 +28,7 @@ from sklearn_moe.measures import running_cost
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.callbacks import AnnealTopK
 
-# Experts, and the units of experts, are compared on at most so many samples, evenly spaced.
+# Experts, and the units of experts, are compared on at most this many evenly spaced samples.
 SAMPLES_TO_COMPARE = 8192
 SAMPLES_TO_MATCH_UNITS = 2048
 
@@ -68,15 +68,16 @@ def prune_experts(
 ) -> BaseEstimator:
     r"""Prune a fitted mixture of experts to fewer experts.
 
-    Training often leaves experts that do the same, or next to nothing. Without them the mixture is
-    smaller and, where all experts run, faster. Which ones go, or go together, says the method:
+    After training, some experts often do the same, or next to nothing. Without them the mixture is
+    smaller and, if all experts run, faster. The method decides which experts are removed or
+    merged:
 
-    - *similarity* groups experts that say the same about the samples ``X``, of which no labels are
-      needed, and replaces each group by one, to which all its samples go, unless the gate is
-      attentive: that scores by hidden vectors. How different two
-      experts are is the mean divergence of their probabilities :math:`o` over the samples that the
-      gate gives them, or, with ``similarity="cka"``, what the linear centred kernel alignment of
-      their logits :math:`F` (samples by classes) leaves to 1:
+    - *similarity* groups experts that predict the same for the samples ``X``, without labels, and
+      replaces each group by one expert. This expert gets all samples of the group, unless the gate
+      is attentive, which scores hidden vectors. The distance of two experts is the mean divergence
+      of their probabilities :math:`o` over the samples that the gate gives them, or, with
+      ``similarity="cka"``, 1 minus the linear centred kernel alignment of their logits :math:`F`
+      (samples by classes):
 
       .. math:: d_{ef} = \frac{\sum_n (p_{ne} + p_{nf})\, \mathrm{JS}(o_{ne}, o_{nf})}
                 {\sum_n (p_{ne} + p_{nf})}
@@ -84,56 +85,56 @@ def prune_experts(
                 1 - \frac{\lVert F_e^T F_f \rVert^2}
                 {\lVert F_e^T F_e \rVert\, \lVert F_f^T F_f \rVert}
 
-      Those groups :math:`a, b` with usages :math:`u` are joined first for which the mean
-      distance times :math:`u_a u_b / (u_a + u_b)` is least.
+      The groups :math:`a, b`, with usages :math:`u`, are joined first if their mean distance times
+      :math:`u_a u_b / (u_a + u_b)` is the smallest.
     - *router_norm* needs no data. It keeps the experts whose weights in the gate grew most in
       training, by :math:`\lVert w_e \rVert - \lVert w_e^\mathrm{start} \rVert`.
-    - *heavy_hitters* keeps the experts to which the gate gives most of the samples ``X``. With
-      ``counting="soft"`` it is their sum of the gate's probabilities :math:`q`, before top-k
-      masking, with "hard" the number of samples for which they are among the top k.
-    - *random* keeps any. It is what a method has to beat.
+    - *heavy_hitters* keeps the experts to which the gate gives most of the samples ``X``.
+      ``counting="soft"`` adds up the gate's probabilities :math:`q` before top-k masking; "hard"
+      counts the samples for which an expert is among the top k.
+    - *random* keeps a random choice: the baseline that a method has to beat.
 
     Parameters
     ----------
     estimator : MoEClassifier, Pipeline or search
         A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
-        ``best_estimator_``. It is left as it is.
+        ``best_estimator_``. It is not changed.
     method : {"similarity", "router_norm", "heavy_hitters", "random"}
-        What decides.
+        How the experts are chosen.
     n_experts : int
-        How many experts are left, not fewer than answer for a sample. The present number changes
-        nothing.
+        How many experts to keep, at least as many as answer for a sample. The present number
+        changes nothing.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...), default=None
-        Samples, such as those of the training. All methods but "router_norm" and "random" need
-        them, and with them the report says how often the prediction is the same.
+        Samples, such as the training samples. All methods except "router_norm" and "random" need
+        them. With samples, the report says how often the prediction stays the same.
     y : array-like of shape (n_samples,), default=None
         Labels, for the errors in the report, ``stratified`` and ``fine_tune``.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in the fine-tuning, at least 0.
     similarity : {"outputs", "cka"}, default="outputs"
-        How experts are compared: by their predictions for their own samples, or by what they make
-        of all samples, up to rotation and scale.
+        How experts are compared: "outputs" by their predictions for their own samples, "cka" by
+        their logits for all samples, up to rotation and scale.
     reduce : {"auto", "merge", "keep"}, default="auto"
-        What stands for a group of similar experts: "merge" is the mean of their weights, by usage,
-        after their hidden units have been brought into one order, "keep" the most used of them.
-        "auto" merges ``MLPExperts``, and no others can be merged.
+        What replaces a group of similar experts: "merge" takes the mean of their weights, weighted
+        by usage, after matching their hidden units; "keep" takes the most used expert. "auto"
+        merges ``MLPExperts`` and keeps the most used of all others, which cannot be merged.
     counting : {"soft", "hard"}, default="soft"
         How heavy hitters are counted.
     stratified : bool, default=False
-        Whether a heavy hitter is counted within each class and only its best class counts, so
+        Whether to count heavy hitters within each class and to use only an expert's best class, so
         that the experts of rare classes are kept.
     fine_tune : bool, default=False
         Whether to train the pruned mixture, with ``regularization``, on samples of all classes.
-        The number of experts that answer for a sample falls over the first half of the training
-        to ``top_k``, but not below two; one is left at the end, as a gate that takes one would
-        train on all.
+        The number of experts that answer for a sample falls to ``top_k`` over the first half of
+        the training, but not below two, because a gate that takes one would train all experts.
+        With ``top_k=1``, it falls to one after the training.
     regularization : str, object, list of these or None, default="entropy"
         The penalties of the fine-tuning, as in ``MoEClassifier``.
     top_k : int, default=None
         How many experts answer for a sample after the fine-tuning; None means 1.
     max_iter : int, default=None
-        Number of epochs of the fine-tuning; None takes those of the estimator. ``net_params`` win
-        over it, as in ``fit``.
+        Number of epochs of the fine-tuning; None takes that of the estimator. ``net_params``
+        override it, as in ``fit``.
     random_state : int, RandomState instance or None, default=None
         Seed of the method "random".
 
@@ -141,9 +142,9 @@ def prune_experts(
     -------
     MoEClassifier or Pipeline
         A new fitted ``MoEClassifier`` with fewer experts, or the pipeline with it as last step.
-        Its ``report_`` is the :class:`PruningReport`, and ``expert_usage_`` that of ``X``, or
-        without ``X`` the former one of the experts that are left, in proportion. After a
-        fine-tuning its parameters are those of that training: ``gate`` with the new ``top_k``,
+        Its ``report_`` is the :class:`PruningReport`. Its ``expert_usage_`` is measured on ``X``;
+        without ``X``, it is the former usage of the remaining experts, scaled to sum to 1. After
+        fine-tuning, its parameters are those of the fine-tuning: ``gate`` with the new ``top_k``,
         ``regularization``, ``max_iter``, and no early stopping.
 
     Raises
@@ -156,12 +157,13 @@ def prune_experts(
 
     Notes
     -----
-    Of the first reference this is the idea, from its abstract and what others say of it: similar
-    experts are found by what they say and replaced, with the gate, by one. "outputs", the joining
-    of groups and the weights of the mean are this package's. A group has the sum of its members'
-    gate probabilities, so the gate keeps its size, and a k-means gate is not refitted any more;
-    an attentive gate has nothing to sum. In the second reference pruned experts still take their
-    share of the softmax; here the probabilities of the others sum to 1.
+    "similarity" follows the idea of the first reference, as its abstract and other papers describe
+    it: experts with similar outputs are replaced, together with their part of the gate, by one
+    expert. "outputs", the way of joining groups and the weights of the mean are this package's. A
+    group gets the sum of its members' gate probabilities. So the gate keeps its size, and a
+    k-means gate is no longer refitted; an attentive gate has nothing to sum. In the second
+    reference, pruned experts still take their share of the softmax; here the probabilities of the
+    remaining experts sum to 1.
 
     A pruned mixture that is fitted again, or cloned and fitted, is an ordinary mixture with
     ``n_experts`` experts, if the experts' own parameters allow so many.
@@ -236,7 +238,7 @@ def prune_experts(
 
 
 def _check(model, method, n_experts, X, y, *, stratified):
-    """Check what the parameters have to do with one another."""
+    """Check that the parameters fit together."""
     gate, present = model.module_.gate, model.net_.n_experts
     if n_experts > present:
         raise ValueError(
@@ -279,7 +281,7 @@ def _similar(model, X, n_experts, similarity):
     logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
     usage = gate_proba.mean(axis=0)
     if similarity == "cka":
-        # The softmax of a sample takes no notice of the mean of its logits.
+        # The softmax does not depend on the mean of a sample's logits, so CKA should not either.
         distance = 1 - cka(logits - logits.mean(axis=2, keepdims=True))
     else:
         distance = divergence(softmax(logits, axis=2), gate_proba)
@@ -317,7 +319,7 @@ def _norm_changes(model):
 
 
 def _counts(model, X, y, counting):
-    """Return how many samples each expert gets, or which part of its best class."""
+    """Return how many samples each expert gets; with labels, its largest share of a class."""
     if counting == "soft":
         logits = model.net_.evaluate(X, lambda module, x: module.route(x).logits)
         got = softmax(logits.astype(np.float64), axis=1)
@@ -352,7 +354,7 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
         warm_start=True,
     )
     net.gate, gate = pruned.gate, net.module_.gate
-    # A gate that takes one has trained on all of them.
+    # A gate that takes one expert was trained with all of them, so the fine-tuning starts there.
     first = net.n_experts if gate.top_k in (None, 1) else gate.top_k
     annealing = ("anneal_top_k", AnnealTopK(first, top_k))
     net.callbacks_.append(annealing)
@@ -366,23 +368,23 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningReport:
-    """A mixture before and after :func:`prune_experts`; it shows itself as a table.
+    """A mixture before and after :func:`prune_experts`; printing it shows a table.
 
     Attributes
     ----------
     method : str
-        What decided.
+        The method that chose the experts.
     groups : list of list of int
-        Of each expert that is left, the former experts that it stands for. With
-        ``method="similarity"`` they are a partition of all, the most used of each first; otherwise
-        it is the former number of the expert alone.
+        For each remaining expert, the former experts that it stands for. With
+        ``method="similarity"``, each former expert is in one group, and the most used of each
+        group comes first; otherwise a group is the former number of the expert alone.
     scores : ndarray of shape (n_experts,)
-        Of each former expert what decided: its usage for similarity, the growth of its norm, its
-        count, or a random number.
+        For each former expert, the number that decided: its usage for similarity, the growth of
+        its norm, its count, or a random number.
     error_before, error_after : float or None
-        Part of the samples that is wrong; None without labels.
+        Share of the samples with a wrong prediction; None without labels.
     agreement : float or None
-        Part of the samples for which both predict the same class; None without samples.
+        Share of the samples for which both predict the same class; None without samples.
     n_parameters_before, n_parameters_after : int
         Number of parameters.
     cost_before, cost_after : float or None

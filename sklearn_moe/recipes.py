@@ -1,8 +1,8 @@
-"""What "auto" stands for in the training of ``MoEClassifier``: the recipes, as plain data.
+"""What "auto" stands for in the training of ``MoEClassifier``: recipes, as plain data.
 
-The one for tables was chosen on eight tables with at most 4,000 training rows, two to six splits
-and 100 epochs, one thing after the other. Mean error in percent and log loss, each line with what
-those above it have, but for the lines in brackets:
+The recipe for tables was chosen on eight tables with at most 4,000 training rows, two to six
+splits and 100 epochs, one setting at a time. The table shows the mean error in percent and the log
+loss. Each line keeps the settings of the lines above it, except those in brackets:
 
 ================================================== ===== ======
 8 experts of 64 units, scaled features             19.42 0.5409
@@ -17,7 +17,7 @@ learning rate 2e-2                                 17.22 0.4459
 weight decay 2 for two classes, 0.5 for more       16.71 0.4392
 ================================================== ===== ======
 
-and then on ten with three splits, two of which had no part in the above:
+Then it was refined on ten tables with three splits; two of these tables were not used above:
 
 ================================================== ===== ======
 weight decay 0.7 for more than two classes         15.54 0.3917
@@ -28,16 +28,18 @@ hat functions from 50 rows per column on           15.46 0.3890
 40 epochs, learning rate 3e-2                      15.37 0.3825
 ================================================== ===== ======
 
-Importance costs nothing there, and no split has a usage entropy below 0.99 of its most; without it
-the least was 0.17. ``benchmarks/tabular.py`` measures the result beside its peers.
+Importance costs no accuracy there, and with it no split has a usage entropy below 0.99 of its
+maximum; without it the lowest was 0.17. ``benchmarks/tabular.py`` compares the result with other
+classifiers.
 
-These have at most 4,000 training rows, 16 steps an epoch. Weight decay acts in each step, so
-with more rows or smaller batches the same number forgets sooner (with 4,000 rows or 30,000,
-after about 4,000), and in the end it kills experts. So above 16 steps it falls with their
-number: what the weights remember is measured in epochs, as X. Wang and L. Aitchison advise (How
-to set AdamW's weight decay as you scale model and dataset size, 2024, arXiv 2405.13698). Above
-4,000 rows it also falls with their number to the power of 3/4, because more rows need less of it.
-Error in percent of one split by the weight decay for two classes, 40 epochs, and what is taken:
+These tables have at most 4,000 training rows, which are 16 steps per epoch. Weight decay acts in
+each step. So with more rows or smaller batches, the same value makes the weights forget sooner
+(with 4,000 rows or 30,000, after about 4,000), and in the end experts die. Above 16 steps, weight
+decay is therefore multiplied by 16 / steps: the weights then remember the same number of epochs,
+as X. Wang and L. Aitchison advise (How to set AdamW's weight decay as you scale model and dataset
+size, 2024, arXiv 2405.13698). Above 4,000 rows it is also multiplied by (4,000 / rows) to the
+power of 3/4, because more rows need less of it. The table shows the error in percent of one split
+after 40 epochs for several values of the weight decay for two classes, and the value that is used:
 
 ========================== ==== ===== ===== ===== ===== ===== =====
 table                      rows 2     0.6   0.2   0.06  0.02  taken
@@ -49,18 +51,21 @@ sharp thresholds           15k  20.68 19.62 19.52 20.57 21.01 0.20
 adult                      15k  13.74 13.67 14.44             0.20
 ========================== ==== ===== ===== ===== ===== ===== =====
 
-Three rules in 30 columns, 50,000 rows and 10 epochs, hardly mind: 5.06, 5.16, 5.31 and 5.52 with
-0.2, 0.1, 0.05 and 0.02, where gradient boosting has 14.46.
+It hardly matters for data of three rules in 30 columns, with 50,000 rows and 10 epochs: the error
+is 5.06, 5.16, 5.31 and 5.52 with 0.2, 0.1, 0.05 and 0.02, and 14.46 with gradient boosting.
 
-Noisy tables want more and clean ones less; this lies between. A stream (``partial_fit``) has the
-decay of one epoch in place of 40: after 24 chunks of 1,000 rows of covertype the error is
-21.9, 20.7 and 20.6 with 2, 0.3 and 0.05, and after 12 of adult 14.2 with each.
+Noisy tables need more weight decay and clean ones less; these values are a compromise. In a stream
+(``partial_fit``), the weight decay is that of one epoch instead of 40. After 24 chunks of 1,000
+rows of covertype, the error is 21.9, 20.7 and 20.6 with 2, 0.3 and 0.05; after 12 chunks of adult,
+it is 14.2 with each.
 
-More epochs need as much of it as 40 do: less, in inverse proportion, takes the log loss of three
-linear rules in 30 columns, 3,000 rows, from 0.479 after 40 epochs to 0.545 after 120.
+More epochs need as much weight decay as 40 epochs. If it falls in inverse proportion to their
+number, the log loss of three linear rules in 30 columns and 3,000 rows rises from 0.479 after 40
+epochs to 0.545 after 120.
 
-An attentive gate learns slower. On digits, with importance or sample similarity, it has a log loss
-of 0.146 with 3e-2 and 0.104 with 1e-2, and a sample entropy of 0.23 and 0.13 bits.
+An attentive gate learns best with a lower learning rate. On digits, with importance or sample
+similarity, its log loss is 0.146 with 3e-2 and 0.104 with 1e-2, and its sample entropy is 0.23 and
+0.13 bits.
 """
 
 from __future__ import annotations
@@ -78,7 +83,7 @@ _TABLE = {
 RECIPES: dict[str, dict[str, Any]] = {
     "table": _TABLE,
     "attentive": {**_TABLE, "learning_rate": {"one_cycle": 0.01, "constant": 3e-3}},
-    # Images, and networks of a user's own.
+    # Images, and networks that a user wrote.
     "other": {
         "learning_rate": {"one_cycle": 3e-3, "constant": 1e-3},
         "weight_decay": {"binary": 0.0, "multiclass": 0.0},
@@ -88,7 +93,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Settings for tables, for tables with an attentive gate, and for everything else: the learning
 rate for each schedule, the weight decay by the number of classes, and the regularization."""
 
-# Of the recipes: samples, steps of an epoch and epochs.
+# The samples, steps per epoch and epochs for which the recipes were chosen.
 _SAMPLES, _STEPS, _EPOCHS = 4000, 16, 40
 
 
@@ -112,11 +117,11 @@ def automatic_weight_decay(
     recipe : dict
         One of ``RECIPES``.
     n_classes, n_samples : int
-        What there is to train on.
+        Number of classes and of training samples.
     batch_size : int
         Largest number of samples of a batch; -1 means all.
     epochs : int or None
-        Number of epochs; None is a part of a stream.
+        Number of epochs; None means a call of ``partial_fit``.
 
     Returns
     -------
@@ -128,4 +133,5 @@ def automatic_weight_decay(
         return decay / _EPOCHS
     n_steps = 1 if batch_size == -1 else -(-n_samples // batch_size)
     decay *= min(1.0, _STEPS / n_steps) * min(1.0, _SAMPLES / n_samples) ** 0.75
-    return decay * min(1.0, 3 * _EPOCHS / epochs)  # or what is not used becomes subnormal
+    # Longer trainings would let unused weights decay to subnormal numbers, which are slow.
+    return decay * min(1.0, 3 * _EPOCHS / epochs)

@@ -1,4 +1,4 @@
-"""A report of a decomposition in one screen: the experts, the measures, and what to do."""
+"""Report a decomposition on one screen: the experts, the measures, and what to try."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sklearn_moe.decomposition import (
     final_model,
 )
 
-# Of more experts than this the report shows the most used ones.
+# Largest number of experts in the report, which shows those that are chosen most often.
 MOST_EXPERTS = 17
 
-# What the expert says about the class, below these parts of the most that is possible.
+# Words for how much the expert says about the class, below these shares of the possible maximum.
 SAYS = (
     (0.1, "almost nothing"),
     (0.4, "little"),
@@ -50,9 +50,9 @@ def decomposition_report(
     - how the gate chooses: *unsurely*, as if more than 1.5 experts shared each sample equally,
       :math:`2^{H_s} > 1.5`, or *surely*.
 
-    It knows neither whether these are the right parts nor whether another ``random_state`` would
-    find them again. A soft gate that has found what is in the data may be unsure, and an even and
-    sure division may be a wrong one.
+    The report cannot tell whether this division is the right one, or whether another
+    ``random_state`` would find it again. A soft gate that has found the structure of the data may
+    be unsure, and an even and sure division may be wrong.
 
     Parameters
     ----------
@@ -60,25 +60,29 @@ def decomposition_report(
         A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
         ``best_estimator_``.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-        Samples, better those of a test set.
+        Samples, preferably those of a test set.
     y : array-like of shape (n_samples,)
         Labels.
     output_dict : bool, default=False
-        Whether to return a dict in place of the text.
+        Whether to return a dict instead of the text.
 
     Returns
     -------
     str or dict
-        The text, which a notebook shows as ``print`` would; of many experts it has the 17 that are
-        chosen most often. The dict has ``experts``, a list of one dict per expert ("expert",
-        "share", "usage", "accuracy", "certainty", and "main_classes", the parts of its samples in
-        the at most three classes that have a tenth of them; accuracy and certainty are nan for an
-        expert that is never chosen), ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
+        The text, which a notebook shows as ``print`` would. It lists at most 17 experts, those
+        that are chosen most often.
+
+        The dict has ``experts``, a list of one dict per expert, with "expert", "share", "usage",
+        "accuracy", "certainty" and "main_classes". "main_classes" has the three largest classes
+        of the expert's samples, without those below a tenth, and their shares of its samples.
+        Accuracy and certainty are nan for an expert that is never chosen.
+
+        The dict also has ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
         ``n_parameters``, ``cost``, ``relative_cost`` and ``skipping_share`` (see
-        :class:`Decomposition`),
-        ``sample_entropy``, ``usage_entropy`` and ``expert_class_information`` in bits, the same
-        ``normalized_*``, ``verdict`` (two str, "even" or "uneven" and "sure" or "unsure") and
-        ``advice`` (list of str, empty for "even" and "sure").
+        :class:`Decomposition`), ``sample_entropy``, ``usage_entropy`` and
+        ``expert_class_information`` in bits, the same ``normalized_*``, ``verdict`` (two str,
+        "even" or "uneven" and "sure" or "unsure") and ``advice`` (list of str, empty for "even"
+        and "sure").
 
     See Also
     --------
@@ -163,7 +167,7 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
         else:
             advice.append("regularization='importance' or 'sample_similarity', for more experts")
         if math.ceil(used) < n_experts:
-            advice.append(f"n_experts={math.ceil(used)}, if so many do")
+            advice.append(f"n_experts={math.ceil(used)}, if that many are enough")
     if 2**decomposition.sample_entropy > 1.5:
         verdict[1] = "unsure"
         if net.mixing == "logit":

@@ -1,4 +1,4 @@
-"""Encoding tables: how columns become the numbers that a net reads."""
+"""Encode tables: turn their columns into the numbers that a net reads."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from sklearn_moe.containers import (
     read_table,
 )
 
-# With fewer rows or more columns hat functions took more than they gave (digits, breast_cancer).
+# With fewer rows or more columns, hat functions did more harm than good (digits, breast_cancer).
 ROWS_PER_COLUMN = 50
 COLUMNS_FOR_HATS = 100
 
-# Between two knots are at least so many rows, but for those of frequent values.
+# At least this many rows lie between two knots, not counting most rows of very frequent values.
 ROWS_PER_KNOT = 25
 
-# Numbers are encoded in pieces of about so many, in double precision.
+# Tables are processed in pieces of about this many numbers, as double precision takes memory.
 NUMBERS_OF_PIECE = 2**20
 
-# Knots that are closer than this, in standard deviations, are one.
+# Knots that are closer than this, in standard deviations, become one knot.
 SMALLEST_GAP = 1e-6
 
-# Later tables whose median is so many standard deviations from the mean are worth a warning.
+# Warn about a later column whose median distance from the first mean is larger than this, in
+# standard deviations.
 FAR_AWAY = 5
 
-# Powers of two beyond which squares of numbers leave the range of double precision.
+# Numbers with larger exponents of two are scaled, so that squares do not leave double precision.
 LARGEST_EXPONENT = 400
 
 
 def clip_smoothly(X: NDArray) -> NDArray:
-    r"""Return :math:`x / \sqrt{1 + (x / 3)^2}`: outliers stay below 3, and order stays."""
+    r"""Squash numbers into (-3, 3) in the same order, by :math:`x / \sqrt{1 + (x / 3)^2}`."""
     return X / np.hypot(1, X / 3)
 
 
@@ -51,28 +52,30 @@ class TableTransformer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     n_knots : int, "auto" or None
-        Number of hat functions of a column of numbers.
+        Largest number of hat functions of a column of numbers; see ``TableEncoder``.
     max_categories : int or None
-        A column of more categories has the rarest of them taken together.
+        Largest number of encoded columns for a column of categories; the rarest share one.
 
     Attributes
     ----------
     is_categorical_ : ndarray of shape (n_features,)
-        Whether a column holds categories.
+        True for columns that hold categories.
     mean_, scale_ : ndarray of shape (n_numbers,)
         Mean and standard deviation of each column of numbers, divided by two to the power of its
         ``exponent_``, which is 0 unless the numbers are extreme.
     is_constant_ : ndarray of shape (n_numbers,)
-        Whether all values of a column of numbers were the same.
+        True for columns of numbers whose values were all the same.
     has_missing_ : ndarray of shape (n_numbers,)
-        Whether a column of numbers had missing values.
+        True for columns of numbers that had missing values.
     knots_ : list of ndarray
-        The knots of the hat functions of each column of numbers, standardised; empty for none.
+        The knots of the hat functions of each column of numbers, standardised; empty for a column
+        without hat functions.
     categories_ : list of lists
-        The categories of each column of categories that have a column of their own: numbers as
-        float, anything else as str, None for a missing value.
+        For each column of categories, the categories that are encoded in separate columns:
+        numbers as float, anything else as str, None for a missing value.
     has_infrequent_ : list of bool
-        Whether there is one more column for the rarest categories and unknown ones.
+        For each column of categories, whether one more column encodes the rarest categories and
+        unknown ones.
     """
 
     def __init__(self, n_knots: int | str | None = "auto", max_categories: int | None = 100):
@@ -96,7 +99,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         y : None
             Not used.
         is_categorical : ndarray of shape (n_features,)
-            Which columns it read as categories.
+            True for the columns that were read as categories.
         sample_weight : ndarray of shape (n_samples,), default=None
             Weights of the samples.
 
@@ -119,7 +122,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             highest = np.fmax(highest, np.fmax.reduce(numbers[rows], axis=0))
         exponent = np.frexp(np.fmax(np.abs(lowest), np.abs(highest)))[1]
         is_extreme = np.isfinite(lowest) & (np.abs(exponent) > LARGEST_EXPONENT)
-        # By more than 1000 no factor could bring them, nor does it have to.
+        # A factor with a larger exponent than 1000 would overflow, and none is needed.
         self.exponent_ = np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
 
         total, self.mean_ = np.zeros(n_columns), np.zeros(n_columns)
@@ -137,7 +140,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             deviation = np.nan_to_num(self._scaled_down(numbers[rows]) - self.mean_)
             variance += weight[rows] @ np.square(deviation)
         self.scale_ = np.sqrt(variance / total)
-        # Of a constant column rounding leaves about so much.
+        # Rounding leaves a standard deviation of about this size in a constant column.
         rounding = 8 * np.finfo(np.float64).eps * np.abs(self.mean_)
         self.is_constant_ = self.scale_ <= rounding
         self.scale_[self.is_constant_] = 1
@@ -179,7 +182,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             self.categories_.append([levels[code] for code in used])
 
     def read(self, X: ArrayLike) -> NDArray:
-        """Read a table as the net, ``module_`` and its gate do.
+        """Read a table into the array that the net, ``module_`` and its gate take.
 
         Parameters
         ----------
@@ -189,7 +192,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Its numbers, and then for each column of categories the place of the category.
+            The columns of numbers, then for each column of categories the position of the
+            category.
         """
         X = as_dense(as_eager(X))
         if as_frame(X) is None:
@@ -197,7 +201,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return self.arrange(read_table(X, self.is_categorical_))
 
     def news(self, table: Table) -> dict[int, str]:
-        """Return what a table has that the fitted one had not, by the position of the column."""
+        """Return what is new in a later table, by the position of the column."""
         news = {}
         for j, position in enumerate(np.flatnonzero(~self.is_categorical_).tolist()):
             values = self._scaled_down(column_of(table.numbers, j), j)
@@ -221,15 +225,16 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return news
 
     def arrange(self, table: Table) -> NDArray:
-        """Return the array that the net reads: its numbers, then the places of its categories.
+        """Return the array that the net reads: numbers, then positions of categories.
 
-        A category that has no place of its own has that of the rarest ones, or -1. A table of
-        floats in rows, or a sparse one, is returned as it is.
+        A category without a separate column gets the position of the rarest ones, or -1 if these
+        have none. A table of floats in row order, or a sparse one, is returned without a copy.
 
         Returns
         -------
         ndarray of shape (n_samples, n_numbers + n_categorical)
-            Of float64, or of float32 if the numbers are.
+            float64, or float32 if the numbers are. Large numbers with small differences need
+            float64 until they are standardised.
         """
         numbers = table.numbers
         if isinstance(numbers, SparseRows):
@@ -247,7 +252,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
 
     @staticmethod
     def _places(levels, categories, has_infrequent):
-        """Return the place of each level among the categories."""
+        """Return the position of each level among the categories."""
         place = {category: i for i, category in enumerate(categories)}
         unknown = len(place) if has_infrequent else -1
         return np.array([place.get(level, unknown) for level in levels], dtype=np.float32)
@@ -257,7 +262,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return TableLayer(self)
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Return a table as gate and experts read it.
+        """Encode a table into the numbers that gate and experts read.
 
         Parameters
         ----------
@@ -318,38 +323,38 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return np.array(out, dtype=object)
 
     def _pieces(self, array, width=None):
-        """Return slices of so many rows that a piece stays small."""
+        """Return slices of rows, each with about ``NUMBERS_OF_PIECE`` numbers."""
         n_rows = max(1, NUMBERS_OF_PIECE // max(1, width or array.shape[1]))
         return (slice(start, start + n_rows) for start in range(0, len(array), n_rows))
 
     def _scaled_down(self, numbers, columns=slice(None)):
-        numbers = numbers.astype(np.float64, order="C")  # sums in other orders have other bits
+        numbers = numbers.astype(np.float64, order="C")  # so that all layouts round sums alike
         exponent = self.exponent_[columns]
         return np.ldexp(numbers, -exponent) if exponent.any() else numbers
 
     def _standardised(self, numbers, columns=slice(None)):
         with np.errstate(over="ignore"):
             deviation = self._scaled_down(numbers, columns) - self.mean_[columns]
-            # Whatever is as far from the mean as this is at the end of the range.
+            # A value as far from the mean as this is squashed to -3 or 3 anyway.
             return clip_smoothly(np.clip(deviation / self.scale_[columns], -1e100, 1e100))
 
 
 class TableLayer(nn.Module):
-    r"""The first layer of a mixture for tables: it encodes a batch of raw columns.
+    r"""The first layer of a mixture for tables. It encodes a batch of raw columns.
 
     Numbers :math:`x` are standardised in double precision, so that small differences of large
     numbers survive, and squashed to :math:`s = z / \sqrt{1 + (z / 3)^2}` with
-    :math:`z = (x - \mu) / \sigma`. Then come, for columns that had missing values, whether this
-    one is missing; hat functions of :math:`s`; and one column for each category. Between two
-    knots a hat function falls from 1 to 0 and the next one rises; before the first knot and after
-    the last one, the first and the last are 1.
+    :math:`z = (x - \mu) / \sigma`. After these come a column of zeros and ones for each column
+    that had missing values, which marks them; hat functions of :math:`s`; and one column for each
+    category. Between two knots, a hat function falls from 1 to 0 and the next one rises. Before
+    the first knot the first one is 1, and after the last knot the last one is 1.
 
-    It has nothing to learn in a training.
+    It has no weights to train.
 
     Parameters
     ----------
     fitted : TableTransformer
-        What was learned from a table.
+        A fitted transformer, whose encoding the layer applies.
 
     Attributes
     ----------
@@ -376,7 +381,7 @@ class TableLayer(nn.Module):
         is_first = np.diff(column, prepend=-1) > 0
         self._keep("column", column)
         self._keep("knots", knots.astype(np.float32))
-        # No hat function falls after the last knot of its column.
+        # After the last knot of a column, no hat function falls.
         gap = np.where(np.diff(column, append=-1) == 0, np.diff(knots, append=0), np.inf)
         self._keep("gap", gap.astype(np.float32))
         self._keep("is_first", is_first.astype(np.float32))
@@ -392,7 +397,7 @@ class TableLayer(nn.Module):
         self.n_out = self.n_numbers + len(self.with_missing) + len(column) + self.n_categories
 
     def _keep(self, name, values):
-        # The state of a net need not hold them a second time.
+        # Not persistent, as the state of the net already holds them in its TableTransformer.
         self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -409,11 +414,12 @@ class TableLayer(nn.Module):
             encoded.append(standard.index_select(1, self.with_missing).isnan().float())
         if self.has_hats:
             risen = encoded[0].index_select(1, self.column)
-            risen = risen.sub_(self.knots).div_(self.gap).clamp_(0, 1)  # of the next hat function
+            # How far the next hat function has risen, which is how far this one has fallen.
+            risen = risen.sub_(self.knots).div_(self.gap).clamp_(0, 1)
             encoded.append(F.pad(risen, (1, -1)).add_(self.is_first).sub_(risen))
         if self.has_categories:
             places = x[:, self.n_numbers :]
-            # Whatever is no category has the column beyond the last, which is left out.
+            # Unknown categories go to one more column at the end, which is cut off.
             places = torch.where(places >= 0, places + self.start, self.n_categories).long()
             shape = len(x), self.n_categories + 1
             one_hot = x.new_zeros(shape, dtype=torch.float32).scatter_(1, places, 1.0)
@@ -422,7 +428,7 @@ class TableLayer(nn.Module):
 
 
 def _has_many(values):
-    """Whether a column has more than four values; mostly its first rows tell."""
+    """Whether a column has more than four distinct values; usually the first rows tell."""
     for part in (values[:1000], values):
         if len(np.unique(part[~np.isnan(part)])) > 4:
             return True
@@ -432,21 +438,22 @@ def _has_many(values):
 def choose_knots(
     values: NDArray, weight: NDArray, n_knots: int, least_share: float = 0
 ) -> NDArray:
-    """Return where the hat functions of a column have their tops: at quantiles.
+    """Return the knots of a column, where its hat functions have their tops: at quantiles.
 
-    A value that is so frequent that several quantiles fall on it gets one knot, and the others go
-    to the rest of the values, so that all knots differ.
+    If several quantiles fall on one frequent value, it gets one knot, and the other knots go to
+    the rest of the values. So all knots differ.
 
     Parameters
     ----------
     values : ndarray of shape (n_distinct,)
         The distinct values of the column, in ascending order.
     weight : ndarray of shape (n_distinct,)
-        How often each occurs.
+        How often each value occurs.
     n_knots : int
         The largest number of knots.
     least_share : float, default=0
-        The least part of the weight between two knots, for three knots and more.
+        Smallest share of the weight between two knots. To reach it, the number of knots falls, but
+        not below three.
 
     Returns
     -------
@@ -470,7 +477,7 @@ def choose_knots(
 
 
 def _capped(weight, n_knots):
-    """Return weights of which none is more than what lies between two knots."""
+    """Cap the weights, so that no value has more weight than lies between two knots."""
     for _ in range(50):
         most = weight.sum() / (n_knots - 1)
         if weight.max() <= most:

@@ -1,4 +1,4 @@
-"""Encoders: what comes before gate and experts.
+"""Encoders: the layers before gate and experts.
 
 An encoder object holds hyperparameters only; ``build`` turns it into a torch module that maps a
 batch to what the layers after it read. ``ENCODERS`` names the usual choices.
@@ -44,10 +44,10 @@ def build_encoder(
     input_shape: tuple[int, ...],
     generator: torch.Generator,
 ) -> nn.Module:
-    """Return the torch module of an encoder, which leaves samples as they are for None."""
+    """Return the torch module of an encoder; for None, it returns samples unchanged."""
     encoder = as_encoder(encoder)
     return nn.Identity() if encoder is None else encoder.build(input_shape, generator)
 
 
-# What the package offers its users: a new class needs nothing but its line above.
+# The public names. A new class needs only its line in ENCODERS above.
 __all__ = ["ENCODERS", "CustomEncoder", *{type(each).__name__ for each in ENCODERS.values()}]

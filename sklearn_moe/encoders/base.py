@@ -10,14 +10,14 @@ from sklearn_moe.tables import TableTransformer
 
 
 class Encoder(BaseEstimator):
-    """Base class of the encoders: what comes before gate and experts, and is trained with them.
+    """Base class of the encoders: layers before gate and experts that are trained with them.
 
     A subclass implements ``build``.
 
     Attributes
     ----------
     needs_images : bool, default=False
-        Whether it reads images only. Otherwise a table is encoded before it, as the default is.
+        Whether it reads images only. Otherwise tables are encoded first, as by default.
     needs_tables : bool, default=False
         Whether it reads tables only.
     """
@@ -26,7 +26,7 @@ class Encoder(BaseEstimator):
     needs_tables = False
 
     def make_transformer(self) -> TableTransformer:
-        """Return what is fitted on a table, and encodes it before this encoder."""
+        """Return the transformer that is fitted on a table and encodes it before this encoder."""
         return TableTransformer()
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
@@ -37,7 +37,7 @@ class Encoder(BaseEstimator):
 
 
 def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that an encoder gives a sample."""
+    """Return the shape of a sample after an encoder."""
     if isinstance(encoder, nn.Identity):
         return tuple(input_shape)
     was_training = encoder.training

@@ -17,20 +17,20 @@ class ConvEncoder(Encoder):
     Parameters
     ----------
     channels : sequence of int, default=(16, 32)
-        Number of channels that each convolution gives.
+        Number of output channels of each convolution.
     kernel_size : int, default=3
         Height and width of the convolutions' kernels.
     padding : {"same", "valid"}, default="same"
         "same" surrounds an image with zeros so that a convolution keeps its size, "valid" does
         not.
     pooling : int, default=2
-        Height and width of the squares whose maximum is taken after each convolution; 1 takes
-        none.
+        Height and width of the squares whose maximum is taken after each convolution; 1 means no
+        pooling.
     normalization : {"batch", "layer"} or None, default=None
-        What makes the outputs of a convolution standard: "batch" over the batch, for each
-        channel, "layer" over channels and image, for each sample.
+        Normalization of the outputs of a convolution: "batch" over the batch, for each channel;
+        "layer" over channels and image, for each sample.
     activation : {"relu", "gelu", "tanh"}, default="relu"
-        Activation of the convolutions.
+        Activation after each convolution.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""An encoder from a user's own function."""
+"""An encoder that a user's function makes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sklearn_moe.layers import seeded_globally
 
 
 class CustomEncoder(Encoder):
-    """An encoder from a user's own function, which may return any torch backbone.
+    """An encoder that a function of yours makes; the function may return any torch backbone.
 
-    ``MoEClassifier(encoder=function)`` wraps it in this.
+    ``MoEClassifier(encoder=function)`` wraps the function in this class.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ class CustomEncoder(Encoder):
 
     Notes
     -----
-    Such modules draw their initial weights and their dropout from torch's global random state. It
-    is seeded from ``random_state`` and restored afterwards, under a lock.
+    Such modules draw their initial weights and their dropout from torch's global random state.
+    This state is seeded from ``random_state`` and restored afterwards, under a lock.
 
     Examples
     --------

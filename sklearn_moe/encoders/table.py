@@ -13,28 +13,31 @@ from sklearn_moe.tables import TableTransformer
 
 
 class TableEncoder(Encoder):
-    r"""Numbers and categories of a table, as numbers of one scale.
+    r"""Encode the numbers and categories of a table as numbers on one scale.
 
     Columns of numbers are standardised, and outliers are squashed smoothly into (-3, 3) by
     :math:`x / \sqrt{1 + (x / 3)^2}` (Holzmueller, Grinsztajn, Steinwart 2024, arXiv 2407.04491).
-    A missing value becomes the column's mean, and if the training set has any, one more column
-    says where. Columns of categories become one column per category; a missing value is a category
-    of its own if the training set has any. A category that was not there in training is none of
-    them.
+    A missing value becomes the column's mean. If the training set has missing values in a column,
+    one more column marks them. Columns of categories become one column per category; a missing
+    value counts as a category, too, if the training set has one. A category that did not occur in
+    training is zero in all of these columns, or counts as a rare one (see ``max_categories``).
 
-    Columns of numbers with more than four values are also encoded by hat functions, piecewise
-    linear functions with their tops at quantiles of the column, so that a first layer can bend at
-    each of them (Gorishniy, Rubachev, Babenko 2022, arXiv 2203.05556). A value that is so frequent
-    that several quantiles fall on it has one hat function, and the rest of the column the others.
+    Columns of numbers with more than four values are also encoded by hat functions: piecewise
+    linear functions with their tops at quantiles of the column. They let the first layer bend at
+    each of these quantiles (Gorishniy, Rubachev, Babenko 2022, arXiv 2203.05556). If several
+    quantiles fall on one frequent value, it has one hat function, and the others go to the rest of
+    the column.
 
     Parameters
     ----------
     n_knots : int, "auto" or None, default="auto"
-        Most hat functions of a column, at least 2; None takes none. "auto" is 7 for tables of
-        at least 50 rows per such column, where it pays, if there are at most 100, and none
-        otherwise. A column whose rare values would have fewer than 25 rows for each gets fewer.
+        Largest number of hat functions of a column, at least 2; None uses none. "auto" is 7 for
+        tables with at most 100 such columns and at least 50 rows for each of them, where it pays,
+        and none otherwise. A column whose less frequent values would have fewer than 25 rows for
+        each hat function gets fewer.
     max_categories : int or None, default=100
-        A column of more categories has the rarest of them taken together; None keeps all.
+        Largest number of encoded columns for a column of categories. If there are more categories,
+        the rarest of them share one column. None keeps all apart.
 
     Examples
     --------
@@ -54,10 +57,10 @@ class TableEncoder(Encoder):
         self.max_categories = max_categories
 
     def make_transformer(self) -> TableTransformer:
-        """Return what is fitted on a table, with these parameters."""
+        """Return a transformer with these parameters, to be fitted on a table."""
         self._validate_params()
         return TableTransformer(n_knots=self.n_knots, max_categories=self.max_categories)
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
-        """Return what comes after the layer of the transformer: nothing."""
+        """Return an identity, as the layer of the transformer has encoded the table already."""
         return nn.Identity()
