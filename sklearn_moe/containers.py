@@ -366,7 +366,7 @@ def categorical_columns(
                 f"categorical_features is a mask of shape {chosen.shape}, but X has {n_features} "
                 "features."
             )
-        return chosen
+        return chosen.copy()
     if chosen.dtype.kind in "UTO" and all(isinstance(name, str) for name in chosen.tolist()):
         names = [] if frame is None else frame.columns
         unknown = [name for name in chosen.tolist() if name not in names]

@@ -164,6 +164,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
+    reader_ : Reader
+        Turns samples into the arrays that ``net_`` takes, as ``reader_.read(X, estimator)``.
     encoder_ : TableTransformer or None
         Turns the columns of a table into the numbers that gate and experts read; None if they
         read ``X`` itself.
@@ -389,9 +391,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             Training samples: a table, as an array, a sparse matrix or a data frame (pandas,
             polars, pyarrow, dask) with missing values, text and categories, or images of shape
             (height, width), (height, width, n_channels) with at most 4 channels, or (n_channels,
-            height, width). They become float32; a sparse matrix becomes dense. Images of bytes
-            (uint8) are divided by 255, batch by batch. A mixture that was fitted on bytes also
-            divides other whole numbers by 255.
+            height, width). Sparse matrices become dense batch by batch. Images of bytes (uint8)
+            are divided by 255, batch by batch. A mixture that was fitted on bytes also divides
+            other whole numbers by 255.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None

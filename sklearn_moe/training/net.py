@@ -270,7 +270,7 @@ class MoENet(NeuralNetClassifier):
         for step in steps_of_epoch(self, iterator, announce):
             for callback in listeners:
                 callback.on_batch_end(self, training=True, **step)
-            losses.append(step["loss"].clone())  # a CUDA graph overwrites the loss
+            losses.append(step["loss"])
             sizes.append(len(step["batch"][1]))
         self.history.new_batch()
         loss = np.average(torch.stack(losses).tolist(), weights=sizes)
