@@ -30,7 +30,7 @@ class Encoder(BaseEstimator):
         return TableTransformer()
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
-        """Return a torch module that maps a batch ``(N, *input_shape)`` to features of any shape."""
+        """Return a torch module that maps a batch ``(N, *input_shape)`` to features."""
         raise NotImplementedError(
             f"{type(self).__name__} needs a method build(input_shape, generator)."
         )
