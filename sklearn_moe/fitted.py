@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -177,3 +178,8 @@ class FittedMixture:
     def n_parameters_(self) -> int:
         """Number of parameters of gate, experts and encoder."""
         return sum(parameter.numel() for parameter in self.module_.parameters())
+
+
+def is_mixture(estimator: BaseEstimator) -> bool:
+    """Whether an estimator is a mixture of experts, fitted or not."""
+    return isinstance(estimator, FittedMixture)

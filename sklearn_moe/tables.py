@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_moe.containers import (
-    SparseRows,
     Table,
     as_dense,
     as_eager,
@@ -237,7 +236,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             float64 until they are standardised.
         """
         numbers = table.numbers
-        if isinstance(numbers, SparseRows):
+        if not isinstance(numbers, np.ndarray):
             return numbers
         dtype = np.float64 if numbers.dtype.itemsize == 8 else np.float32
         if table.codes.shape[1] == 0:

@@ -634,6 +634,8 @@ WORKER = """
     import threading, time
     from sklearn.datasets import load_iris
     from sklearn_moe import MoEClassifier, tune
+
+    MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # the first fit takes longer
     print("ready", flush=True)
     input()
 

@@ -6,9 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
-from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import MLPExperts
+from sklearn_moe.fitted import is_mixture
 from sklearn_moe.gates import AttentiveGate
 from sklearn_moe.parameters import settings_of
 from sklearn_moe.recipes import RECIPES
@@ -64,7 +65,7 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
-def first_suggestion(mixture: MoEClassifier, X, y) -> dict[str, Any]:
+def first_suggestion(mixture: BaseEstimator, X, y) -> dict[str, Any]:
     """Return the first suggestion in the default space: about the parameters of the mixture."""
     settings = settings_of(
         mixture,
@@ -180,9 +181,7 @@ def _mixture_of(estimator):
     """Return the only mixture in an estimator, after the prefix of its parameters."""
     parts = {"": estimator, **estimator.get_params(deep=True)}
     mixtures = [
-        (f"{name}__" if name else "", part)
-        for name, part in parts.items()
-        if isinstance(part, MoEClassifier)
+        (f"{name}__" if name else "", part) for name, part in parts.items() if is_mixture(part)
     ]
     if len(mixtures) != 1:
         raise ValueError(

@@ -14,7 +14,7 @@ from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 from skorch.callbacks import Callback
 
-from sklearn_moe.estimator import MoEClassifier
+from sklearn_moe.fitted import is_mixture
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
     begins,
@@ -145,7 +145,7 @@ class Evaluation:
         X_train, y_train = _safe_split(candidate, X, y, train)
         X_test, y_test = _safe_split(candidate, X, y, test, train)
         model = candidate[-1] if isinstance(candidate, Pipeline) else candidate
-        if isinstance(model, MoEClassifier):
+        if is_mixture(model):
             left_out = (X_test, y_test) if self.prunes else None
             reporter = ReportEpochs(candidate, np.unique(y_train), left_out, progress)
             net_params = model.net_params or {}
@@ -153,7 +153,7 @@ class Evaluation:
             model.set_params(net_params={**net_params, "callbacks": callbacks})
         start = time.perf_counter()
         candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
-        if isinstance(model, MoEClassifier) and reporter.interrupted:
+        if is_mixture(model) and reporter.interrupted:
             raise KeyboardInterrupt  # after a whole epoch, fit itself does not raise it
         fitted = time.perf_counter()
         scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}

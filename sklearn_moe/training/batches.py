@@ -96,10 +96,10 @@ def as_tensor(
     array: np.ndarray | Tensor | SparseRows, device: torch.device | str
 ) -> Tensor | SparseRows:
     """Return an array as a tensor on a device, not copied if possible; sparse rows stay as is."""
-    if isinstance(array, SparseRows):
-        return array
     if isinstance(array, Tensor):
         return array.to(device)
+    if not isinstance(array, np.ndarray):
+        return array
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:  # torch would warn, but nothing here writes to it
         array = np.asarray(_Writeable(array))

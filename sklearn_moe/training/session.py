@@ -12,7 +12,6 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from torch import Tensor
 
-from sklearn_moe.containers import SparseRows
 from sklearn_moe.layers import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import check_penalty
@@ -143,7 +142,7 @@ def _dataset(net, X, y, sample_weight):
 
 def _fits(X, device):
     """Whether the device has room for the samples, and as much again for the training."""
-    if isinstance(X, SparseRows):  # their batches become dense on the CPU
+    if not isinstance(X, np.ndarray):  # sparse rows: their batches become dense on the CPU
         return False
     device = torch.device(device)
     return device.type == "cpu" or 2 * X.nbytes < torch.cuda.mem_get_info(device)[0]
