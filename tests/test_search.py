@@ -727,12 +727,13 @@ def test_two_processes_share_the_work(tmp_path):
 
 def share_the_work(storage):
     """Fill a study from a process of its own and from this one, which start together."""
-    other = worker({str(storage): 99}, n_trials=4)
+    other = worker({str(storage): 99}, n_trials=8)
+    MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # warm, as the other is
     go(other)
-    study = shared_search(storage=storage, n_trials=4).study_
+    study = shared_search(storage=storage, n_trials=8).study_
     out, err = other.communicate()
     assert "done" in out and not err, (out, err)
-    check_shared(study, 4, n_extra=1)
+    check_shared(study, 8, n_extra=1)
     return study
 
 

@@ -14,7 +14,7 @@ pytestmark = [
 def _whole():
     """Mixtures that differ in kind, which go through all checks."""
     yield MoEClassifier(max_iter=12)
-    yield MoEClassifier(max_iter=12, encoder=None, mixing="logit", batch_size=100)
+    yield MoEClassifier(3, max_iter=12, encoder=None, mixing="logit", batch_size=100)
     # Few of the checks have the rows for which "auto" takes hat functions.
     yield MoEClassifier(max_iter=12, encoder=TableEncoder(n_knots=5))
     yield MoEClassifier(max_iter=12, gate="attentive", batch_size=32)
@@ -22,13 +22,14 @@ def _whole():
 
 
 def _others():
-    """A mixture with each gate, each kind of experts and each regularization."""
+    """A mixture with each gate, each kind of experts and each regularization, soon trained."""
+    soon = {"n_experts": 4, "max_iter": 4, "batch_size": 100}
     for gate in sorted(set(GATES) - {"softmax", "attentive"}):
-        yield MoEClassifier(max_iter=12, batch_size=100, gate=gate)
+        yield MoEClassifier(**soon, gate=gate)
     for experts in sorted(set(EXPERTS) - {"conv", "mlp"}):  # the checks have tables alone
-        yield MoEClassifier(max_iter=12, batch_size=100, experts=experts)
+        yield MoEClassifier(**soon, experts=experts)
     for regularization in sorted(set(REGULARIZERS) - {"load"}):
-        yield MoEClassifier(max_iter=12, batch_size=100, regularization=regularization)
+        yield MoEClassifier(**soon, regularization=regularization)
 
 
 # What a gate, experts or a regularization can break; all else is the estimator's.
