@@ -261,7 +261,9 @@ class MoENet(NeuralNetClassifier):
 
     def _train_one_epoch(self, iterator, prefix, listeners):
         self._set_training(True)
-        losses, sizes = [], []
+        # A list of losses would keep small tensors alive among the large ones of each step, and
+        # the memory between them could not be given back.
+        total, sizes = torch.zeros((), dtype=torch.float64, device=self.device), []
 
         def announce():
             for callback in listeners:
@@ -270,11 +272,10 @@ class MoENet(NeuralNetClassifier):
         for step in steps_of_epoch(self, iterator, announce):
             for callback in listeners:
                 callback.on_batch_end(self, training=True, **step)
-            losses.append(step["loss"])
             sizes.append(len(step["batch"][1]))
+            total.add_(step["loss"], alpha=sizes[-1])
         self.history.new_batch()
-        loss = np.average(torch.stack(losses).tolist(), weights=sizes)
-        self.history.record_batch(f"{prefix}_loss", float(loss))
+        self.history.record_batch(f"{prefix}_loss", total.item() / sum(sizes))
         self.history.record_batch(f"{prefix}_batch_size", sum(sizes))
         self.history.record(f"{prefix}_batch_count", len(sizes))
 

@@ -92,8 +92,8 @@ def steps_of_epoch(
 ) -> Iterator[dict[str, Any]]:
     """Make the steps of one epoch, and yield the batch, loss and gate probabilities of each.
 
-    Before each step, ``announce()`` is called. With CUDA graphs, the next step overwrites all
-    tensors of the previous one but the loss.
+    Before each step, ``announce()`` is called. With CUDA graphs, the next step overwrites the
+    tensors of the previous one.
     """
     gradient, session = gradient_for(net), net.session_
     batches, step = iterator, lambda batch: make_step(net, gradient, batch)
@@ -104,12 +104,7 @@ def steps_of_epoch(
                 net.optimizer_,
                 session.generator,
             )
-        batches, graphed = iterator.rows(), session.graphed_steps
-
-        def step(rows):
-            made = graphed(rows)
-            return {**made, "loss": made["loss"].clone()}
-
+        batches, step = iterator.rows(), session.graphed_steps
     for batch in batches:
         announce()
         yield step(batch)
