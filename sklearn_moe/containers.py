@@ -83,7 +83,6 @@ class SparseRows:
     def __init__(self, matrix: Any):
         self.matrix = sparse.csr_array(matrix)
         self.shape, self.dtype = self.matrix.shape, self.matrix.dtype
-        self.nbytes = self.matrix.data.nbytes + self.matrix.indices.nbytes
         self._by_column = None
 
     def __len__(self) -> int:

@@ -98,8 +98,9 @@ class Reader:
         X = as_objects(X)
         if sparse.issparse(X) and self.input_shape is None:
             # Wrap it in a new object: scipy caches properties, and a user's X must not change.
-            return self._sparse(sparse.csr_array(X), estimator, reset)
-        X = as_dense(X)
+            X = sparse.csr_array(X)
+        else:
+            X = as_dense(X)
         if self.table is None:
             return self._array(X, estimator, reset)
         if as_frame(X) is not None:
@@ -110,22 +111,17 @@ class Reader:
                     "and one column."
                 )
         else:
-            X = _checked(X, estimator, reset=reset, dtype=None, ensure_all_finite=False)
-        if reset:
-            self.is_categorical = categorical_columns(X, self.categorical_features)
-        return read_table(X, self.is_categorical)
-
-    def _sparse(self, X, estimator, reset):
-        checks = {"accept_sparse": "csr", "reset": reset}
-        if self.table is None:
-            return SparseRows(_checked(X, estimator, dtype=np.float32, **checks))
-        X = _checked(X, estimator, dtype=None, ensure_all_finite=False, **checks)
+            checks = {"dtype": None, "ensure_all_finite": False, "accept_sparse": "csr"}
+            X = _checked(X, estimator, reset=reset, **checks)
         if reset:
             self.is_categorical = categorical_columns(X, self.categorical_features)
         return read_table(X, self.is_categorical)
 
     def _array(self, X, estimator, reset):
         """Return tables that are not encoded, or images on the scale of the training."""
+        if sparse.issparse(X):
+            checks = {"dtype": np.float32, "accept_sparse": "csr"}
+            return SparseRows(_checked(X, estimator, reset=reset, **checks))
         with reading("X"):
             is_whole = np.asarray(X).dtype.kind in "iu"
         X = _checked(X, estimator, reset=reset, **_X_CHECKS)

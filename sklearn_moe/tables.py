@@ -164,7 +164,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         """Return the distinct values of a column, standardised, and their weights."""
         values, codes = np.unique(column_of(numbers, column), return_inverse=True)
         weight = np.bincount(codes, weights=weight)
-        values = self._standardised(values[:, None], slice(column, column + 1))[:, 0]
+        values = self._standardised(values, column)
         known = ~np.isnan(values)
         return values[known], weight[known]
 
@@ -331,11 +331,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         exponent = self.exponent_[columns]
         return np.ldexp(numbers, -exponent) if exponent.any() else numbers
 
-    def _standardised(self, numbers, columns=slice(None)):
+    def _standardised(self, values, column):
         with np.errstate(over="ignore"):
-            deviation = self._scaled_down(numbers, columns) - self.mean_[columns]
+            deviation = self._scaled_down(values, column) - self.mean_[column]
             # A value as far from the mean as this is squashed to -3 or 3 anyway.
-            return clip_smoothly(np.clip(deviation / self.scale_[columns], -1e100, 1e100))
+            return clip_smoothly(np.clip(deviation / self.scale_[column], -1e100, 1e100))
 
 
 class TableLayer(nn.Module):

@@ -93,7 +93,7 @@ def likelihood_gradient(
     competence = sum(getattr(each, "per_nat_of_experts", 0) for each in regularizations)
     of_gate = [each for each in regularizations if getattr(each, "gate_only", False)]
     known = [each for each in of_gate if getattr(each, "has_gradient", False)]
-    others = [each for each in of_gate if each not in known]
+    others = [each for each in of_gate if not getattr(each, "has_gradient", False)]
     weight = sample_weight / n_samples
     x = module.encode(x, generator, augmentation).flatten(1)
     # Experts first, as in the forward pass, because both draw from the generator.

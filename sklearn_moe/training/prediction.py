@@ -113,8 +113,6 @@ def evaluate(
 
     starts = range(0, len(X), chunk_size)
     with threads_for(net, min(chunk_size, len(X)), predicting=True):
-        if len(starts) == 1:
-            return part(0).astype(dtype, copy=False) if dtype else part(0)
         if not _runs_in_two_threads(net, module, len(starts)):
             return _gathered(map(part, starts), starts, len(X), dtype)
         # Two threads with one chunk each are faster than two threads for each product of a chunk,

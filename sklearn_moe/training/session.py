@@ -161,7 +161,7 @@ def fitted_attributes(
     tracked = [row for row in rows if "usage_entropy" in row]
     new = [row for row in rows[n_iter_before:] if "valid_loss" in row]
     best = min(new, key=lambda row: row["valid_loss"], default=None)
-    attributes = {
+    return {
         "net_": net,
         "report_": None,
         "expert_usage_": np.average(gate_proba, axis=0, weights=sample_weight.astype(np.float64)),
@@ -170,9 +170,7 @@ def fitted_attributes(
         "validation_loss_curve_": [float(row["valid_loss"]) for row in validated] or None,
         "validation_scores_": [float(row["valid_accuracy"]) for row in validated] or None,
         "best_validation_score_": None if best is None else float(best["valid_accuracy"]),
-        "decomposition_curves_": None,
+        "decomposition_curves_": (
+            {name: [row[name] for row in tracked] for name in _TRACKED} if tracked else None
+        ),
     }
-    if tracked:
-        curves = {name: [row[name] for row in tracked] for name in _TRACKED}
-        attributes["decomposition_curves_"] = curves
-    return attributes
