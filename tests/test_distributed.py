@@ -1,5 +1,6 @@
 """Searches over several processes: a PostgreSQL server and a dask cluster."""
 
+import gc
 import os
 import pwd
 import shutil
@@ -57,10 +58,13 @@ def postgres():
         shutil.rmtree(folder)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_processes_fill_a_study_on_a_server(postgres):
     storage = share_the_work(postgres)._storage
     storage.remove_session()
     storage._backend.engine.dispose()  # before the server stops
+    del storage
+    gc.collect()  # Optuna's threads leave their connections open; no later test should hear of it
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GroupKFold,
-    RandomizedSearchCV,
     StratifiedKFold,
     cross_val_score,
 )
@@ -131,16 +130,13 @@ def test_is_a_classifier_with_stratified_folds(clf, iris):
     assert cross_val_score(search, X, y, cv=3).min() > 0.5
 
 
-def failed_checks(search):
-    results = check_estimator(search, on_fail=None, on_skip=None)
-    return {each["check_name"] for each in results if each["status"] == "failed"}
-
-
 def test_estimator_checks():
     base = LogisticRegression()
-    ours = MoESearchCV(base, {"C": FloatDistribution(0.1, 1)}, n_trials=2, cv=2, random_state=0)
-    theirs = RandomizedSearchCV(base, {"C": [0.1, 1.0]}, n_iter=2, cv=2, random_state=0)
-    assert failed_checks(ours) <= failed_checks(theirs)
+    search = MoESearchCV(base, {"C": FloatDistribution(0.1, 1)}, n_trials=2, cv=2, random_state=0)
+    results = check_estimator(search, on_fail=None, on_skip=None)
+    failed = {each["check_name"] for each in results if each["status"] == "failed"}
+    # Which RandomizedSearchCV fails, too.
+    assert failed <= {"check_dtype_object", "check_supervised_y_no_nan"}
 
 
 @pytest.mark.smoke
@@ -455,6 +451,7 @@ def test_many_epochs_and_classes_that_no_training_sample_has(iris):
     search = tune(clf, X, y, n_experts, n_trials=1, cv=2)  # no warning of steps
     assert search.study_.trials[0].user_attrs["n_epochs"] == 240
     folds = [(np.arange(100), np.arange(100, 150))]
+    clf.set_params(max_iter=2)
     assert tune(clf, X, y, n_experts, n_trials=1, cv=folds).best_score_ == 0
 
 
@@ -537,11 +534,10 @@ def test_files_are_what_they_are(iris, tmp_path):
     assert text.read_text() == "Do not touch."
 
 
-@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///:memory:"])
-def test_sqlite_in_memory(storage, iris, capfd):
-    for n_jobs in (1, 2):
-        search = tune(TREE, *iris, DEPTH, n_trials=2, cv=2, storage=storage, n_jobs=n_jobs)
-        assert states(search.study_) == ["COMPLETE"] * 2
+@pytest.mark.parametrize("storage, n_jobs", [("sqlite://", 1), ("sqlite:///:memory:", 2)])
+def test_sqlite_in_memory(storage, n_jobs, iris, capfd):
+    search = tune(TREE, *iris, DEPTH, n_trials=2, cv=2, storage=storage, n_jobs=n_jobs)
+    assert states(search.study_) == ["COMPLETE"] * 2
     assert "Traceback" not in capfd.readouterr().err
 
 
