@@ -7,7 +7,7 @@ sparse matrices, or data frames of pandas, polars, pyarrow and dask.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -355,40 +355,65 @@ def categorical_columns(
         elif X.dtype == object:
             is_categorical[:] = [_is_text(X[:, column].tolist()) for column in range(n_features)]
         return is_categorical
-    with reading("categorical_features"):
-        chosen = np.asarray(categorical_features)
+    return select_columns(X, categorical_features, "categorical_features")
+
+
+def select_columns(
+    X: ArrayLike, features: ArrayLike | Callable[[ArrayLike], ArrayLike], parameter: str
+) -> NDArray[np.bool_]:
+    """Return for each column of a table whether a user selected it.
+
+    Parameters
+    ----------
+    X : data frame, ndarray or sparse matrix of shape (n_samples, n_features)
+        A table.
+    features : array-like or callable
+        A mask, or names or positions of columns; or a function that returns one of these for X,
+        such as scikit-learn's ``make_column_selector``.
+    parameter : str
+        The name of the parameter, for error messages.
+
+    Returns
+    -------
+    ndarray of shape (n_features,)
+    """
+    n_features, frame = X.shape[1], as_frame(X)
+    if callable(features):
+        features = features(X)
+    is_selected = np.zeros(n_features, dtype=bool)
+    with reading(parameter):
+        chosen = np.asarray(features)
     if chosen.size == 0:
-        return is_categorical
+        return is_selected
     if chosen.dtype.kind == "b":
         if chosen.shape != (n_features,):
             raise ValueError(
-                f"categorical_features is a mask of shape {chosen.shape}, but X has {n_features} "
-                "features."
+                f"{parameter} is a mask of shape {chosen.shape}, but X has {n_features} features."
             )
         return chosen.copy()
     if chosen.dtype.kind in "UTO" and all(isinstance(name, str) for name in chosen.tolist()):
         names = [] if frame is None else frame.columns
-        unknown = [name for name in chosen.tolist() if name not in names]
+        unknown = [name for name in np.atleast_1d(chosen).tolist() if name not in names]
         if unknown:
             raise ValueError(
-                f"categorical_features has {unknown[0]!r}, but the columns of X are {names}."
+                f"{parameter} has {unknown[0]!r}, but the columns of X are {names}."
                 if names
-                else f"categorical_features has the name {unknown[0]!r}, but X has no column "
-                "names. Pass a data frame, or positions."
+                else f"{parameter} has the name {unknown[0]!r}, but X has no column names. Pass a "
+                "data frame, or positions."
             )
-        chosen = np.array([names.index(name) for name in chosen.tolist()])
+        chosen = np.array([names.index(name) for name in np.atleast_1d(chosen).tolist()])
     if chosen.dtype.kind not in "iu" or chosen.ndim != 1:
+        allowed = "'from_dtype', None, " if parameter == "categorical_features" else "None, "
         raise ValueError(
-            "categorical_features must be 'from_dtype', None, a mask, or a list of names or of "
-            f"positions of columns, got {categorical_features!r}."
+            f"{parameter} must be {allowed}a mask, or a list of names or of positions of columns, "
+            f"got {features!r}."
         )
     if chosen.min() < 0 or chosen.max() >= n_features:
         raise ValueError(
-            f"categorical_features must be positions from 0 to {n_features - 1}, got "
-            f"{categorical_features!r}."
+            f"{parameter} must be positions from 0 to {n_features - 1}, got {features!r}."
         )
-    is_categorical[chosen] = True
-    return is_categorical
+    is_selected[chosen] = True
+    return is_selected
 
 
 def _holds_categories(column):

@@ -36,6 +36,7 @@ from sklearn_moe.containers import (
     has_single_precision,
     read_table,
     reading,
+    select_columns,
 )
 from sklearn_moe.encoders import Encoder
 from sklearn_moe.layers import check_layer_sizes
@@ -58,9 +59,13 @@ class Reader:
         As in ``MoEClassifier``.
     input_shape : tuple of int or None
         Shape of the images, if the rows of X hold flat images.
+    features : dict of array-like, callable or None by str, default=None
+        The columns that a part of the mixture reads, by the name of the parameter.
 
     Attributes
     ----------
+    selected : dict of ndarray of bool by str
+        For each part that does not read all columns, which columns it reads.
     scale : {"bytes", "fractions"} or None
         Scale of the training images: bytes from 0 to 255, or fractions from 0 to 1. None if it is
         not known.
@@ -71,7 +76,12 @@ class Reader:
         table: TableTransformer | None,
         categorical_features: ArrayLike | str | None = None,
         input_shape: tuple[int, ...] | None = None,
+        features: dict[str, Any] | None = None,
     ):
+        self.features = {
+            name: value for name, value in (features or {}).items() if value is not None
+        }
+        self.selected: dict[str, NDArray[np.bool_]] = {}
         self.table = table
         self.categorical_features = categorical_features
         self.input_shape = input_shape
@@ -115,10 +125,23 @@ class Reader:
             X = _checked(X, estimator, reset=reset, **checks)
         if reset:
             self.is_categorical = categorical_columns(X, self.categorical_features)
+            self._select(X)
         return read_table(X, self.is_categorical)
+
+    def _select(self, X):
+        """Find out which columns of a table a user has selected."""
+        for name, features in self.features.items():
+            self.selected[name] = select_columns(X, features, name)
+            if not self.selected[name].any():
+                raise ValueError(f"{name}={features!r} selects no column. None selects all.")
 
     def _array(self, X, estimator, reset):
         """Return tables that are not encoded, or images on the scale of the training."""
+        if reset and self.features:
+            shape = np.shape(X)
+            if len(shape) != 2 or self.input_shape is not None:
+                raise ValueError(f"{min(self.features)} needs a table, got images.")
+            self._select(X)
         if sparse.issparse(X):
             checks = {"dtype": np.float32, "accept_sparse": "csr"}
             return SparseRows(_checked(X, estimator, reset=reset, **checks))
@@ -168,6 +191,7 @@ def _make_reader(
     given: Any,
     categorical_features: ArrayLike | str | None,
     input_shape: tuple[int, ...] | None,
+    features: dict[str, Any],
 ) -> Reader:
     """Return a reader for samples, depending on whether they are a table or images.
 
@@ -181,13 +205,15 @@ def _make_reader(
         The ``encoder`` that a user passed.
     categorical_features, input_shape
         As in ``MoEClassifier``.
+    features : dict
+        The columns that a part of the mixture reads, by the name of the parameter.
     """
     reads_tables = encoder is not None and not encoder.needs_images
     if reads_tables:
         with reading("X"):
             n_axes = len(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
         if n_axes <= 2 and input_shape is None:
-            return Reader(encoder.make_transformer(), categorical_features)
+            return Reader(encoder.make_transformer(), categorical_features, features=features)
         if encoder.needs_tables and not (isinstance(given, str) and given == "auto"):
             raise ValueError(
                 f"encoder={given!r} is for tables, got images. Leave encoder='auto', or pass "
@@ -198,7 +224,7 @@ def _make_reader(
         raise ValueError(
             f"categorical_features needs a table and encoder='auto' or 'table', got {got}."
         )
-    return Reader(None, input_shape=input_shape)
+    return Reader(None, input_shape=input_shape, features=features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +247,8 @@ class TrainingData:
         The samples that a user passed.
     rows : ndarray of shape (n_samples,)
         Positions of the samples ``X`` in ``given``.
+    total_weight : float
+        Sum of the weights of the samples before they were normalised: how many samples they are.
     classes : ndarray of shape (n_classes,)
         The class labels.
     news : dict of str by int
@@ -234,6 +262,7 @@ class TrainingData:
     validation: tuple[NDArray, NDArray, NDArray] | None
     given: Any
     rows: NDArray[np.int64]
+    total_weight: float
     classes: NDArray
     news: dict[int, str]
 
@@ -257,6 +286,7 @@ def read_training_data(
     encoder: Encoder | None,
     classes: NDArray | None,
     going_on: bool,
+    needs_validation: bool,
     random_state: np.random.RandomState,
 ) -> TrainingData:
     """Check and read the data that ``fit`` was given.
@@ -276,8 +306,10 @@ def read_training_data(
         All classes that will ever occur; None takes those of ``y``.
     going_on : bool
         Whether to continue the training of the estimator, with its reader and classes.
+    needs_validation : bool
+        Whether to set aside a part of the samples as a validation set, if none was passed.
     random_state : RandomState
-        Chooses the validation set of early stopping, if none was passed.
+        Chooses this part.
     """
     X = given = as_eager(X)
     if going_on:
@@ -289,6 +321,7 @@ def read_training_data(
             estimator.encoder,
             estimator.categorical_features,
             estimator.input_shape,
+            {name: getattr(estimator, name) for name in ("gate_features", "expert_features")},
         )
     y = check_y(y)
     samples = reader.take_in(X, estimator, reset=not going_on)
@@ -297,6 +330,7 @@ def read_training_data(
     weight = check_weight(sample_weight, samples, "sample_weight")
     held_out = _read_validation(reader, estimator, *validation, samples, classes)
 
+    given_weight = weight
     weight = scaled(weight)
     of_class = class_weights(estimator.class_weight, y, weight, classes)
     weight = weight * of_class[y]
@@ -306,11 +340,13 @@ def read_training_data(
         weight_val = scaled(weight_val) * of_class[y_val]
         val_rows = weighty(weight_val)
         held_out = X_val[val_rows], y_val[val_rows], normalize(weight_val[val_rows])
-    elif estimator.early_stopping:
+    elif needs_validation:
         rows, val_rows = split(
             rows, y[rows], fraction=estimator.validation_fraction, random_state=random_state
         )
         held_out = samples[val_rows], y[val_rows], normalize(weight[val_rows])
+    with np.errstate(over="ignore"):
+        total_weight = float(given_weight[rows].sum())
     weight = normalize(weight[rows])
     if len(rows) < len(samples):
         samples, y = samples[rows], y[rows]
@@ -323,7 +359,9 @@ def read_training_data(
         samples = reader.table.arrange(samples)
         if held_out is not None:
             held_out = reader.table.arrange(held_out[0]), *held_out[1:]
-    return TrainingData(reader, samples, y, weight, held_out, given, rows, classes, news)
+    return TrainingData(
+        reader, samples, y, weight, held_out, given, rows, total_weight, classes, news
+    )
 
 
 def _indices(y, classes, former_classes):

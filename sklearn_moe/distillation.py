@@ -32,7 +32,7 @@ from sklearn_moe.decomposition import (
     with_last,
 )
 from sklearn_moe.encoders import output_shape
-from sklearn_moe.gates import SoftmaxGate, build_gate
+from sklearn_moe.gates import SoftmaxGate
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.callbacks import usual_callbacks
 from sklearn_moe.training.defaults import usual_defaults
@@ -205,7 +205,7 @@ def _with_new_gate(net, gate, seed):
     hidden_size = module.experts.hidden_size
     with usual_defaults():
         shape = output_shape(module.encoder, output_shape(module.table, net.input_shape))
-        student = build_gate(gate, shape, net.n_experts, hidden_size, generator)
+        student = net.build_gate(shape, net.n_experts, hidden_size, generator)
     module.experts.check_gate(student)
     teacher.teach(student.to(net.device))
     module.gate = student
@@ -273,7 +273,12 @@ def _goals(net, X, y, target):
 
 def _on_changed(objective, teacher, target):
     """Return the objective for samples that augmentation has changed."""
-    of_encoded = MixtureOfExperts(teacher.experts, teacher.gate)
+    of_encoded = MixtureOfExperts(
+        teacher.experts,
+        teacher.gate,
+        gate_columns=teacher.gate_columns,
+        expert_columns=teacher.expert_columns,
+    )
 
     def on_changed(net, x, sample_weight, y):
         with torch.no_grad():
@@ -292,17 +297,23 @@ def _expert_log_proba(module, x):
     return module.expert_logits(x).log_softmax(dim=2)
 
 
+def _gate_log_proba(net, x):
+    # Over all experts: a gate that trains with its top k alone never learns about the others.
+    module = net.module_
+    logits = module.gate(module.for_gate(x), None, net.session_.generator).logits
+    return logits.log_softmax(dim=1)
+
+
 def _likelihood(net, x, sample_weight, y):
     """Negative log-likelihood; y holds each expert's log-probability of the true class."""
-    # Over all experts: a gate that trains with its top k alone never learns about the others.
-    log_proba = net.module_.gate(x, None, net.session_.generator).logits.log_softmax(dim=1)
+    log_proba = _gate_log_proba(net, x)
     loss = -(log_proba + y).logsumexp(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
 
 
 def _divergence(net, x, sample_weight, y):
     """Divergence from the teacher's gate; y holds the probabilities of this gate."""
-    log_proba = net.module_.gate(x, None, net.session_.generator).logits.log_softmax(dim=1)
+    log_proba = _gate_log_proba(net, x)
     loss = F.kl_div(log_proba, y, reduction="none").sum(dim=1)
     return (loss * sample_weight).mean(), log_proba, log_proba.softmax(dim=1)
 

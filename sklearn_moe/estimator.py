@@ -28,10 +28,12 @@ from sklearn_moe.measures import usage_entropy
 from sklearn_moe.parameters import (
     check_nested,
     check_parameters,
+    chooses_by_validation,
     encoder_of,
     encodes_tables,
     net_for,
     parameters_in_list,
+    search_of,
     set_parameters_in_list,
 )
 from sklearn_moe.regularizers import REGULARIZERS
@@ -92,6 +94,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     augmentation : {"flip_crop"}, callable or None, default=None
         Random changes of the training images: "flip_crop" or a ``FlipCrop`` flips and shifts
         them, and a function ``(x, generator) -> x`` may change a batch in any other way.
+    gate_features, expert_features : array-like, callable or None, default=None
+        The columns of a table that the gate and the experts read: names, positions, a mask, or a
+        function of ``X`` that returns one of these, such as scikit-learn's
+        ``make_column_selector``. None is all columns. If the gate has its own columns, such as
+        the circumstances of a case, and the experts have others, only one decomposition explains
+        the data, and it is found more surely.
     mixing : {"probability", "logit"}, default="probability"
         Whether the experts' probabilities or their logits are averaged. With logits, the
         prediction of a single expert means little, and the decomposition says less.
@@ -116,6 +124,20 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         least 32 and at most 256. The batches of an epoch are as equal in size as possible.
     max_iter : int, default=40
         Number of epochs.
+    n_init : int or "auto", default="auto"
+        Number of random starts. The mixture that ends with the highest score is kept: the
+        likelihood of the training samples less the penalties on weights, if experts and gate are
+        linear, and otherwise the likelihood of a validation set (``X_val``, or
+        ``validation_fraction`` of the samples). Mixtures of fully connected experts with a soft
+        gate train all at once; others make a short training from each start, and the best goes
+        on. "auto" is 10 for linear experts and 1 otherwise. Warm starts and ``partial_fit`` have
+        one.
+    annealing : float, "auto" or None, default="auto"
+        Deterministic annealing: in the first half of the training, the likelihood is
+        :math:`\frac{1}{b} \log \sum_e (p_e\, o_{ey})^b`. The inverse temperature :math:`b` rises
+        linearly from this value to 1. The smaller it is, the longer all experts learn from all
+        samples, and the fewer starts end in a bad optimum. It needs a gate that mixes all experts.
+        "auto" is 0.2 for linear experts and None, which is no annealing, otherwise.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, which multiply ``sample_weight``; "balanced" gives all classes the
         same total weight. A dict may also have weights for classes that are missing in ``y``, for
@@ -177,6 +199,29 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Number of epochs trained, over all warm starts and partial fits.
     loss_curve_ : list of float of length ``n_iter_``
         Mean training loss of each epoch, regularization included, in nats.
+    init_scores_ : ndarray of shape (n_init,) or None
+        What decided between the restarts (see ``n_init``), in nats per sample, at the end of each;
+        None without restarts.
+    init_agreement_ : float or None
+        Whether other restarts found the same: the mean adjusted Rand index between the experts
+        that the best restart chooses and those of the restarts that come within 0.002 nats of its
+        score. 1 is the same decomposition; None if no other restart came so near.
+    log_likelihood_ : float or None
+        Log-likelihood of the training samples, each counted with its weight. This and the next
+        four attributes are for linear experts under a soft gate without a backbone, and None for
+        all other mixtures.
+    n_identifiable_parameters_ : int or None
+        Number of free parameters: :math:`(E - 1) (D_g + 1) + E (C - 1) (D_e + 1)` with the numbers
+        of linearly independent columns that the gate uses, :math:`D_g`, and that the experts read,
+        :math:`D_e`. For a gate with hidden layers, the gate's part is its number of parameters.
+    aic_, bic_, icl_ : float or None
+        Akaike's and the Bayesian information criterion and the integrated completed likelihood,
+        which adds to the BIC twice the entropy of the samples' posterior probabilities of the
+        experts, in nats. Lower is better.
+    gate_columns_ : list or None
+        Names (or positions) of the columns of a table that the gate uses: all that it reads, less
+        those that ``regularization="sparse_gate"`` has removed. None if the gate does not read
+        columns.
     validation_loss_curve_ : list of float or None
         Mean validation loss, without regularization, in nats, after each epoch that had a
         validation set; None if none had.
@@ -244,12 +289,16 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         "encoder": [StrOptions({"auto", *ENCODERS}), HasMethods("build"), callable, None],
         "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
         "augmentation": [StrOptions(set(AUGMENTATIONS)), callable, None],
+        "gate_features": ["array-like", callable, str, None],
+        "expert_features": ["array-like", callable, str, None],
         "mixing": [StrOptions({"probability", "logit"})],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
         "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, 2**16, closed="both")],
+        "annealing": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right"), None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -276,12 +325,16 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = "auto",
         categorical_features: ArrayLike | str | None = "from_dtype",
         augmentation: str | Callable | None = None,
+        gate_features: ArrayLike | Callable | None = None,
+        expert_features: ArrayLike | Callable | None = None,
         mixing: str = "probability",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "one_cycle",
         weight_decay: float | str = "auto",
         batch_size: int | str = "auto",
         max_iter: int = 40,
+        n_init: int | str = "auto",
+        annealing: float | str | None = "auto",
         class_weight: dict | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -303,12 +356,16 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         self.encoder = encoder
         self.categorical_features = categorical_features
         self.augmentation = augmentation
+        self.gate_features = gate_features
+        self.expert_features = expert_features
         self.mixing = mixing
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.max_iter = max_iter
+        self.n_init = n_init
+        self.annealing = annealing
         self.class_weight = class_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -512,12 +569,16 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             )
         if not incremental:  # a single chunk of a stream may well belong to one expert
             self._warn_of_collapse()
+            self._warn_of_disagreement()
         return self
 
     def _train(self, estimator, X, y, sample_weight, validation, classes, going_on):
         """Train this copy of an estimator, and return whether a user interrupted it."""
         incremental = classes is not None
         check_parameters(self)
+        n_init, annealing = search_of(self)
+        if going_on or incremental:
+            n_init = 1
         if going_on:
             random_state = deepcopy(self._random_state)
         else:
@@ -532,10 +593,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             encoder=encoder_of(self),
             classes=classes,
             going_on=going_on,
+            needs_validation=self.early_stopping or (n_init > 1 and chooses_by_validation(self)),
             random_state=random_state,
         )
         self._warn_of_news(data.news)
         build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
+        more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
         with explained_memory(self.n_experts):
             net = net_for(self, data, build_seed, going_on=going_on, incremental=incremental)
         epochs = 1 if incremental else net.max_epochs
@@ -543,7 +606,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         self.reader_, self.encoder_ = data.reader, data.reader.table
         self.classes_ = data.classes
         self._random_state = random_state
-        callbacks = usual_callbacks(self, epochs, incremental=incremental)
+        callbacks = usual_callbacks(self, epochs, incremental=incremental, annealing=annealing)
         if hasattr(self, "_skl_callbacks"):
             task = data.task(sample_weight)
             callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
@@ -559,10 +622,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
                 seed=train_seed,
                 callbacks=callbacks,
                 read=partial(self.reader_.read, estimator=self),
+                seeds=[build_seed, *more.tolist()],
+                chooses_by_validation=chooses_by_validation(self),
             )
             interrupted = session.run(1 if incremental else None)
-        attributes = fitted_attributes(net, data.X, data.sample_weight, n_iter_before)
-        self.__dict__.update(attributes)
+        self.__dict__.update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))
+        self.__dict__.update(session.results(data.total_weight))
         return interrupted
 
     def _warn_of_news(self, news):
@@ -584,6 +649,23 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
                 f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
                 "of the training samples. Use a regularization that spreads the work, such as "
                 "regularization='importance' or 'sample_similarity', or fewer experts.",
+                stacklevel=5,  # at the user's call
+            )
+
+    def _warn_of_disagreement(self):
+        if self.init_scores_ is None:
+            return
+        agreement, n_init = self.init_agreement_, len(self.init_scores_)
+        if agreement is None or agreement < 0.8:
+            found = "no other restart comes near its score"
+            if agreement is not None:
+                found = (
+                    "those with nearly its score divide the samples differently (adjusted Rand "
+                    f"index {agreement:.2f})"
+                )
+            warnings.warn(
+                f"The best of {n_init} restarts may not be the best decomposition: {found}. Raise "
+                "n_init, give the gate columns of its own (gate_features), or take fewer experts.",
                 stacklevel=5,  # at the user's call
             )
 

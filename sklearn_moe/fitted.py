@@ -175,6 +175,21 @@ class FittedMixture:
         return np.array(self.module_.experts.costs)
 
     @property
+    def gate_columns_(self) -> list | None:
+        """Names or positions of the columns of a table that the gate uses."""
+        module, table = self.module_, self.reader_.table
+        gate = module.gate
+        if gate.column_groups is None:
+            return None
+        sources = np.arange(self.n_features_in_) if table is None else table.sources_
+        if module.gate_columns is not None:
+            sources = sources[module.gate_columns.cpu()]
+        if gate.input_weight is not None:
+            sources = sources[gate.input_weight.detach().any(dim=1)[0].cpu()]
+        names = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
+        return names[np.unique(sources)].tolist()
+
+    @property
     def n_parameters_(self) -> int:
         """Number of parameters of gate, experts and encoder."""
         return sum(parameter.numel() for parameter in self.module_.parameters())

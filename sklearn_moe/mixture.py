@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,8 @@ class MixtureOutput(NamedTuple):
         The module of the experts, which has their ``costs``.
     top_k : int or None
         How many experts the gate takes for a sample; None means all.
+    gate : GateModule
+        The module of the gate.
     """
 
     log_proba: Tensor
@@ -49,6 +51,7 @@ class MixtureOutput(NamedTuple):
     x: Tensor | None = None
     experts: nn.Module | None = None
     top_k: int | None = None
+    gate: nn.Module | None = None
 
 
 class MixtureOfExperts(nn.Module):
@@ -74,7 +77,18 @@ class MixtureOfExperts(nn.Module):
         Maps a batch to the input of gate and experts; None leaves the batch unchanged.
     table : TableLayer, default=None
         Encodes a batch of a table, before the encoder.
+    gate_columns, expert_columns : sequence of int, default=None
+        Which columns of the encoded batch the gate and the experts read; None means all.
+
+    Attributes
+    ----------
+    n_restarts : int
+        Number of mixtures whose weights are stacked in this module (see ``Restarts``).
+    best : MixtureOfExperts
+        The best of them, which makes the predictions.
     """
+
+    n_restarts = 1
 
     has_known_gradient = True
     can_be_captured = True
@@ -87,6 +101,8 @@ class MixtureOfExperts(nn.Module):
         mixing: str = "probability",
         encoder: nn.Module | None = None,
         table: nn.Module | None = None,
+        gate_columns: Sequence[int] | None = None,
+        expert_columns: Sequence[int] | None = None,
     ):
         super().__init__()
         experts.check_gate(gate)
@@ -95,6 +111,28 @@ class MixtureOfExperts(nn.Module):
         self.experts = experts
         self.gate = gate
         self.mixing = mixing
+        for name, columns in (("gate_columns", gate_columns), ("expert_columns", expert_columns)):
+            # Not persistent, as the net has them among its parameters.
+            columns = None if columns is None else torch.as_tensor(columns)
+            self.register_buffer(name, columns, persistent=False)
+
+    @property
+    def best(self) -> MixtureOfExperts:
+        return self
+
+    def for_gate(self, x: Tensor) -> Tensor:
+        """Return the columns of an encoded batch that the gate reads."""
+        return x if self.gate_columns is None else x.index_select(1, self.gate_columns)
+
+    def for_experts(self, x: Tensor) -> Tensor:
+        """Return the columns of an encoded batch that the experts read."""
+        return x if self.expert_columns is None else x.index_select(1, self.expert_columns)
+
+    def run_experts(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits and the hidden vectors of all experts for an encoded batch."""
+        return self.experts(self.for_experts(x), generator)
 
     def forward(
         self,
@@ -104,7 +142,7 @@ class MixtureOfExperts(nn.Module):
     ) -> MixtureOutput:
         """Run a batch; the generator serves augmentation, dropout and gate noise in training."""
         x = self.encode(x, generator, augmentation)
-        expert_logits, hidden = self.experts(x, generator)
+        expert_logits, hidden = self.run_experts(x, generator)
         gate_logits, gate_log_proba, routing = self._choose(x, hidden, generator)
         return MixtureOutput(
             log_proba=self._mix(gate_log_proba, expert_logits),
@@ -116,6 +154,7 @@ class MixtureOfExperts(nn.Module):
             x=x,
             experts=self.experts,
             top_k=self.gate.top_k,
+            gate=self.gate,
         )
 
     def encode(
@@ -135,11 +174,11 @@ class MixtureOfExperts(nn.Module):
         return self._route(self.encode(x))
 
     def _route(self, x):
-        return self._choose(x, self.experts(x)[1] if self.gate.needs_hidden else None)
+        return self._choose(x, self.run_experts(x)[1] if self.gate.needs_hidden else None)
 
     def _choose(self, x, hidden, generator=None):
         """Return the gate's output, with probability only for experts that take part."""
-        gate = self.gate(x, hidden, generator)
+        gate = self.gate(self.for_gate(x), hidden, generator)
         return gate._replace(log_proba=self.experts.limit(gate.log_proba))
 
     def gate_proba(self, x: Tensor) -> Tensor:
@@ -148,7 +187,7 @@ class MixtureOfExperts(nn.Module):
 
     def expert_logits(self, x: Tensor) -> Tensor:
         """Return the experts' logits (n_samples, n_experts, n_classes) for a batch."""
-        return self.experts(self.encode(x))[0]
+        return self.run_experts(self.encode(x))[0]
 
     def chosen_expert_logits(self, x: Tensor) -> Tensor:
         """Return the logits (n_samples, n_classes) of the most probable expert of each sample."""
@@ -156,7 +195,7 @@ class MixtureOfExperts(nn.Module):
         chosen = self._route(x).log_proba.softmax(dim=1).argmax(dim=1, keepdim=True)
         if self.experts.independent:
             return self._run_chosen(x, chosen).squeeze(1)
-        return self.experts(x)[0][torch.arange(len(x), device=x.device), chosen.squeeze(1)]
+        return self.run_experts(x)[0][torch.arange(len(x), device=x.device), chosen.squeeze(1)]
 
     @property
     def is_conditional(self) -> bool:
@@ -185,7 +224,7 @@ class MixtureOfExperts(nn.Module):
             # A merged gate, or experts that take no part, may leave fewer than k.
             answers = None if self.gate.top_k == 1 else gate_log_proba > -torch.inf
             return gate_log_proba, self._run_chosen(x, chosen, answers)
-        expert_logits, hidden = self.experts(x)
+        expert_logits, hidden = self.run_experts(x)
         return self._choose(x, hidden).log_proba, expert_logits
 
     def _run_chosen(self, x: Tensor, chosen: Tensor, answers: Tensor | None = None) -> Tensor:
@@ -193,6 +232,7 @@ class MixtureOfExperts(nn.Module):
 
         Experts with False in ``answers`` do not run; their logits are zero.
         """
+        x = self.for_experts(x)
         # Pairs of a sample and an expert, sorted by expert.
         pairs = chosen.flatten().argsort()
         if answers is not None:

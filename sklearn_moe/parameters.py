@@ -19,7 +19,7 @@ from sklearn_moe.checks import (
     same_parameters,
 )
 from sklearn_moe.data import TrainingData
-from sklearn_moe.encoders import ENCODERS, Encoder, as_encoder
+from sklearn_moe.encoders import ENCODERS, Encoder, TableEncoder, as_encoder
 from sklearn_moe.experts import EXPERTS, CustomExperts
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
@@ -39,7 +39,7 @@ _ROOMS = {
 def check_parameters(estimator: BaseEstimator) -> None:
     """Check what scikit-learn's table of constraints cannot check."""
     check_device(estimator.device)
-    for name in ("n_experts", "batch_size", "max_iter", "n_iter_no_change", "n_threads"):
+    for name in ("n_experts", "batch_size", "max_iter", "n_init", "n_iter_no_change", "n_threads"):
         value = getattr(estimator, name)
         if isinstance(value, (bool, np.bool_)):  # Python counts them as integers
             raise ValueError(f"{name} must be an integer, got {value!r}.")
@@ -50,7 +50,16 @@ def check_parameters(estimator: BaseEstimator) -> None:
 def encoder_of(estimator: BaseEstimator) -> Encoder | None:
     """Return the encoder of an estimator as an object; "auto" means the one for tables here."""
     encoder = estimator.encoder
-    return as_encoder("table" if _is_auto(encoder) else encoder)
+    if not _is_auto(encoder):
+        return as_encoder(encoder)
+    return TableEncoder(squash=not has_linear_experts(estimator))
+
+
+def has_linear_experts(estimator: BaseEstimator) -> bool:
+    """Whether each expert of an estimator is a logistic regression."""
+    experts = estimator.experts
+    experts = EXPERTS.get(experts) if isinstance(experts, str) else experts
+    return getattr(experts, "is_linear", False)
 
 
 def encodes_tables(estimator: BaseEstimator) -> bool:
@@ -84,6 +93,7 @@ def net_for(
         arguments = {
             **architecture,
             **settings,
+            **_columns(estimator, data),
             "table": table,
             "input_shape": data.X.shape[1:],
             "n_classes": len(data.classes),
@@ -94,14 +104,38 @@ def net_for(
         }
         arguments["device"] = check_device(arguments["device"])
         return MoENet(**arguments).initialize()
-    for name, value in architecture.items():
-        before = getattr(estimator.net_, name)
+    columns = {name: getattr(estimator, name) for name in ("gate_features", "expert_features")}
+    for name, value in {**architecture, **columns}.items():
+        before = (
+            data.reader.features.get(name) if name in columns else getattr(estimator.net_, name)
+        )
         if not same_parameters(value, before):
             raise ValueError(
                 f"warm_start=True and partial_fit cannot change {name} from {before!r} to "
                 f"{value!r}. Fit with warm_start=False."
             )
     return estimator.net_.copy_to_train().set_params(**settings)
+
+
+def _columns(estimator, data):
+    """Return which of the encoded columns of a table gate and experts read; None means all."""
+    selected, table = data.reader.selected, data.reader.table
+    encoder = encoder_of(estimator)
+    if selected and encoder is not None and not (encoder.needs_tables and table is not None):
+        raise ValueError(
+            f"{min(selected)} needs gate and experts that read the columns of a table, but "
+            f"encoder={estimator.encoder!r} mixes them. Leave encoder='auto'."
+        )
+    columns = {}
+    for part in ("gate", "expert"):
+        mask = selected.get(f"{part}_features")
+        if table is not None:
+            read = np.ones(len(table.sources_), bool) if mask is None else mask[table.sources_]
+            if part == "expert" and has_linear_experts(estimator):
+                read = read & ~table.is_hat_
+            mask = None if read.all() else read
+        columns[f"{part}_columns"] = None if mask is None else np.flatnonzero(mask)
+    return columns
 
 
 _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
@@ -176,10 +210,49 @@ def settings_of(
     return settings
 
 
+def search_of(estimator: BaseEstimator) -> tuple[int, float | None]:
+    """Return the number of restarts, and the inverse temperature at which annealing begins."""
+    recipe = recipe_of(estimator, is_flat=True)
+    n_init, annealing = estimator.n_init, estimator.annealing
+    gate = resolve("gate", estimator.gate, GATES)
+    is_soft = getattr(gate, "top_k", None) is None and estimator.mixing == "probability"
+    if _is_auto(annealing):
+        annealing = recipe["annealing"] if is_soft else None
+    elif annealing is not None and not is_soft:
+        raise ValueError(
+            f"annealing={annealing!r} needs a gate that mixes all experts (top_k=None) and "
+            f"mixing='probability', got gate={estimator.gate!r} and mixing={estimator.mixing!r}. "
+            "Set annealing=None."
+        )
+    if annealing == 1:
+        annealing = None
+    if annealing is not None and "criterion" in (estimator.net_params or {}):
+        raise ValueError(
+            f"annealing={annealing!r} changes the likelihood, and net_params has another "
+            "criterion. Set annealing=None, or leave out the criterion."
+        )
+    return recipe["n_init"] if _is_auto(n_init) else n_init, annealing
+
+
+def chooses_by_validation(estimator: BaseEstimator) -> bool:
+    """Whether a validation set decides between restarts, as flexible mixtures overfit."""
+    if search_of(estimator)[0] == 1:
+        return False
+    gate = resolve("gate", estimator.gate, GATES)
+    is_linear = (
+        not getattr(gate, "needs_hidden", True)
+        and not np.size(getattr(gate, "hidden_layer_sizes", 1))
+        and getattr(gate, "encoder", None) is None
+    )
+    return not (is_linear and has_linear_experts(estimator))
+
+
 def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     """Return what "auto" means for samples that are rows of numbers, or images."""
     encoder = encoder_of(estimator)
     has_backbone = encoder is not None and not encoder.needs_tables
+    if has_linear_experts(estimator) and not has_backbone:
+        return RECIPES["linear" if is_flat else "linear, images"]
     if not is_flat or has_backbone or _is_function(estimator.experts):
         return RECIPES["other"]
     gate = resolve("gate", estimator.gate, GATES)

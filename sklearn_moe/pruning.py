@@ -27,6 +27,7 @@ from sklearn_moe.grouping import cka, divergence, group_experts
 from sklearn_moe.measures import running_cost
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.callbacks import AnnealTopK
+from sklearn_moe.training.session import NO_SEARCH
 
 # Experts, and the units of experts, are compared on at most this many evenly spaced samples.
 SAMPLES_TO_COMPARE = 8192
@@ -226,6 +227,7 @@ def prune_experts(
             pruned.net_.keep([expert for (expert,) in groups])
         pruned.n_experts = pruned.net_.n_experts = n_experts
         pruned.net_.initialize_optimizer()
+        vars(pruned).update(NO_SEARCH)
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
         if X is not None:
             gate_proba = pruned.net_.evaluate(encoded, MixtureOfExperts.gate_proba)

@@ -72,7 +72,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn_moe.regularizers import Competence, Importance
+from sklearn_moe.regularizers import Competence, Importance, SparseGate
 
 _TABLE = {
     "learning_rate": {"one_cycle": 0.03, "constant": 3e-3},
@@ -80,18 +80,33 @@ _TABLE = {
     "regularization": [Importance(0.2), Competence(0.5)],
 }
 
+_LINEAR = {
+    "learning_rate": {"one_cycle": 0.2, "constant": 0.02},
+    "weight_decay": {"binary": 0.0, "multiclass": 0.0},
+    "regularization": [],
+    "n_init": 10,
+    "annealing": 0.2,
+}
+
+_ONE_START = {"n_init": 1, "annealing": None}
+
 RECIPES: dict[str, dict[str, Any]] = {
-    "table": _TABLE,
-    "attentive": {**_TABLE, "learning_rate": {"one_cycle": 0.01, "constant": 3e-3}},
+    "table": {**_TABLE, **_ONE_START},
+    "attentive": {**_TABLE, **_ONE_START, "learning_rate": {"one_cycle": 0.01, "constant": 3e-3}},
     # Images, and networks that a user wrote.
     "other": {
         "learning_rate": {"one_cycle": 3e-3, "constant": 1e-3},
         "weight_decay": {"binary": 0.0, "multiclass": 0.0},
         "regularization": [],
+        **_ONE_START,
     },
+    # To find regimes.
+    "linear": {**_LINEAR, "regularization": [SparseGate(1e-3)]},
+    "linear, images": _LINEAR,
 }
-"""Settings for tables, for tables with an attentive gate, and for everything else: the learning
-rate for each schedule, the weight decay by the number of classes, and the regularization."""
+"""Settings for tables, for tables with an attentive gate, for everything else, and for linear
+experts: the learning rate for each schedule, the weight decay by the number of classes, the
+regularization, the number of restarts and the annealing."""
 
 # The samples, steps per epoch and epochs for which the recipes were chosen.
 _SAMPLES, _STEPS, _EPOCHS = 4000, 16, 40

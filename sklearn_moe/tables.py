@@ -36,6 +36,10 @@ SMALLEST_GAP = 1e-6
 # standard deviations.
 FAR_AWAY = 5
 
+# Without squashing, values that are farther from the mean than this, in standard deviations, count
+# as being so far away.
+FARTHEST = 100
+
 # Numbers with larger exponents of two are scaled, so that squares do not leave double precision.
 LARGEST_EXPONENT = 400
 
@@ -54,6 +58,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         Largest number of hat functions of a column of numbers; see ``TableEncoder``.
     max_categories : int or None
         Largest number of encoded columns for a column of categories; the rarest share one.
+    squash : bool
+        Whether outliers are squashed smoothly.
 
     Attributes
     ----------
@@ -77,9 +83,15 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         unknown ones.
     """
 
-    def __init__(self, n_knots: int | str | None = "auto", max_categories: int | None = 100):
+    def __init__(
+        self,
+        n_knots: int | str | None = "auto",
+        max_categories: int | None = 100,
+        squash: bool = True,
+    ):
         self.n_knots = n_knots
         self.max_categories = max_categories
+        self.squash = squash
 
     def fit(
         self,
@@ -321,6 +333,33 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             out += [f"{name}_infrequent"] * has_infrequent
         return np.array(out, dtype=object)
 
+    @property
+    def sources_(self) -> NDArray[np.int64]:
+        """Position of the column of the table from which each encoded column comes."""
+        numbers = np.flatnonzero(~self.is_categorical_)
+        widths = [
+            len(categories) + has_infrequent
+            for categories, has_infrequent in zip(
+                self.categories_, self.has_infrequent_, strict=True
+            )
+        ]
+        return np.concatenate(
+            [
+                numbers,
+                numbers[self.has_missing_],
+                np.repeat(numbers, [len(knots) for knots in self.knots_]),
+                np.repeat(np.flatnonzero(self.is_categorical_), widths),
+            ]
+        )
+
+    @property
+    def is_hat_(self) -> NDArray[np.bool_]:
+        """Whether each encoded column is a hat function."""
+        n_before = len(self.mean_) + self.has_missing_.sum()
+        is_hat = np.zeros(len(self.sources_), dtype=bool)
+        is_hat[n_before : n_before + sum(map(len, self.knots_))] = True
+        return is_hat
+
     def _pieces(self, array, width=None):
         """Return slices of rows, each with about ``NUMBERS_OF_PIECE`` numbers."""
         n_rows = max(1, NUMBERS_OF_PIECE // max(1, width or array.shape[1]))
@@ -346,7 +385,8 @@ class TableLayer(nn.Module):
     :math:`z = (x - \mu) / \sigma`. After these come a column of zeros and ones for each column
     that had missing values, which marks them; hat functions of :math:`s`; and one column for each
     category. Between two knots, a hat function falls from 1 to 0 and the next one rises. Before
-    the first knot the first one is 1, and after the last knot the last one is 1.
+    the first knot the first one is 1, and after the last knot the last one is 1. With
+    ``squash=False`` the first columns are :math:`z` itself, up to 100 standard deviations.
 
     It has no weights to train.
 
@@ -367,6 +407,7 @@ class TableLayer(nn.Module):
     def __init__(self, fitted: TableTransformer):
         super().__init__()
         self.n_numbers = len(fitted.mean_)
+        self.squash = fitted.squash
         self.is_extreme = bool(fitted.exponent_.any())
         self.has_hats = any(map(len, fitted.knots_))
         self.has_categories = bool(fitted.categories_)
@@ -407,12 +448,14 @@ class TableLayer(nn.Module):
             if self.is_extreme:
                 numbers = numbers * self.factor
             standard = ((numbers - self.mean) / self.scale).clamp(-1e18, 1e18).float()
-            squashed = standard / (1 + (standard / 3).square()).sqrt()
-            encoded.append(squashed.nan_to_num(0.0))
+            squashed = (standard / (1 + (standard / 3).square()).sqrt()).nan_to_num(0.0)
+            encoded.append(
+                squashed if self.squash else standard.clamp(-FARTHEST, FARTHEST).nan_to_num(0.0)
+            )
         if len(self.with_missing):
             encoded.append(standard.index_select(1, self.with_missing).isnan().float())
         if self.has_hats:
-            risen = encoded[0].index_select(1, self.column)
+            risen = squashed.index_select(1, self.column)
             # How far the next hat function has risen, which is how far this one has fallen.
             risen = risen.sub_(self.knots).div_(self.gap).clamp_(0, 1)
             encoded.append(F.pad(risen, (1, -1)).add_(self.is_first).sub_(risen))

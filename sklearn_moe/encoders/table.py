@@ -38,6 +38,10 @@ class TableEncoder(Encoder):
     max_categories : int or None, default=100
         Largest number of encoded columns for a column of categories. If there are more categories,
         the rarest of them share one column. None keeps all apart.
+    squash : bool, default=True
+        Whether outliers are squashed into (-3, 3). If not, the columns are only standardised, so
+        that linear experts are linear in them; values beyond 100 standard deviations count as
+        100.
 
     Examples
     --------
@@ -48,18 +52,26 @@ class TableEncoder(Encoder):
     _parameter_constraints: dict = {
         "n_knots": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left"), None],
         "max_categories": [Interval(Integral, 2, None, closed="left"), None],
+        "squash": ["boolean"],
     }
 
     needs_tables = True
 
-    def __init__(self, *, n_knots: int | str | None = "auto", max_categories: int | None = 100):
+    def __init__(
+        self,
+        *,
+        n_knots: int | str | None = "auto",
+        max_categories: int | None = 100,
+        squash: bool = True,
+    ):
         self.n_knots = n_knots
         self.max_categories = max_categories
+        self.squash = squash
 
     def make_transformer(self) -> TableTransformer:
         """Return a transformer with these parameters, to be fitted on a table."""
         self._validate_params()
-        return TableTransformer(n_knots=self.n_knots, max_categories=self.max_categories)
+        return TableTransformer(self.n_knots, self.max_categories, self.squash)
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Return an identity, as the layer of the transformer has encoded the table already."""

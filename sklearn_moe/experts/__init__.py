@@ -8,6 +8,7 @@ from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
 from sklearn_moe.experts.complexity import ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
+from sklearn_moe.experts.linear import LinearExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
 from sklearn_moe.experts.mpo import MPOExperts
 from sklearn_moe.experts.orthogonal import OrthogonalExperts
@@ -16,6 +17,7 @@ from sklearn_moe.experts.zero_computation import ZeroComputationExperts
 EXPERTS: dict[str, Experts] = {
     "mlp": MLPExperts(),
     "conv": ConvExperts(),
+    "linear": LinearExperts(),
     "mpo": MPOExperts(),
     "orthogonal": OrthogonalExperts(),
     "complexity": ComplexityExperts(),

@@ -64,6 +64,8 @@ class ExpertsModule(nn.Module):
         Whether ``merge`` can replace several experts by their mean.
     uses_global_random_state : bool, default=False
         Whether the experts draw from torch's global random state. It is then seeded under a lock.
+    is_linear : bool, default=False
+        Whether each expert is a multinomial logistic regression.
     """
 
     hidden_size: int
@@ -72,6 +74,7 @@ class ExpertsModule(nn.Module):
     runs_at_once = False
     can_merge = False
     uses_global_random_state = False
+    is_linear = False
 
     @property
     def costs(self) -> Sequence[int]:
@@ -92,6 +95,10 @@ class ExpertsModule(nn.Module):
         The generator is for dropout in training.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method forward(x, generator).")
+
+    def penalty(self) -> Tensor:
+        """Return the penalty on the weights of each expert, which is added to the loss."""
+        return torch.zeros(len(self.costs), device=next(self.parameters()).device)
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         """Return the logits of some experts in prediction; ``x`` has one batch for each."""

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.gates.base import Gate, GateModule, first_weight
 from sklearn_moe.layers import MLP, linear
 
 
@@ -110,6 +110,10 @@ class AttentiveGateModule(GateModule):
         self.trunk = trunk
         self.query = query
         self.key = key
+
+    @property
+    def input_weight(self) -> Tensor | None:
+        return first_weight(self.encoder, self.trunk, self.query)
 
     def keep(self, experts: list[int]) -> None:
         """Do nothing: the gate has no weights that belong to one expert."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import Tensor, nn
@@ -80,6 +82,11 @@ class GateModule(nn.Module):
     refits : bool, default=False
         Whether the gate learns without gradients. Then ``refit`` is called before each epoch. It
         gets at most as many samples as the gate's attribute ``max_samples``.
+    column_groups : Tensor of shape (n_inputs,) or None
+        For each number that the gate reads, the column of the table that it comes from, counted
+        over the columns that the gate reads. None for images and after a backbone.
+    group_sizes : Tensor of shape (n_columns,) or None
+        Number of inputs that come from each of these columns.
     """
 
     needs_hidden = True
@@ -90,6 +97,22 @@ class GateModule(nn.Module):
         self.temperature = temperature
         self.top_k = top_k
         self.noise = noise
+        self.register_buffer("column_groups", None, persistent=False)
+        self.register_buffer("group_sizes", None, persistent=False)
+
+    def group_columns(self, sources: ArrayLike) -> None:
+        """Take down which column of a table each input comes from."""
+        groups = np.unique(sources, return_inverse=True)[1]
+        self.column_groups = torch.from_numpy(groups)
+        self.group_sizes = torch.from_numpy(np.bincount(groups).astype(np.float32))
+
+    @property
+    def input_weight(self) -> Tensor | None:
+        """The weights (n_restarts, n_outputs, n_inputs) of the layer that reads the sample.
+
+        None if no layer reads it directly.
+        """
+        return None
 
     def forward(
         self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
@@ -209,6 +232,16 @@ class MergedGateModule(GateModule):
         members = sorted(expert for group in kept for expert in group)
         self.gate.keep(members)
         self.groups = [[members.index(expert) for expert in group] for group in kept]
+
+
+def first_weight(encoder: nn.Module, trunk: nn.Module, last: nn.Linear) -> Tensor | None:
+    """Return the weights (1, n_outputs, n_inputs) of the first of a gate's layers.
+
+    None if an encoder reads the sample before them.
+    """
+    if type(encoder) is not nn.Identity:
+        return None
+    return trunk.layers[0].weight if trunk.layers else last.weight.unsqueeze(0)
 
 
 def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.gates.base import Gate, GateModule, first_weight
 from sklearn_moe.layers import MLP, keep_rows, linear
 
 
@@ -119,6 +119,10 @@ class CosineGateModule(GateModule):
         self.directions = directions
         # The learned change of the temperature. Weight decay pulls it back to the initial value.
         self.log_change = nn.Parameter(torch.zeros(()))
+
+    @property
+    def input_weight(self) -> Tensor | None:
+        return first_weight(self.encoder, self.trunk, self.projection)
 
     def keep(self, experts: list[int]) -> None:
         keep_rows(self.directions, experts)

@@ -116,6 +116,10 @@ class SoftmaxGateModule(GateModule):
     def cost(self) -> int:
         return self.network.multiply_adds + multiply_adds(self.encoder)
 
+    @property
+    def input_weight(self) -> Tensor | None:
+        return self.network.layers[0].weight if type(self.encoder) is nn.Identity else None
+
     def _norms(self):
         return self.network.layers[-1].weight.detach()[0].norm(dim=1)
 

@@ -16,6 +16,7 @@ from sklearn_moe.regularizers.complexity import ComplexityBalance
 from sklearn_moe.regularizers.confidence import Entropy, ZLoss
 from sklearn_moe.regularizers.orthogonality import SoftOrthogonality
 from sklearn_moe.regularizers.sample_similarity import SampleSimilarity
+from sklearn_moe.regularizers.sparse_gate import SparseGate
 from sklearn_moe.regularizers.zero_computation import ZeroComputationBalance
 
 REGULARIZERS: dict[str, Regularizer] = {
@@ -24,6 +25,7 @@ REGULARIZERS: dict[str, Regularizer] = {
     "sample_similarity": SampleSimilarity(),
     "entropy": Entropy(),
     "competence": Competence(),
+    "sparse_gate": SparseGate(),
     "z_loss": ZLoss(),
     "orthogonality": SoftOrthogonality(),
     "complexity": ComplexityBalance(),

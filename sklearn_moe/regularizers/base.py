@@ -30,6 +30,10 @@ class Regularizer(BaseEstimator):
     per_nat_of_experts : float, default=0.0
         If the weighted penalty is a multiple of the experts' mean negative log-likelihood, and
         nothing else, the factor. Training is then faster.
+    of_weights : bool, default=False
+        Whether the penalty reads only the weights of the gate. Then there are two more methods,
+        which return the penalty of each restart: ``penalty_of(gate)`` and ``add_gradient(gate)``,
+        which also adds the gradient, times ``strength``, to that of the gate's weights.
     balances : bool, default=False
         Whether a higher strength makes the use of the experts more even. The report then advises
         it if the experts are used unevenly.
@@ -56,6 +60,7 @@ class Regularizer(BaseEstimator):
     gate_only = False
     has_gradient = False
     per_nat_of_experts = 0.0
+    of_weights = False
     balances = False
     sharpens = False
     can_be_captured = False
@@ -63,7 +68,7 @@ class Regularizer(BaseEstimator):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if {"penalty", "__call__"} & set(vars(cls)):  # these hold for the inherited penalty only
-            for promise in ("gate_only", "has_gradient", "per_nat_of_experts"):
+            for promise in ("gate_only", "has_gradient", "per_nat_of_experts", "of_weights"):
                 if promise not in vars(cls):
                     setattr(cls, promise, getattr(Regularizer, promise))
 

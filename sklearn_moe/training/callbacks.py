@@ -19,9 +19,17 @@ from sklearn_moe.training.batches import as_tensor, spaced
 from sklearn_moe.training.prediction import CHUNK_SIZE
 
 
-def usual_callbacks(estimator: BaseEstimator, epochs: int, *, incremental: bool = False):
+def usual_callbacks(
+    estimator: BaseEstimator,
+    epochs: int,
+    *,
+    incremental: bool = False,
+    annealing: float | None = None,
+):
     """Return the callbacks that every training of a ``MoEClassifier`` has."""
     callbacks = []
+    if annealing is not None:
+        callbacks.append(Anneal(annealing, epochs))
     if estimator.learning_rate_schedule == "one_cycle" and not incremental:
         callbacks.append(OneCycle(epochs))
     if estimator.verbose == 1:
@@ -167,10 +175,10 @@ class RefitGate(Callback):
             parts = (as_tensor(values[rows], y.device).split(CHUNK_SIZE) for values in data)
             for x, labels in zip(*parts, strict=True):
                 x = module.encode(x.to(net.device))
-                logits = module.experts(x)[0].permute(0, 2, 1)
+                logits = module.run_experts(x)[0].permute(0, 2, 1)
                 targets = labels.to(net.device)[:, None].expand(-1, logits.shape[2])
                 losses.append(F.cross_entropy(logits, targets, reduction="none"))
-                seen.append(x)
+                seen.append(module.for_gate(x))
             module.gate.refit(torch.cat(seen), torch.cat(losses), weight, seed)
 
 
@@ -227,6 +235,41 @@ class StopOnNaN(Callback):
             )
 
 
+class Anneal(BatchCallback):
+    """Let the experts part slowly: raise the inverse temperature of the likelihood to 1.
+
+    It rises linearly over the first half of the training.
+
+    Parameters
+    ----------
+    first : float
+        The inverse temperature at the start.
+    epochs : int
+        Length of the training.
+    """
+
+    def __init__(self, first: float, epochs: int):
+        self.first = first
+        self.epochs = epochs
+
+    def for_epochs(self, epochs: int) -> Anneal:
+        """Return the same for a training of another length."""
+        return Anneal(self.first, epochs)
+
+    def on_train_begin(self, net, **kwargs):
+        self.step = 0
+
+    def on_epoch_begin(self, net, dataset_train, **kwargs):
+        if self.step == 0:
+            self.n_steps = self.epochs * len(net.get_iterator(dataset_train, training=True))
+
+    def on_batch_begin(self, net, training, **kwargs):
+        if training:
+            progress = min(1.0, 2 * self.step / self.n_steps)
+            net.session_.inverse_temperature = self.first + (1 - self.first) * progress
+            self.step += 1
+
+
 class OneCycle(BatchCallback):
     """Raise the learning rate linearly to its peak, then lower it along a cosine to zero.
 
@@ -248,6 +291,10 @@ class OneCycle(BatchCallback):
 
     def __init__(self, epochs: int):
         self.epochs = epochs
+
+    def for_epochs(self, epochs: int) -> OneCycle:
+        """Return the same for a training of another length."""
+        return OneCycle(epochs)
 
     def on_train_begin(self, net, **kwargs):
         self.step = 0

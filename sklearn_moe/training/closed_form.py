@@ -22,7 +22,9 @@ def has_known_gradient(module: MixtureOfExperts, regularizations: list[Callable]
     return (
         module.mixing == "probability"
         and all(
-            getattr(each, "gate_only", False) or getattr(each, "per_nat_of_experts", 0) > 0
+            getattr(each, "gate_only", False)
+            or getattr(each, "of_weights", False)
+            or getattr(each, "per_nat_of_experts", 0) > 0
             for each in regularizations
         )
         and all(parameter.requires_grad for parameter in module.parameters())
@@ -40,6 +42,7 @@ def likelihood_gradient(
     generator: torch.Generator | None = None,
     augmentation: Callable | None = None,
     regularizations: list[Callable] = (),
+    inverse_temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Set the gradients of a mixture's parameters for a batch.
 
@@ -50,7 +53,8 @@ def likelihood_gradient(
     .. math:: \frac{\partial L}{\partial l_{ne}} = \frac{w_n}{N} (p_{ne} - r_{ne}), \qquad
               \frac{\partial L}{\partial z_{nec}} = \frac{w_n}{N} r_{ne} (o_{nec} - [c = y_n])
 
-    for the gate's logits :math:`l` and the experts' logits :math:`z`. ``Competence`` adds
+    for the gate's logits :math:`l` and the experts' logits :math:`z`. With annealing, the
+    responsibilities are :math:`r_{ne} \propto (p_{ne}\, o_{ne y_n})^b`. ``Competence`` adds
     :math:`\lambda / E` to the experts' responsibilities. Regularizations that read only the gate
     take little time; unless they know their gradient, it comes from autograd.
 
@@ -74,70 +78,85 @@ def likelihood_gradient(
         Changes the batch at random.
     regularizations : list of callable, default=()
         Penalties that are added to the loss.
+    inverse_temperature : float, default=1.0
+        The :math:`b` of annealing (see ``MoEClassifier``).
 
     Returns
     -------
-    loss : Tensor of shape ()
-        The loss, regularizations included.
+    loss : Tensor of shape () or (n_restarts,)
+        The loss, regularizations included; one for each restart if there are several.
     gate_proba : Tensor of shape (n_samples, n_experts)
-        The gate's probabilities.
+        The gate's probabilities, in the restart with the lowest loss.
     expert_proba : Tensor of shape (n_samples, n_experts, n_classes)
-        Probabilities of the classes by each expert.
+        Probabilities of the classes by each expert, in the same restart.
 
     References
     ----------
     R. A. Jacobs, M. I. Jordan, S. J. Nowlan, G. E. Hinton, Adaptive Mixtures of Local Experts,
     Neural Computation 3, 1991.
     """
-    n_samples = len(x)
+    n_samples, n_restarts = len(x), module.n_restarts
     competence = sum(getattr(each, "per_nat_of_experts", 0) for each in regularizations)
     of_gate = [each for each in regularizations if getattr(each, "gate_only", False)]
     known = [each for each in of_gate if getattr(each, "has_gradient", False)]
     others = [each for each in of_gate if not getattr(each, "has_gradient", False)]
+    of_weights = [each for each in regularizations if getattr(each, "of_weights", False)]
     weight = sample_weight / n_samples
     x = module.encode(x, generator, augmentation).flatten(1)
     # Experts first, as in the forward pass, because both draw from the generator.
-    expert_trail = module.experts.run(x, generator)
-    gate_trail = module.gate.network.run(x)
+    expert_trail = module.experts.run(module.for_experts(x), generator)
+    gate_trail = module.gate.network.run(module.for_gate(x))
     temperature = module.gate.temperature
-    gate_logits = gate_trail[-1].output.squeeze(0).mT / temperature
-    with torch.set_grad_enabled(bool(others)):
-        gate_logits.requires_grad_(bool(others))
-        gate = module.gate.route(gate_logits, generator)
-        if others:
-            proba = gate.log_proba.softmax(dim=1)
-            mixture = MixtureOutput(None, gate_logits, proba, None, None, gate.routing)
-            penalty = gate_logits.sum() * 0  # has a gradient even if no penalty has one
-            for each in others:
-                penalty = penalty + check_penalty(each, each(mixture, x, y, sample_weight))
-            (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
+    if n_restarts == 1:
+        gate_logits = gate_trail[-1].output.squeeze(0).mT / temperature
+        with torch.set_grad_enabled(bool(others)):
+            gate_logits.requires_grad_(bool(others))
+            gate = module.gate.route(gate_logits, generator)
+            if others:
+                proba = gate.log_proba.softmax(dim=1)
+                mixture = MixtureOutput(None, gate_logits, proba, None, None, gate.routing)
+                penalty = gate_logits.sum() * 0  # has a gradient even if no penalty has one
+                for each in others:
+                    penalty = penalty + check_penalty(each, each(mixture, x, y, sample_weight))
+                (of_penalty,) = torch.autograd.grad(penalty, gate_logits)
+        gate_log_proba = gate.log_proba.detach().mT.unsqueeze(0)
+    else:
+        gate_log_proba = (gate_trail[-1].output / temperature).log_softmax(dim=1)
 
-    gate_log_proba = gate.log_proba.detach().mT
-    expert_log_proba = expert_trail[-1].output.log_softmax(dim=1)
-    of_class = y.expand(len(expert_log_proba), 1, n_samples)
-    log_of_class = expert_log_proba.gather(1, of_class).squeeze(1)
-    log_joint = gate_log_proba + log_of_class
-    log_responsibility = log_joint.log_softmax(dim=0)
+    # The axes are restarts, experts, classes and samples.
+    expert_log_proba = expert_trail[-1].output.unflatten(0, (n_restarts, -1)).log_softmax(dim=2)
+    of_class = y.expand(*expert_log_proba.shape[:2], 1, n_samples)
+    log_of_class = expert_log_proba.gather(2, of_class).squeeze(2)
+    log_joint = (gate_log_proba + log_of_class).mul_(inverse_temperature)
+    log_responsibility = log_joint.log_softmax(dim=1)
     # For each expert, the two differ by the log-likelihood of the sample.
-    loss = weight @ (log_responsibility.amax(dim=0) - log_joint.amax(dim=0))
+    nats = log_responsibility.amax(dim=1) - log_joint.amax(dim=1)
+    loss = (nats @ weight).div_(inverse_temperature)
     responsibility = of_experts = log_responsibility.exp_() * weight
     if competence:
-        loss = loss - competence * (weight @ log_of_class.mean(dim=0))
-        of_experts = responsibility + competence / len(responsibility) * weight
+        loss = loss - competence * (log_of_class.mean(dim=1) @ weight)
+        of_experts = responsibility + competence / responsibility.shape[1] * weight
 
     expert_proba = expert_log_proba.exp_()
-    upstream = expert_proba * of_experts.unsqueeze(1)
-    upstream.scatter_add_(1, of_class, -of_experts.unsqueeze(1))
-    module.experts.backward(expert_trail, upstream)
+    upstream = expert_proba * of_experts.unsqueeze(2)
+    upstream.scatter_add_(2, of_class, -of_experts.unsqueeze(2))
+    module.experts.backward(expert_trail, upstream.flatten(0, 1))
     gate_proba = gate_log_proba.exp()
     upstream = gate_proba * weight - responsibility
     for each in known:
-        value, slope = each.penalty_and_gradient(gate_proba.mT, sample_weight)
-        loss = loss + each.strength * value
-        slope = slope.mT * each.strength
-        upstream += gate_proba * (slope - (gate_proba * slope).sum(dim=0))
+        for restart, proba in enumerate(gate_proba):
+            value, slope = each.penalty_and_gradient(proba.mT, sample_weight)
+            loss[restart] += each.strength * value
+            slope = slope.mT * each.strength
+            upstream[restart] += proba * (slope - (proba * slope).sum(dim=0))
     if others:
         loss = loss + penalty.detach()
         upstream = upstream + of_penalty.mT
-    module.gate.network.backward(gate_trail, upstream.unsqueeze(0) / temperature)
-    return loss, gate_proba.mT, expert_proba.permute(2, 0, 1)
+    module.gate.network.backward(gate_trail, upstream / temperature)
+    loss = loss + module.experts.penalty().unflatten(0, (n_restarts, -1)).sum(dim=1)
+    for each in of_weights:
+        loss = loss + each.strength * each.add_gradient(module.gate)
+    if n_restarts == 1:
+        return loss[0], gate_proba[0].mT, expert_proba[0].permute(2, 0, 1)
+    best = loss.nan_to_num(torch.inf).argmin()
+    return loss, gate_proba[best].mT, expert_proba[best].permute(2, 0, 1)

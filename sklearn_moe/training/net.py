@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.experts import EXPERTS, build_experts
-from sklearn_moe.gates import build_gate
+from sklearn_moe.gates import GateModule, build_gate
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training import prediction
 from sklearn_moe.training.batches import TensorBatches
@@ -77,6 +77,9 @@ class MoENet(NeuralNetClassifier):
         Penalties that are added to the loss.
     augmentation : callable or None
         Changes the training batches at random.
+    gate_columns, expert_columns : ndarray of int or None
+        Which of the numbers that the encoding of a table returns the gate and the experts read;
+        None means all.
     input_shape : tuple of int
         Shape of one sample.
     n_experts, n_classes : int
@@ -101,6 +104,8 @@ class MoENet(NeuralNetClassifier):
         encoder=None,
         table=None,
         *,
+        gate_columns=None,
+        expert_columns=None,
         regularizations,
         augmentation=None,
         input_shape,
@@ -116,6 +121,8 @@ class MoENet(NeuralNetClassifier):
         self.gate = gate
         self.encoder = encoder
         self.table = table
+        self.gate_columns = gate_columns
+        self.expert_columns = expert_columns
         self.regularizations = regularizations
         self.augmentation = augmentation
         self.input_shape = input_shape
@@ -158,13 +165,16 @@ class MoENet(NeuralNetClassifier):
             # How to build experts and gate again: with how many experts each was built, and what
             # pruning has changed since.
             self.steps_ = {part: [("build", self.n_experts)] for part in ("experts", "gate")}
-        with usual_defaults():
-            module = self._build()
-        self.module_ = module.eval()  # as at all times except during training steps
+        self.module_ = self.build(self.seed)
         return self
 
-    def _build(self):
-        generator = torch.Generator().manual_seed(self.seed)
+    def build(self, seed: int) -> MixtureOfExperts:
+        """Build a mixture, with initial weights from a seed."""
+        with usual_defaults():
+            module = self._build(torch.Generator().manual_seed(seed))
+        return module.eval()  # as at all times except during training steps
+
+    def _build(self, generator):
         table = None if self.table is None else self.table.make_layer()
         shape = self.input_shape if table is None else (table.n_out,)
         encoder = build_encoder(self.encoder, shape, generator)
@@ -174,14 +184,49 @@ class MoENet(NeuralNetClassifier):
             experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
 
         def experts_for(n_experts):
-            return build_experts(experts_of, shape, n_experts, self.n_classes, generator)
+            own_shape = _shape_of(self.expert_columns, shape)
+            return build_experts(experts_of, own_shape, n_experts, self.n_classes, generator)
 
         def gate_for(n_experts):
-            return build_gate(self.gate, shape, n_experts, experts.hidden_size, generator)
+            return self.build_gate(shape, n_experts, experts.hidden_size, generator)
 
         experts = _make(experts_for, self.steps_["experts"])
         gate = _make(gate_for, self.steps_["gate"])
-        return self.module(experts, gate, mixing=self.mixing, encoder=encoder, table=table)
+        return self.module(
+            experts,
+            gate,
+            mixing=self.mixing,
+            encoder=encoder,
+            table=table,
+            gate_columns=self.gate_columns,
+            expert_columns=self.expert_columns,
+        )
+
+    def build_gate(
+        self,
+        shape: tuple[int, ...],
+        n_experts: int,
+        hidden_size: int,
+        generator: torch.Generator,
+    ) -> GateModule:
+        """Build the gate for samples that have this shape after the encoder."""
+        own_shape = _shape_of(self.gate_columns, shape)
+        gate = build_gate(self.gate, own_shape, n_experts, hidden_size, generator)
+        sources = None
+        if self.table is not None and self.encoder_is_of_tables:
+            sources = self.table.sources_
+        elif self.table is None and self.encoder is None and len(shape) == 1:
+            sources = np.arange(*shape)
+        if sources is not None:
+            gate.group_columns(
+                sources if self.gate_columns is None else sources[self.gate_columns]
+            )
+        return gate
+
+    @property
+    def encoder_is_of_tables(self) -> bool:
+        """Whether gate and experts read the columns of a table, without a backbone before them."""
+        return self.encoder is None or self.encoder.needs_tables
 
     def initialize_criterion(self):
         with _of_net_params("criterion"):
@@ -263,7 +308,8 @@ class MoENet(NeuralNetClassifier):
         self._set_training(True)
         # A list of losses would keep small tensors alive among the large ones of each step, and
         # the memory between them could not be given back.
-        total, sizes = torch.zeros((), dtype=torch.float64, device=self.device), []
+        n_restarts = self.module_.n_restarts
+        total, sizes = torch.zeros(n_restarts, dtype=torch.float64, device=self.device), []
 
         def announce():
             for callback in listeners:
@@ -274,8 +320,11 @@ class MoENet(NeuralNetClassifier):
                 callback.on_batch_end(self, training=True, **step)
             sizes.append(len(step["batch"][1]))
             total.add_(step["loss"], alpha=sizes[-1])
+        losses = total / sum(sizes)
+        if n_restarts > 1:
+            self.module_.losses = losses
         self.history.new_batch()
-        self.history.record_batch(f"{prefix}_loss", total.item() / sum(sizes))
+        self.history.record_batch(f"{prefix}_loss", losses.nan_to_num(torch.inf).amin().item())
         self.history.record_batch(f"{prefix}_batch_size", sum(sizes))
         self.history.record(f"{prefix}_batch_count", len(sizes))
 
@@ -287,7 +336,7 @@ class MoENet(NeuralNetClassifier):
         inputs, y = on_device(self, batch)
         sample_weight = inputs["sample_weight"]
         with torch.no_grad():
-            log_proba = self.module_(inputs["x"]).log_proba
+            log_proba = self.module_.best(inputs["x"]).log_proba
             loss = (self.criterion_(log_proba, y) * sample_weight).mean()
             correct = ((log_proba.argmax(dim=1) == y) * sample_weight).mean()
         self.history.record_batch("valid_accuracy", correct.item())
@@ -417,7 +466,7 @@ class MoENet(NeuralNetClassifier):
             if shares is None:
                 self.module_.experts.keep(firsts)
             else:
-                self.module_.experts.merge(groups, shares, x)
+                self.module_.experts.merge(groups, shares, self.module_.for_experts(x))
             self.module_.gate = self.module_.gate.merge(groups)
         self.steps_["experts"].append(("keep", firsts))
         self.steps_["gate"].append(("merge", groups))
@@ -432,13 +481,14 @@ class MoENet(NeuralNetClassifier):
     def snapshot(self) -> MoENet:
         """Return a net with a copy of the module as it is now; it shares everything else."""
         net = object.__new__(type(self))
-        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_).eval())
+        net.__dict__.update(self.__dict__, module_=deepcopy(self.module_.best).eval())
         net.session_ = None
         return net
 
     def _predicting(self):
-        """Return this net, or during a training step a copy, so as not to disturb the step."""
-        return self.snapshot() if self.module_.training else self
+        """Return this net, or during a training a copy, if the module cannot predict as it is."""
+        is_ready = not self.module_.training and self.module_.best is self.module_
+        return self if is_ready else self.snapshot()
 
     def copy_to_train(self) -> MoENet:
         """Return a copy whose training goes on from here and does not change this net."""
@@ -494,3 +544,8 @@ def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]])
         elif step == "take":
             part.take(value)
     return part
+
+
+def _shape_of(columns, shape):
+    """Return the shape of a sample of which only some columns are read."""
+    return shape if columns is None else (len(columns),)

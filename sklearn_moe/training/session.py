@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,17 @@ from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import check_penalty
 from sklearn_moe.training.batches import TensorBatches, as_tensor, is_memory_map
 from sklearn_moe.training.defaults import usual_defaults
+from sklearn_moe.training.polish import CRITERIA, information_criteria, polish
 from sklearn_moe.training.prediction import threads_for
+from sklearn_moe.training.restarts import (
+    Starts,
+    can_be_stacked,
+    keep_best,
+    mean_log_likelihood,
+    penalty_on_weights,
+    shortlist,
+    stack,
+)
 
 if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
@@ -37,7 +47,16 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
     """
     augmentation = [] if net.augmentation is None else [net.augmentation]
     mixture = net.module_(x, net.session_.generator, *augmentation)
-    loss = (net.criterion_(mixture.log_proba, y) * sample_weight).mean()
+    b = net.session_.inverse_temperature
+    if b == 1:
+        losses = net.criterion_(mixture.log_proba, y)
+    else:
+        tiny = torch.finfo(mixture.gate_proba.dtype).tiny
+        log_proba = mixture.expert_logits.log_softmax(dim=2)
+        log_of_class = log_proba[torch.arange(len(y), device=y.device), :, y]
+        log_joint = mixture.gate_proba.clamp_min(tiny).log() + log_of_class
+        losses = -(b * log_joint).logsumexp(dim=1) / b
+    loss = (losses * sample_weight).mean() + net.module_.experts.penalty().sum()
     for regularization in net.regularizations:
         penalty = regularization(mixture, mixture.x, y, sample_weight)
         loss = loss + check_penalty(regularization, penalty)
@@ -67,6 +86,15 @@ class Session:
         ``objective(net, x, sample_weight, y)``; see :func:`likelihood` for what it returns.
     read : callable, default=None
         Reads other samples in the same way, for callbacks.
+    seeds : list of int, default=()
+        Seeds of the initial weights of all restarts; the first is that of the present weights.
+    chooses_by_validation : bool, default=False
+        Whether the validation set decides between the restarts.
+
+    Attributes
+    ----------
+    starts : Starts or None
+        How the restarts ended.
     """
 
     def __init__(
@@ -81,8 +109,15 @@ class Session:
         callbacks: list[Callback],
         objective: Callable = likelihood,
         read: Callable | None = None,
+        seeds: Sequence[int] = (),
+        chooses_by_validation: bool = False,
     ):
         self.net = net
+        self.data = X, y, sample_weight
+        self.held_out = validation
+        self.seeds = seeds
+        self.chooses_by_validation = chooses_by_validation
+        self.starts: Starts | None = None
         self.seed = seed
         self.dataset = _dataset(net, X, y, sample_weight)
         self.validation = None if validation is None else _dataset(net, *validation)
@@ -94,6 +129,7 @@ class Session:
         self.callbacks = [callback.initialize() for callback in callbacks]
         self.objective = objective
         self.is_likelihood = objective is likelihood
+        self.inverse_temperature = 1.0  # of annealing
         self.read = read
         self.graphed_steps = None
         self.interrupted = False
@@ -114,18 +150,54 @@ class Session:
         )
         n_rows = self.n_samples if net.batch_size == -1 else min(net.batch_size, self.n_samples)
         net.session_ = self
+        has_restarts = len(self.seeds) > 1
         try:
+            is_stacked = has_restarts and can_be_stacked(net)
+            if has_restarts and not is_stacked:
+                self.starts = shortlist(net, self.seeds, self._short, self._score, self.data[0])
+                net.session_ = self
+            elif is_stacked:
+                stack(net, self.seeds)
             with (
                 usual_defaults(device),
                 threads_for(net, n_rows),
                 seeded_globally(self.seed, device) if uses_global_state else nullcontext(),
             ):
                 net.partial_fit(self.dataset, epochs=epochs)
+            if is_stacked:
+                self.starts = keep_best(net, self._score, self.data[0])
+            if self.is_likelihood and epochs is None and not self.interrupted:
+                polish(net, *self.data)
         finally:
             net.session_ = None
             net.optimizer_.zero_grad()  # gives the memory back
             net.forget_batches()
         return self.interrupted
+
+    def _short(self, net):
+        """Return a session that trains a net from one of several starts."""
+        epochs = net.max_epochs
+        callbacks = [
+            each.for_epochs(epochs) for each in self.callbacks if hasattr(each, "for_epochs")
+        ]
+        return Session(net, *self.data, seed=self.seed, callbacks=callbacks)
+
+    def _score(self, net):
+        """Return the score of a net, which decides between restarts; higher is better."""
+        if self.chooses_by_validation:
+            return mean_log_likelihood(net, *self.held_out)
+        return mean_log_likelihood(net, *self.data) - penalty_on_weights(net)
+
+    def results(self, n_samples: float) -> dict[str, Any]:
+        """Return the fitted attributes that restarts and linear experts have.
+
+        ``n_samples`` is how many samples the training set is, as the sum of a user's weights.
+        """
+        results = information_criteria(self.net, *self.data, n_samples)
+        if self.starts is not None:
+            results["init_scores_"] = self.starts.scores
+            results["init_agreement_"] = self.starts.agreement
+        return results
 
     def after_epochs(self) -> None:
         """Let callbacks act before any callback gets ``on_train_end``."""
@@ -151,6 +223,10 @@ def _fits(X, device):
 _TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")
 
 
+# Only some fits have these.
+NO_SEARCH = dict.fromkeys(("init_scores_", "init_agreement_", *CRITERIA))
+
+
 def fitted_attributes(
     net: MoENet, X: np.ndarray, sample_weight: np.ndarray, n_iter_before: int = 0
 ) -> dict[str, Any]:
@@ -164,6 +240,7 @@ def fitted_attributes(
     return {
         "net_": net,
         "report_": None,
+        **NO_SEARCH,
         "expert_usage_": np.average(gate_proba, axis=0, weights=sample_weight.astype(np.float64)),
         "n_iter_": len(rows),
         "loss_curve_": [float(row["train_loss"]) for row in rows],

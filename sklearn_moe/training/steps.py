@@ -60,6 +60,7 @@ class ClosedForm:
             generator=net.session_.generator,
             augmentation=net.augmentation,
             regularizations=net.regularizations,
+            inverse_temperature=net.session_.inverse_temperature,
         )
         step = {"loss": loss, "gate_proba": gate_proba}
         if with_prediction:

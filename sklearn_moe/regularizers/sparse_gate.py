@@ -1,0 +1,73 @@
+"""A penalty that lets the gate read few columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sklearn_moe.regularizers.base import Regularizer
+
+
+class SparseGate(Regularizer):
+    r"""Let the gate read as few columns as possible.
+
+    A group lasso on the weights :math:`W` of the gate's first layer. The weights of a column of
+    the table, with its hat functions or categories and for all experts, are one group:
+
+    .. math:: L = \lambda \sum_g \sqrt{d_g} \, \lVert W_g \rVert
+
+    with the number :math:`d_g` of encoded columns in group :math:`g`. At the end of a training,
+    the groups that the gate does not need become exactly zero. The columns that are left are in
+    ``gate_columns_``.
+
+    Parameters
+    ----------
+    strength : float, default=1e-3
+        Weight :math:`\lambda`, in nats of loss per unit of the norm.
+
+    References
+    ----------
+    M. Yuan, Y. Lin, Model Selection and Estimation in Regression with Grouped Variables, Journal
+    of the Royal Statistical Society B 68, 2006.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, SparseGate
+    >>> clf = MoEClassifier(experts="linear", regularization=SparseGate(3e-3))
+    """
+
+    of_weights = can_be_captured = True
+
+    def __init__(self, strength: float = 1e-3):
+        self.strength = strength
+
+    def penalty(self, mixture, x, y, sample_weight):
+        """Return the sum of the norms."""
+        return self.penalty_of(mixture.gate).sum()
+
+    def penalty_of(self, gate) -> Tensor:
+        """Return the sum of the norms in each restart."""
+        norm, size = self._norms(gate)
+        return norm @ size.sqrt()
+
+    @torch.no_grad()
+    def add_gradient(self, gate) -> Tensor:
+        """Add the weighted gradient to that of the gate's weights; return the penalties."""
+        norm, size = self._norms(gate)
+        root, weight = size.sqrt(), gate.input_weight
+        slope = (self.strength * root / norm)[:, gate.column_groups]
+        weight.grad.addcmul_(weight, slope.unsqueeze(1))
+        return norm @ root
+
+    def _norms(self, gate):
+        """Return the norm of each group in each restart, and the sizes of the groups."""
+        weight, groups, size = gate.input_weight, gate.column_groups, gate.group_sizes
+        if weight is None or groups is None:
+            raise ValueError(
+                "regularization='sparse_gate' needs a gate whose first layer reads the columns of "
+                f"a table, such as gate='softmax', got {type(gate).__name__}."
+            )
+        squares = weight.square().sum(dim=1)
+        squares = squares.new_zeros(len(squares), len(size)).index_add_(1, groups, squares)
+        # So far from zero that the slope stays finite.
+        return (squares + 1e-10).sqrt(), size

@@ -1,0 +1,190 @@
+"""After the last epoch: polish linear experts, and remove columns that a sparse gate ignores."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.closed_form import has_known_gradient, likelihood_gradient
+
+if TYPE_CHECKING:
+    from sklearn_moe.training.net import MoENet
+
+# The polish holds all encoded samples in double precision, and reads them some hundred times.
+# Larger tables gain little from it.
+LARGEST_TABLE = 2**25
+
+# Only columns whose weights are smaller than this, relative to the largest, may be removed.
+SMALL = 0.3
+
+CRITERIA = ("log_likelihood_", "n_identifiable_parameters_", "aic_", "bic_", "icl_")
+
+# Steps of L-BFGS, before and after columns are removed.
+STEPS = 200
+
+
+def can_be_polished(net: MoENet) -> bool:
+    """Whether a net's mixture has linear experts and a gate, with a gradient in closed form."""
+    module = net.module_
+    return (
+        module.experts.is_linear
+        and module.gate.top_k is None
+        and type(module.encoder) is torch.nn.Identity
+        and type(net.criterion_) is torch.nn.NLLLoss
+        and net.augmentation is None
+        and has_known_gradient(module, net.regularizations)
+    )
+
+
+def polish(net: MoENet, X: Any, y: NDArray, sample_weight: NDArray) -> None:
+    """Bring a net with linear experts to the nearest optimum of its loss.
+
+    L-BFGS on all samples in double precision. Then columns that a sparse gate does not need get
+    weights of exactly zero, and the rest is polished again. The result is taken only if the loss
+    falls.
+    """
+    module = net.module_
+    if not can_be_polished(net):
+        return
+    encoded = net.evaluate(X, MixtureOfExperts.encode)
+    if encoded.size > LARGEST_TABLE:
+        return
+    objective = _Objective(net, encoded, y, sample_weight)
+    before = objective()
+    minimise(objective)
+    if any(getattr(each, "of_weights", False) for each in net.regularizations):
+        objective.drop_columns()
+        minimise(objective)
+    if not objective() < before:
+        return
+    with torch.no_grad():
+        for name, parameter in objective.mixture.named_parameters():
+            module.get_parameter(name).copy_(parameter)
+
+
+def minimise(objective: _Objective) -> None:
+    """Minimise an objective by L-BFGS."""
+    optimizer = torch.optim.LBFGS(
+        objective.mixture.parameters(),
+        max_iter=STEPS,
+        history_size=20,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-11,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(objective)
+
+
+class _Objective:
+    """The loss of a mixture on all samples, in double precision; a call sets the gradients."""
+
+    def __init__(self, net, encoded, y, sample_weight):
+        module = net.module_
+        self.mixture = MixtureOfExperts(
+            deepcopy(module.experts).double(),
+            deepcopy(module.gate).double(),
+            gate_columns=module.gate_columns,
+            expert_columns=module.expert_columns,
+        ).eval()
+        self.regularizations = net.regularizations
+        self.batch = {
+            "x": torch.from_numpy(encoded).to(net.device).double(),
+            "sample_weight": torch.from_numpy(sample_weight).to(net.device).double(),
+            "y": torch.from_numpy(y).to(net.device),
+        }
+        self.dropped: Tensor | None = None
+
+    def __call__(self, regularizations=None) -> Tensor:
+        loss, *_ = likelihood_gradient(
+            self.mixture,
+            **self.batch,
+            regularizations=self.regularizations if regularizations is None else regularizations,
+        )
+        if self.dropped is not None:
+            self.mixture.gate.input_weight.grad[:, :, self.dropped] = 0
+        return loss
+
+    @torch.no_grad()
+    def drop_columns(self) -> None:
+        """Set the weights of columns to zero where this is the optimum.
+
+        The zero is the optimum of a group if there, the gradient of the rest of the loss is not
+        larger than the slope of the penalty.
+        """
+        gate = self.mixture.gate
+        weight, groups = gate.input_weight, gate.column_groups
+        strength = sum(
+            each.strength for each in self.regularizations if getattr(each, "of_weights", False)
+        )
+        others = [each for each in self.regularizations if not getattr(each, "of_weights", False)]
+        limits = strength * gate.group_sizes.sqrt()
+        norms = weight.new_zeros(len(limits))
+        norms.index_add_(0, groups, weight.square().sum(dim=(0, 1))).sqrt_()
+        self.dropped = torch.zeros_like(groups, dtype=torch.bool)
+        for group in norms.argsort().tolist():
+            if norms[group] > SMALL * norms.max():
+                break
+            columns = groups == group
+            kept = weight[:, :, columns].clone()
+            weight[:, :, columns] = 0
+            self(others)
+            if weight.grad[:, :, columns].norm() <= limits[group]:
+                self.dropped |= columns
+            else:
+                weight[:, :, columns] = kept
+
+
+def information_criteria(
+    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, n: float
+) -> dict[str, Any]:
+    """Return the log-likelihood and the criteria of a mixture of logistic regressions.
+
+    Parameters
+    ----------
+    net : MoENet
+        A fitted net.
+    X, y, sample_weight
+        The training samples, with weights of mean 1.
+    n : float
+        How many samples these are, as the sum of a user's weights.
+    """
+    if not can_be_polished(net):
+        return {}
+    gate = np.log(np.maximum(net.evaluate(X, MixtureOfExperts.gate_proba, np.float64), 1e-300))
+    logits = net.evaluate(X, MixtureOfExperts.expert_logits, np.float64)
+    log_proba = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
+    joint = gate + log_proba[np.arange(len(y)), :, y]
+    log_proba = np.logaddexp.reduce(joint, axis=1)
+    posterior = np.exp(joint - log_proba[:, np.newaxis])
+    entropy = -np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1)
+    weight = sample_weight.astype(np.float64) * (n / sample_weight.sum(dtype=np.float64))
+    log_likelihood = float(weight @ log_proba)
+    n_parameters = _n_identifiable(net, X)
+    bic = n_parameters * np.log(n) - 2 * log_likelihood
+    aic, icl = 2 * n_parameters - 2 * log_likelihood, bic + 2 * weight @ entropy
+    values = log_likelihood, n_parameters, aic, float(bic), float(icl)
+    return dict(zip(CRITERIA, values, strict=True))
+
+
+def _n_identifiable(net, X):
+    module = net.module_
+    rows = slice(None, None, max(1, len(X) // 4096))
+    encoded = torch.from_numpy(net.evaluate(X[rows], MixtureOfExperts.encode)).to(net.device)
+    of_gate = sum(parameter.numel() for parameter in module.gate.parameters())
+    if len(module.gate.network.layers) == 1:
+        used = module.gate.input_weight.detach()[0].any(dim=0)
+        of_gate = (net.n_experts - 1) * _rank(module.for_gate(encoded)[:, used])
+    of_experts = net.n_experts * (net.n_classes - 1) * _rank(module.for_experts(encoded))
+    return of_gate + of_experts
+
+
+def _rank(x):
+    """Return the number of linearly independent columns, with a column of ones."""
+    x = torch.nn.functional.pad(x.double(), (0, 1), value=1.0)
+    return int(torch.linalg.matrix_rank(x))

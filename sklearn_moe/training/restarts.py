@@ -1,0 +1,197 @@
+"""Restarts: train from several random starts, and keep the best mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor, nn
+
+from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
+from sklearn_moe.training.steps import ClosedForm
+
+if TYPE_CHECKING:
+    from sklearn_moe.training.net import MoENet
+    from sklearn_moe.training.session import Session
+
+# Restarts whose scores are closer than this to the best, in nats per sample, count as near it.
+NEAR = 2e-3
+
+# Agreement of restarts is measured on at most this many samples.
+SAMPLES_TO_AGREE = 4096
+
+# Restarts that cannot be stacked make short runs, of this share of the epochs.
+SHORT = 0.25
+
+
+class Restarts(MixtureOfExperts):
+    """Mixtures of one kind that are trained at once, as their weights are stacked.
+
+    A step for all of them takes hardly longer than a step for one, as long as they are small. The
+    weights of the single mixtures are views of the stacked ones.
+
+    Parameters
+    ----------
+    mixtures : list of MixtureOfExperts
+        The mixtures, each with its own initial weights.
+    """
+
+    has_known_gradient = True
+
+    def __init__(self, mixtures: list[MixtureOfExperts]):
+        first = mixtures[0]
+        super().__init__(
+            _stacked([each.experts for each in mixtures]),
+            _stacked([each.gate for each in mixtures]),
+            mixing=first.mixing,
+            encoder=first.encoder,
+            table=first.table,
+            gate_columns=first.gate_columns,
+            expert_columns=first.expert_columns,
+        )
+        self.mixtures = mixtures
+        self.n_restarts = len(mixtures)
+        self.losses = torch.zeros(len(mixtures))
+
+    @property
+    def best(self) -> MixtureOfExperts:
+        """The mixture with the lowest loss in the last epoch."""
+        return self.mixtures[int(self.losses.nan_to_num(torch.inf).argmin())]
+
+    def forward(self, x: Tensor, *args) -> MixtureOutput:
+        return self.best(x, *args)
+
+
+def _stacked(parts: list[nn.Module]) -> nn.Module:
+    """Return a module with the weights of all parts, of which theirs become views."""
+    stacked = deepcopy(parts[0])
+    for name, parameter in stacked.named_parameters():
+        own = [part.get_parameter(name) for part in parts]
+        parameter.data = torch.cat([each.data for each in own])
+        for each, view in zip(own, parameter.data.chunk(len(parts)), strict=True):
+            each.data = view
+    if hasattr(stacked, "n_networks"):
+        stacked.n_networks *= len(parts)
+    return stacked
+
+
+class Starts(NamedTuple):
+    """How the restarts of a training ended.
+
+    Attributes
+    ----------
+    scores : ndarray of shape (n_init,)
+        The score of each restart; the highest decided.
+    agreement : float or None
+        Mean adjusted Rand index between the choices of the best restart and those of the restarts
+        that come near its score; None if none does.
+    """
+
+    scores: NDArray[np.float64]
+    agreement: float | None
+
+
+def can_be_stacked(net: MoENet) -> bool:
+    """Whether a net can train several starts at once."""
+    gate = net.module_.gate
+    return (
+        ClosedForm().takes(net)
+        and gate.top_k is None
+        and gate.noise == 0
+        and all(
+            getattr(each, "has_gradient", False)
+            or getattr(each, "of_weights", False)
+            or getattr(each, "per_nat_of_experts", 0) > 0
+            for each in net.regularizations
+        )
+    )
+
+
+def stack(net: MoENet, seeds: list[int]) -> None:
+    """Let a net train one mixture for each seed; the present one is that of the first seed."""
+    mixtures = [net.module_, *(net.build(seed).to(net.device) for seed in seeds[1:])]
+    for mixture in mixtures:
+        mixture.gate.begin()
+    net.module_ = Restarts(mixtures).eval()
+    net.initialize_optimizer()
+
+
+def keep_best(net: MoENet, score: Callable[[MoENet], float], X) -> Starts:
+    """Let a net with restarts go on with the best of them."""
+    ends = []
+    for mixture in net.module_.mixtures:
+        net.module_ = mixture
+        ends.append(_end(net, score, X))
+    mixtures = [end.module for end in ends]
+    return _take_best(net, mixtures, ends)
+
+
+def shortlist(
+    net: MoENet,
+    seeds: list[int],
+    session_for: Callable[[MoENet], Session],
+    score: Callable[[MoENet], float],
+    X,
+) -> Starts:
+    """Train from each start for a part of the epochs, and let the net go on with the best."""
+    ends, max_epochs = [], net.max_epochs
+    net.max_epochs = max(1, round(SHORT * max_epochs))
+    for i, seed in enumerate(seeds):
+        if i > 0:
+            net.module_ = net.build(seed).to(net.device)
+            net.initialize_optimizer()
+        if session_for(net).run():
+            raise KeyboardInterrupt("The training was interrupted while it tried several starts.")
+        ends.append(_end(net, score, X))
+    net.max_epochs = max_epochs
+    net.initialize_history()
+    return _take_best(net, [end.module for end in ends], ends)
+
+
+class _End(NamedTuple):
+    module: MixtureOfExperts
+    score: float
+    choice: NDArray[np.int64]
+
+
+def _end(net, score, X):
+    rows = slice(None, None, max(1, len(X) // SAMPLES_TO_AGREE))
+    choice = net.evaluate(X[rows], lambda module, x: module.gate_proba(x).argmax(dim=1))
+    return _End(net.module_, score(net), choice)
+
+
+def _take_best(net, mixtures, ends):
+    scores = np.array([end.score for end in ends])
+    best = int(np.nan_to_num(scores, nan=-np.inf).argmax())
+    near = [
+        end.choice for i, end in enumerate(ends) if i != best and end.score >= scores[best] - NEAR
+    ]
+    agreement = None
+    if near:
+        own = ends[best].choice
+        agreement = float(np.mean([adjusted_rand_score(own, choice) for choice in near]))
+    net.module_ = deepcopy(mixtures[best]).eval()  # with weights of its own
+    net.initialize_optimizer()
+    return Starts(scores, agreement)
+
+
+def penalty_on_weights(net: MoENet) -> float:
+    """Return what the penalties on the weights take from the score of a net, in nats."""
+    module = net.module_
+    with torch.no_grad():
+        penalty = module.experts.penalty().sum()
+        for each in net.regularizations:
+            if getattr(each, "of_weights", False):
+                penalty = penalty + each.strength * each.penalty_of(module.gate).sum()
+    return float(penalty)
+
+
+def mean_log_likelihood(net: MoENet, X, y: NDArray, sample_weight: NDArray) -> float:
+    """Return the weighted mean log-likelihood of samples, in nats."""
+    log_proba = net.evaluate(X, MixtureOfExperts.predict_log_proba, np.float64)
+    return float(np.average(log_proba[np.arange(len(y)), y], weights=sample_weight))
