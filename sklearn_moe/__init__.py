@@ -16,7 +16,12 @@ from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import *
 from sklearn_moe.gates import *
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
-from sklearn_moe.measures import expert_class_information, sample_entropy, usage_entropy
+from sklearn_moe.measures import (
+    expert_class_information,
+    sample_entropy,
+    specialization,
+    usage_entropy,
+)
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
 from sklearn_moe.persistence import TRUSTED_TYPES
@@ -52,6 +57,7 @@ __all__ = [
     "expert_class_information",
     "prune_experts",
     "sample_entropy",
+    "specialization",
     "tune",
     "usage_entropy",
     *encoders.__all__,

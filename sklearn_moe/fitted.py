@@ -6,11 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 from torch import nn
 
 from sklearn_moe.checks import check_device, check_shape
 from sklearn_moe.mixture import MixtureOfExperts
+
+# Log-probabilities that are computed at once if only those of the labels are kept: 64 MB.
+LOG_PROBA_AT_ONCE = 2**24
 
 
 class FittedMixture:
@@ -107,6 +110,42 @@ class FittedMixture:
             )
         return self._evaluate_proba(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
 
+    def expert_log_likelihood(self, X: ArrayLike, y: ArrayLike) -> NDArray[np.floating]:
+        """Return the logarithm of the probability that each expert gives the true class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,)
+            Labels.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_experts)
+            Natural logarithms, exact even if the probability would be rounded to 0. Rows of labels
+            that are not in ``classes_`` are nan.
+        """
+        check_is_fitted(self)
+        fitted = self._snapshot()  # another thread may fit meanwhile
+        samples, precision = fitted._read(X)
+        y = column_or_1d(y)
+        check_consistent_length(samples, y)
+        positions = {label: index for index, label in enumerate(fitted.classes_.tolist())}
+        position = np.array([positions.get(label, -1) for label in y.tolist()])
+        n_experts = len(fitted.expert_costs_)
+        out = np.empty((len(y), n_experts), precision)
+        at_once = max(1, LOG_PROBA_AT_ONCE // (n_experts * len(fitted.classes_)))
+        for rows in np.split(np.arange(len(y)), range(at_once, len(y), at_once)):
+            log_proba = fitted.net_.evaluate(
+                samples if len(rows) == len(y) else samples[rows],
+                lambda module, x: module.expert_logits(x).log_softmax(dim=2),
+            )
+            of_label = position[rows, np.newaxis, np.newaxis]
+            out[rows] = np.take_along_axis(log_proba, of_label, axis=2)[:, :, 0]
+        out[position < 0] = np.nan
+        return out
+
     def apply(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the expert that the gate chooses for each sample.
 
@@ -133,9 +172,14 @@ class FittedMixture:
         """Apply a function of the mixture to X; return float64, unless X is less precise."""
         check_is_fitted(self)
         fitted = self._snapshot()  # another thread may fit meanwhile
-        samples, precision = fitted.reader_.read_with_precision(X, fitted)
-        check_shape("X", samples, fitted.net_.input_shape)
+        samples, precision = fitted._read(X)
         return fitted.net_.evaluate(samples, function, dtype or precision)
+
+    def _read(self, X):
+        """Return samples of the right shape, and the type of predictions."""
+        samples, precision = self.reader_.read_with_precision(X, self)
+        check_shape("X", samples, self.net_.input_shape)
+        return samples, precision
 
     def _snapshot(self):
         """Return a shallow copy, which other threads cannot change."""

@@ -8,6 +8,8 @@ All entropies are in bits and computed over all samples at once:
 with the gate probabilities :math:`p_n` of sample :math:`n`, the chosen expert :math:`E` and the
 class :math:`Y`. A good decomposition has a low :math:`H_s` (one expert answers for a sample), a
 high :math:`H_u` (all experts are used) and a high :math:`I(E; Y)` (experts are tied to classes).
+Experts may divide the samples by something else than the class. So :func:`specialization` also
+asks how much an expert knows that the others do not.
 
 References
 ----------
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr
+from scipy.special import entr, logsumexp
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -92,6 +94,87 @@ def expert_class_information(gate_proba: ArrayLike, y: ArrayLike) -> float:
     y = column_or_1d(y)
     check_consistent_length(gate_proba, y)
     return mutual_information(contingency_matrix(gate_proba.argmax(axis=1), y))
+
+
+def specialization(
+    gate_proba: ArrayLike, expert_log_likelihood: ArrayLike, *, to_best: bool = False
+) -> float:
+    r"""Return how many bits a sample loses if other experts replace the chosen one.
+
+    .. math:: S = \frac{1}{N} \sum_n \Bigl( \log_2 o_{n, e_n}
+              - \log_2 \frac{1}{E - 1} \sum_{f \ne e_n} o_{nf} \Bigr)
+
+    with the probability :math:`o_{nf}` that expert :math:`f` gives the true class of sample
+    :math:`n`, and the chosen (most probable) expert :math:`e_n`. With ``to_best=True`` one expert
+    replaces the chosen one, not the mean of all others. Each expert has one such replacement: the
+    expert with the highest mean log-likelihood on the samples for which it is chosen.
+
+    Parameters
+    ----------
+    gate_proba : array-like of shape (n_samples, n_experts)
+        Gate probabilities; the chosen expert is the most probable one.
+    expert_log_likelihood : array-like of shape (n_samples, n_experts)
+        Natural logarithm of the probability that each expert gives the class of the sample, as
+        from :meth:`MoEClassifier.expert_log_likelihood`. Samples with a nan are left out.
+    to_best : bool, default=False
+        Whether to compare with the best other expert instead of the mean of the others.
+
+    Returns
+    -------
+    float
+        In bits. About 0 if the experts are interchangeable, negative if the others are better than
+        the chosen one; 0 for a single expert, and nan if all samples are left out.
+
+    Examples
+    --------
+    Each expert is right on its own sample, and guesses among four classes on the other:
+
+    >>> import numpy as np
+    >>> specialization([[1, 0], [0, 1]], np.log([[1, 0.25], [0.25, 1]]))
+    2.0
+    """
+    return mean_of_known(bits_lost(gate_proba, expert_log_likelihood, to_best=to_best))
+
+
+def bits_lost(
+    gate_proba: ArrayLike, expert_log_likelihood: ArrayLike, *, to_best: bool
+) -> NDArray[np.float64]:
+    """Return the bits of :func:`specialization` for each sample; nan for those left out."""
+    gate_proba = check_gate_proba(gate_proba)
+    log_likelihood = check_array(
+        expert_log_likelihood,
+        dtype=np.float64,
+        ensure_all_finite="allow-nan",
+        input_name="expert_log_likelihood",
+    )
+    if log_likelihood.shape != gate_proba.shape:
+        raise ValueError(
+            f"expert_log_likelihood must have the shape of gate_proba, {gate_proba.shape}, got "
+            f"{log_likelihood.shape}."
+        )
+    if (log_likelihood > 1e-3).any():  # they may be rounded
+        raise ValueError("expert_log_likelihood must hold logarithms of probabilities, at most 0.")
+    known = ~np.isnan(log_likelihood).any(axis=1)
+    n_experts = gate_proba.shape[1]
+    if n_experts == 1:
+        return np.where(known, 0.0, np.nan)
+    chosen = gate_proba.argmax(axis=1)[:, np.newaxis]
+    gained = log_likelihood - np.take_along_axis(log_likelihood, chosen, axis=1)
+    np.put_along_axis(gained, chosen, -np.inf, axis=1)  # only others can replace it
+    if not to_best:  # in log space, where no probability is rounded to 0
+        lost = np.log(n_experts - 1) - logsumexp(gained, axis=1)
+        return np.where(known, lost / np.log(2), np.nan)
+    lost = np.full(len(gained), np.nan)
+    for expert in np.unique(chosen[known]):
+        rows = known & (chosen[:, 0] == expert)
+        lost[rows] = 0.0 - gained[rows, gained[rows].mean(axis=0).argmax()]  # never -0.0
+    return lost / np.log(2)
+
+
+def mean_of_known(values: NDArray) -> float:
+    """Return the mean of the values that are not nan; nan if there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def mutual_information(table: ArrayLike) -> float:
