@@ -12,12 +12,15 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sklearn_moe.measures import (
+    bits_lost,
     check_gate_proba,
     entropy,
     expert_class_information,
+    mean_of_known,
     mutual_information,
     running_cost,
     sample_entropy,
+    specialization,
     usage_entropy,
 )
 
@@ -60,6 +63,15 @@ class Decomposition:
         The same divided by the cost of all experts, 0 to 1.
     skipping_share : float or None
         Share of the samples for which none of the costliest experts runs, 0 to 1.
+    specialization : float or None
+        S in bits: how much log-likelihood a sample loses if the mean of the other experts replaces
+        its chosen expert (see :func:`specialization`). About 0 if the experts are interchangeable.
+        None without labels, or without the log-likelihoods of the experts.
+    specialization_to_best : float or None
+        The same if the best other expert replaces it.
+    expert_specialization, expert_specialization_to_best : ndarray of shape (n_experts,) or None
+        The same of each expert on the samples for which it was chosen, nan for an expert that was
+        never chosen.
     """
 
     sample_entropy: float
@@ -77,6 +89,10 @@ class Decomposition:
     cost: float | None = None
     relative_cost: float | None = None
     skipping_share: float | None = None
+    specialization: float | None = None
+    specialization_to_best: float | None = None
+    expert_specialization: NDArray[np.float64] | None = None
+    expert_specialization_to_best: NDArray[np.float64] | None = None
 
     @classmethod
     def from_predictions(
@@ -88,6 +104,7 @@ class Decomposition:
         classes: ArrayLike | None = None,
         expert_costs: ArrayLike | None = None,
         all_run: bool = False,
+        expert_log_likelihood: ArrayLike | None = None,
     ) -> Decomposition:
         """Measure a decomposition from the predictions of a mixture.
 
@@ -106,6 +123,10 @@ class Decomposition:
             Multiply-adds that each expert takes for a sample; None leaves the costs out.
         all_run : bool, default=False
             Whether all experts run for a sample, also those with a gate probability of 0.
+        expert_log_likelihood : array-like of shape (n_samples, n_experts), default=None
+            Natural logarithm of the probability that each expert gives the class of the sample; a
+            row of nan leaves the sample out of the specialization. None leaves the specialization
+            out.
 
         Returns
         -------
@@ -128,15 +149,19 @@ class Decomposition:
         np.add.at(table, (chosen, np.searchsorted(classes, y)), 1)
 
         def mean_by_expert(values):
-            totals = np.bincount(chosen, weights=values, minlength=n_experts)
-            counts = table.sum(axis=1)
-            return np.divide(totals, counts, out=np.full(n_experts, np.nan), where=counts > 0)
+            return np.array([mean_of_known(values[chosen == each]) for each in range(n_experts)])
 
         correct = None
         if chosen_expert_prediction is not None:
             prediction = column_or_1d(chosen_expert_prediction)
             check_consistent_length(prediction, y)
             correct = prediction == y
+        knowledge = {}
+        if expert_log_likelihood is not None:
+            for name, to_best in (("specialization", False), ("specialization_to_best", True)):
+                lost = bits_lost(gate_proba, expert_log_likelihood, to_best=to_best)
+                knowledge[name] = mean_of_known(lost)
+                knowledge[f"expert_{name}"] = mean_by_expert(lost)
         most = np.log2(n_experts)
         h_s, h_u = sample_entropy(gate_proba), usage_entropy(gate_proba)
         information = mutual_information(table)
@@ -156,6 +181,7 @@ class Decomposition:
             expert_accuracy=None if correct is None else mean_by_expert(correct),
             expert_certainty=mean_by_expert(gate_proba.max(axis=1)),
             **({} if expert_costs is None else _costs(gate_proba, expert_costs, all_run)),
+            **knowledge,
         )
 
     def __repr__(self) -> str:
@@ -182,6 +208,11 @@ class Decomposition:
                 ),
             )
         ]
+        if self.specialization is not None:
+            lines.append(
+                f"{'S       specialization':34}{signed(self.specialization, 3):6.3f} bits  "
+                f"({signed(self.specialization_to_best, 3):.3f} to the best other expert)"
+            )
         if self.chosen_expert_accuracy is not None:
             lines.append(f"{'accuracy of the chosen expert':34}{self.chosen_expert_accuracy:6.3f}")
         if self.cost is not None:
@@ -210,14 +241,15 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Samples.
     y : array-like of shape (n_samples,), default=None
-        Labels; those that the mixture does not know count as errors. Without labels, the classes
-        that the chosen experts predict take their place, as in the reference.
+        Labels; those that the mixture does not know count as errors, and are left out of the
+        specialization. Without labels, the classes that the chosen experts predict take their
+        place, as in the reference, and there is no specialization.
 
     Returns
     -------
     Decomposition
-        H_s, H_u and I(E;Y) in bits and normalised, the usage and the costs of the experts, and the
-        table of experts by classes.
+        H_s, H_u and I(E;Y) in bits and normalised, the specialization in bits, the usage and the
+        costs of the experts, and the table of experts by classes.
 
     References
     ----------
@@ -250,7 +282,11 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
         return Decomposition.from_predictions(gate_proba, predicted, **known)
     y = check_labels(y, model.classes_)
     return Decomposition.from_predictions(
-        gate_proba, y, chosen_expert_prediction=predicted, **known
+        gate_proba,
+        y,
+        chosen_expert_prediction=predicted,
+        expert_log_likelihood=model.expert_log_likelihood(X, y),
+        **known,
     )
 
 
@@ -267,6 +303,11 @@ def _costs(gate_proba, expert_costs, all_run):
 def _share(value, most):
     """Return a value as a share of the most that is possible; 0 if that is 0."""
     return float(min(value / most, 1.0)) if most > 0 else 0.0
+
+
+def signed(value, digits):
+    """Return a rounded number that is never shown as -0."""
+    return round(value, digits) + 0.0
 
 
 def check_labels(y, classes=None):
@@ -341,6 +382,11 @@ def _score_chosen_expert_accuracy(estimator, X, y):
     return float(np.mean(model.classes_[predicted] == np.asarray(y)))
 
 
+def _score_specialization(estimator, X, y):
+    model, X = final_model(estimator, X)
+    return specialization(model.gate_proba(X), model.expert_log_likelihood(X, y))
+
+
 def _measure_gate(estimator, X, measure, *args):
     model, X = final_model(estimator, X)
     return measure(model.gate_proba(X), *args)
@@ -350,10 +396,11 @@ SCORERS = {
     "neg_sample_entropy": _score_neg_sample_entropy,
     "usage_entropy": _score_usage_entropy,
     "expert_class_information": _score_expert_class_information,
+    "specialization": _score_specialization,
     "chosen_expert_accuracy": _score_chosen_expert_accuracy,
 }
-"""Scorers of the decomposition by name: -H_s, H_u and I(E;Y) in bits, and the accuracy of the
-chosen expert without the others. Higher is better.
+"""Scorers of the decomposition by name: -H_s, H_u, I(E;Y) and the specialization in bits, and the
+accuracy of the chosen expert without the others. Higher is better.
 
 Each is called as ``scorer(estimator, X, y)`` with a fitted ``MoEClassifier``, a pipeline that
 ends in one or a search for one, and returns a float. ``cross_validate`` and ``tune`` know the

@@ -14,10 +14,11 @@ from sklearn_moe.decomposition import (
     cut,
     decomposition_entropy,
     final_model,
+    signed,
 )
 
 # Largest number of experts in the report, which shows those that are chosen most often.
-MOST_EXPERTS = 17
+MOST_EXPERTS = 16
 
 # Words for how much the expert says about the class, below these shares of the possible maximum.
 SAYS = (
@@ -25,6 +26,14 @@ SAYS = (
     (0.4, "little"),
     (0.9, "much"),
     (math.inf, "almost all that it can"),
+)
+
+# What experts are, below these bits that a sample loses if others replace its expert: 3 % and 29 %
+# of its likelihood.
+EXPERTS_ARE = (
+    (0.05, "interchangeable"),
+    (0.5, "partly specialized"),
+    (math.inf, "specialized"),
 )
 
 
@@ -42,13 +51,18 @@ def decomposition_report(
 
     For each expert: its share of the samples (those for which the gate chooses it), its usage
     (mean gate probability over all samples), its accuracy on its own samples without the other
-    experts, its certainty (mean gate probability over its own samples) and its main classes. Then
-    what the mixture costs, the three measures with a sentence each, and a verdict on two things:
+    experts, its certainty (mean gate probability over its own samples), the bits that it knows
+    (its :func:`specialization`) and its main classes. Then what the mixture costs, the four
+    measures with a sentence each, and a verdict on three things:
 
     - how the experts are used: *unevenly*, as if fewer than :math:`(E + 1) / 2` of them were used
       equally, :math:`2^{H_u} < (E + 1) / 2`, or *evenly*;
     - how the gate chooses: *unsurely*, as if more than 1.5 experts shared each sample equally,
-      :math:`2^{H_s} > 1.5`, or *surely*.
+      :math:`2^{H_s} > 1.5`, or *surely*;
+    - what the experts know: they are *interchangeable* if a sample loses less than 0.05 bits (3 %
+      of its likelihood) when the mean of the others, or the best other, replaces its expert,
+      *partly specialized* below 0.5 bits (29 %), and otherwise *specialized*. The smaller of the
+      two losses counts.
 
     The report cannot tell whether this division is the right one, or whether another
     ``random_state`` would find it again. A soft gate that has found the structure of the data may
@@ -69,20 +83,22 @@ def decomposition_report(
     Returns
     -------
     str or dict
-        The text, which a notebook shows as ``print`` would. It lists at most 17 experts, those
+        The text, which a notebook shows as ``print`` would. It lists at most 16 experts, those
         that are chosen most often.
 
         The dict has ``experts``, a list of one dict per expert, with "expert", "share", "usage",
-        "accuracy", "certainty" and "main_classes". "main_classes" has the three largest classes
-        of the expert's samples, without those below a tenth, and their shares of its samples.
-        Accuracy and certainty are nan for an expert that is never chosen.
+        "accuracy", "certainty", "specialization", "specialization_to_best" and "main_classes".
+        "main_classes" has the three largest classes of the expert's samples, without those below
+        a tenth, and their shares of its samples. Accuracy, certainty and specialization are nan
+        for an expert that is never chosen.
 
         The dict also has ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
         ``n_parameters``, ``cost``, ``relative_cost`` and ``skipping_share`` (see
-        :class:`Decomposition`), ``sample_entropy``, ``usage_entropy`` and
-        ``expert_class_information`` in bits, the same ``normalized_*``, ``verdict`` (two str,
-        "even" or "uneven" and "sure" or "unsure") and ``advice`` (list of str, empty for "even"
-        and "sure").
+        :class:`Decomposition`), ``sample_entropy``, ``usage_entropy``,
+        ``expert_class_information``, ``specialization`` and ``specialization_to_best`` in bits,
+        the first three also as ``normalized_*``, ``verdict`` (three str: "even" or "uneven",
+        "sure" or "unsure", and "interchangeable", "partly specialized" or "specialized") and
+        ``advice`` (list of str, empty for "even" and "sure").
 
     See Also
     --------
@@ -97,7 +113,7 @@ def decomposition_report(
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = make_pipeline(StandardScaler(), MoEClassifier(n_experts=3, random_state=0))
     >>> print(decomposition_report(clf.fit(X, y), X, y))  # doctest: +ELLIPSIS
-    expert   share   usage  accuracy  certainty  main classes
+    expert   share   usage  accuracy  certainty  knows  main classes
     ...
     >>> report = decomposition_report(clf, X, y, output_dict=True)
     >>> len(report["experts"])
@@ -127,6 +143,8 @@ _MEASURES = (
     "sample_entropy",
     "usage_entropy",
     "expert_class_information",
+    "specialization",
+    "specialization_to_best",
     "normalized_sample_entropy",
     "normalized_usage_entropy",
     "normalized_expert_class_information",
@@ -147,6 +165,10 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
                 "usage": float(decomposition.usage[expert]),
                 "accuracy": float(decomposition.expert_accuracy[expert]),
                 "certainty": float(decomposition.expert_certainty[expert]),
+                "specialization": float(decomposition.expert_specialization[expert]),
+                "specialization_to_best": float(
+                    decomposition.expert_specialization_to_best[expert]
+                ),
                 "main_classes": {classes[index]: float(parts[index]) for index in main},
             }
         )
@@ -157,7 +179,9 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
     """Return the verdict, and the hyperparameters to try beside those that were fitted."""
     n_experts = len(decomposition.usage)
     used = 2**decomposition.usage_entropy
-    verdict, advice = ["even", "sure"], []
+    # One other expert may know as much as the chosen one, or all others together.
+    knows = min(decomposition.specialization, decomposition.specialization_to_best)
+    verdict, advice = ["even", "sure", _word(EXPERTS_ARE, knows)], []
     if used < (n_experts + 1) / 2:
         verdict[0] = "uneven"
         if any(getattr(each, "balances", False) for each in net.regularizations):
@@ -184,20 +208,25 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
     return verdict, advice
 
 
+def _word(words, value):
+    return next(word for bound, word in words if value < bound)
+
+
 def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
     n_experts = len(decomposition.usage)
     experts = sorted(
         (row for row in report["experts"] if row["share"] > 0), key=lambda row: -row["share"]
     )
-    names = dict(zip(decomposition.classes.tolist(), cut(decomposition.classes, 10), strict=True))
-    lines = ["expert   share   usage  accuracy  certainty  main classes"]
+    names = dict(zip(decomposition.classes.tolist(), cut(decomposition.classes, 8), strict=True))
+    lines = ["expert   share   usage  accuracy  certainty  knows  main classes"]
     for row in experts[:MOST_EXPERTS]:
         classes = ", ".join(
             f"{names[label]} ({part:.0%})" for label, part in row["main_classes"].items()
         )
         lines.append(
             f"{row['expert']:6}  {row['share']:6.1%}  {row['usage']:6.1%}  "
-            f"{row['accuracy']:8.3f}  {row['certainty']:9.2f}  {classes or 'many'}"
+            f"{row['accuracy']:8.3f}  {row['certainty']:9.2f}  "
+            f"{signed(row['specialization'], 2):5.2f}  {classes or 'many'}"
         )
     others = experts[MOST_EXPERTS:]
     if others:
@@ -218,8 +247,7 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
         )
 
     shared, used = 2 ** report["sample_entropy"], 2 ** report["usage_entropy"]
-    information = report["normalized_expert_class_information"]
-    says = next(words for bound, words in SAYS if information < bound)
+    says = _word(SAYS, report["normalized_expert_class_information"])
     for symbol, name, sentence in (
         ("H_s", "sample_entropy", f"as if {shared:.2f} experts shared each sample equally"),
         ("H_u", "usage_entropy", f"as if {used:.1f} of {n_experts} experts were used equally"),
@@ -231,16 +259,24 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
     ):
         share = report[f"normalized_{name}"]
         lines.append(f"{symbol:8}{report[name]:6.2f} bits, {share:4.0%} of the most: {sentence}")
+    to_mean, to_best = (
+        signed(report[name], 2) for name in ("specialization", "specialization_to_best")
+    )
+    lines.append(
+        f"{'S':8}{to_mean:6.2f} bits are lost if the others replace the chosen expert, "
+        f"{to_best:.2f} if the best other does"
+    )
 
     lines.append("")
     if n_experts == 1:
         lines.append("One expert has nothing to divide.")
     else:
-        use, choice = report["verdict"]
+        use, choice, experts_are = report["verdict"]
         lines += [
-            f"The experts are used {use}ly, and the gate is {choice}. Whether these are the right "
-            "parts, and",
-            "whether another random_state would find them again, this report does not know.",
+            f"The experts are used {use}ly, and the gate is {choice}. The experts are "
+            f"{experts_are}.",
+            "Whether these are the right parts, and whether another fit finds them, this report "
+            "does not know.",
         ]
         if report["advice"]:
             lines.append("For a division that is even and sure, try:")

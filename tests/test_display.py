@@ -96,8 +96,11 @@ def test_decomposition_from_estimator(clf, digits):
         str(expected.table[0, 0]) if expected.table[0, 0] else ""
     )
     assert f"{expected.usage_entropy:.2f}" in display.ax_.get_title()
+    assert f"$S$ {expected.specialization:.2f} bits" in display.ax_.get_title()
     assert display.colorbar_ is None and display.figure_ is display.ax_.figure
-    assert DecompositionDisplay.from_estimator(clf, X).decomposition.expert_accuracy is None
+    display = DecompositionDisplay.from_estimator(clf, X)
+    assert display.decomposition.expert_accuracy is None
+    assert "$S$" not in display.ax_.get_title()
 
 
 @pytest.mark.parametrize("normalize, axis", [("expert", 1), ("class", 0), ("all", None)])

@@ -50,6 +50,7 @@ def test_cross_validate_adds_the_measures(clf, iris):
             ("neg_sample_entropy", -decomposition.sample_entropy),
             ("usage_entropy", decomposition.usage_entropy),
             ("expert_class_information", decomposition.expert_class_information),
+            ("specialization", decomposition.specialization),
             ("chosen_expert_accuracy", one_expert_accuracy(estimator, X[test], y[test])),
         ):
             assert result[f"test_{name}"][fold] == pytest.approx(expected, abs=1e-12)

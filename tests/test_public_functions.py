@@ -24,6 +24,7 @@ from sklearn_moe import (
     expert_class_information,
     prune_experts,
     sample_entropy,
+    specialization,
     tune,
     usage_entropy,
 )
@@ -48,11 +49,14 @@ def test_measures(fitted):
     seen = clf[:-1].transform(X) if hasattr(clf, "steps") else X
     gate_proba = model.gate_proba(seen)
     assert gate_proba.dtype == np.float32
+    log_likelihood = model.expert_log_likelihood(seen, y)
+    assert log_likelihood.dtype == np.float32
     decomposition = decomposition_entropy(clf, X, y)
     for measure, value in [
         (sample_entropy(gate_proba), decomposition.sample_entropy),
         (usage_entropy(gate_proba), decomposition.usage_entropy),
         (expert_class_information(gate_proba, y), decomposition.expert_class_information),
+        (specialization(gate_proba, log_likelihood), decomposition.specialization),
     ]:
         assert measure == pytest.approx(value, abs=1e-6)
     assert "H_u" in decomposition_report(clf, X, y)

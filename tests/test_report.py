@@ -48,6 +48,11 @@ class Mixture:
         """Expert e predicts class e mod 3."""
         return np.eye(3)[self.proba.argmax(axis=1) % 3]
 
+    def expert_log_likelihood(self, X, y):
+        """Expert e gives 0.8 to class e mod 3 and 0.1 to each other class."""
+        owned = self.classes_[np.arange(self.proba.shape[1]) % 3]
+        return np.log(np.where(owned == np.asarray(y)[:, np.newaxis], 0.8, 0.1))
+
     def predict(self, X):
         return self.classes_[self.proba.argmax(axis=1) % 3]
 
@@ -65,7 +70,7 @@ GOOD = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.8, 0.2, 0]]
 
 def test_report_by_hand():
     result = report(GOOD, output_dict=True)
-    assert result["verdict"] == ["even", "sure"] and result["advice"] == []
+    assert result["verdict"] == ["even", "sure", "specialized"] and result["advice"] == []
     assert result["accuracy"] == result["chosen_expert_accuracy"] == 1
     assert result["experts"][0] == {
         "expert": 0,
@@ -73,13 +78,18 @@ def test_report_by_hand():
         "usage": pytest.approx(0.45),
         "accuracy": 1,
         "certainty": pytest.approx(0.9),
+        "specialization": pytest.approx(3),
+        "specialization_to_best": pytest.approx(3),
         "main_classes": {"cat": 1},
     }
+    assert result["specialization"] == pytest.approx(3)  # 0.8 in place of 0.1
     idle = str(report([[*row, 0] for row in GOOD]))
     assert "1 of 4 experts are never chosen" in idle
     text = str(report(GOOD))
-    assert "     0   50.0%   45.0%     1.000       0.90  cat (100%)" in text.splitlines()
+    row = "     0   50.0%   45.0%     1.000       0.90   3.00  cat (100%)"
+    assert row in text.splitlines()
     assert "The experts are used evenly, and the gate is sure." in text and "try" not in text
+    assert "3.00 bits are lost if the others replace the chosen expert, 3.00 if the best" in text
     # Of 1 + 2 + 3 multiply-adds the samples take 1, 2, 3 and 1 + 2.
     assert result["n_parameters"] == 1234 and result["cost"] == 9 / 4
     assert result["relative_cost"] == 9 / 24 and result["skipping_share"] == 3 / 4
@@ -145,11 +155,38 @@ SURER = ["regularization=Entropy(0.1)", "a gate with a temperature"]
 )
 def test_verdict_and_advice(gate_proba, params, verdict, advice):
     result = report(gate_proba, output_dict=True, **params)
-    assert result["verdict"] == verdict
+    assert result["verdict"][:2] == verdict
     assert len(result["advice"]) == len(advice)
     for text, start in zip(result["advice"], advice, strict=True):
         assert text.startswith(start)
         assert text in str(report(gate_proba, **params))
+
+
+@pytest.mark.parametrize(
+    "lost, to_twin, words",
+    [
+        (-0.001, -0.001, "interchangeable"),
+        (0.04, 0.04, "interchangeable"),
+        (0.06, 0.06, "partly specialized"),
+        (0.6, 0.6, "specialized"),
+        (2, 0, "interchangeable"),  # another expert knows the same
+    ],
+)
+def test_verdict_on_what_the_experts_know(lost, to_twin, words, monkeypatch):
+    """Experts 0 and 1 lose ``to_twin`` bits to one another, and ``lost`` to experts 2 and 3."""
+
+    def log_likelihood(self, X, y):
+        # From a quarter, so that a negative loss is a probability, too.
+        own, twin, other = np.log(0.25 / 2 ** np.array([0, to_twin, lost]))
+        pairs = [[own, twin, other, other], [twin, own, other, other]]
+        return np.array([*pairs, *(row[::-1] for row in pairs[::-1])])
+
+    monkeypatch.setattr(Mixture, "expert_log_likelihood", log_likelihood)
+    result = report(np.eye(4), output_dict=True)
+    assert result["verdict"] == ["even", "sure", words]
+    assert result["specialization_to_best"] == pytest.approx(min(lost, to_twin), abs=1e-9)
+    text = str(report(np.eye(4)))
+    assert f"The experts are {words}." in text and "-0.00" not in text
 
 
 @pytest.mark.parametrize("gate_proba", [GOOD, UNEVEN, UNSURE])
@@ -157,14 +194,16 @@ def test_it_says_what_it_does_not_know(gate_proba):
     """An even and sure division may be wrong, and another one right."""
     text = str(report(gate_proba))
     assert "Whether these are the right parts" in text
-    assert "another random_state would find them again, this report does not know." in text
+    assert "whether another fit finds them, this report does not know." in text
     for word in ("fine", "smeared", "collapsed", "good", "bad"):
         assert word not in text
 
 
 def test_one_expert_has_nothing_to_divide():
     assert "nothing to divide" in str(report([[1.0]] * 4))
-    assert report([[1.0]] * 4, output_dict=True)["verdict"] == ["even", "sure"]
+    result = report([[1.0]] * 4, output_dict=True)
+    assert result["verdict"] == ["even", "sure", "interchangeable"]
+    assert result["specialization"] == result["experts"][0]["specialization"] == 0
 
 
 def test_many_experts_and_long_names_fit_on_a_screen():
@@ -174,7 +213,7 @@ def test_many_experts_and_long_names_fit_on_a_screen():
     text = str(report(gate_proba, y, classes_=names))
     lines = text.splitlines()
     assert len(lines) <= 30 and max(map(len, lines)) < 100
-    assert "33 more   57.5%" in lines
+    assert "34 more   60.0%" in lines
     assert "14 of 64 experts are never chosen" in lines
 
 
@@ -187,6 +226,7 @@ def test_report_of_a_pipeline(iris):
     assert result["usage_entropy"] == expected.usage_entropy
     assert sum(row["share"] for row in result["experts"]) == pytest.approx(1)
     assert [row["usage"] for row in result["experts"]] == pytest.approx(expected.usage.tolist())
+    assert result["specialization"] == expected.specialization
     json.dumps(result)
     assert "accuracy" in str(decomposition_report(clf, X, y))
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
-from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy
+from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy, signed
 from sklearn_moe.display.layout import COLORS, inches, label_ticks, one_axes
 
 # In points; smaller cells have no numbers.
@@ -18,8 +18,8 @@ class DecompositionDisplay:
 
     Each cell is the number of samples of a class for which the gate chooses an expert. Bars at the
     side show the usage of the experts (their mean gate probability), and a line marks equal
-    shares. The title has H_s, H_u and I(E;Y). It is recommended to use :meth:`from_estimator` or
-    :meth:`from_predictions`.
+    shares. The title has H_s, H_u and I(E;Y), and the specialization S if there are labels. It is
+    recommended to use :meth:`from_estimator` or :meth:`from_predictions`.
 
     Parameters
     ----------
@@ -202,10 +202,15 @@ class DecompositionDisplay:
         self.colorbar_ = None
         if colorbar:
             self.colorbar_ = self.figure_.colorbar(self.im_, ax=ax, label=_MEANINGS[normalize])
-        ax.set_title(
-            f"$H_s$ {decomposition.sample_entropy:.2f},  $H_u$ {decomposition.usage_entropy:.2f},"
-            f"  $I(E;Y)$ {decomposition.expert_class_information:.2f} bits"
-        )
+        measures = {
+            "$H_s$": decomposition.sample_entropy,
+            "$H_u$": decomposition.usage_entropy,
+            "$I(E;Y)$": decomposition.expert_class_information,
+        }
+        if decomposition.specialization is not None:
+            measures["$S$"] = signed(decomposition.specialization, 2)
+        title = ",  ".join(f"{name} {value:.2f}" for name, value in measures.items())
+        ax.set_title(f"{title} bits")
         return self
 
     def _plot_usage(self, height):

@@ -83,9 +83,9 @@ def cross_validate(
     Returns
     -------
     CrossValidation
-        A dict of arrays of shape (n_folds,): the result of scikit-learn's function with four more
-        scores for the test part of each fold. ``test_neg_sample_entropy``, ``test_usage_entropy``
-        and ``test_expert_class_information`` are in bits; the fourth is
+        A dict of arrays of shape (n_folds,): the result of scikit-learn's function with five more
+        scores for the test part of each fold. ``test_neg_sample_entropy``, ``test_usage_entropy``,
+        ``test_expert_class_information`` and ``test_specialization`` are in bits; the fifth is
         ``test_chosen_expert_accuracy``. It prints a table of means and standard deviations.
 
     See Also
