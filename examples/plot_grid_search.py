@@ -16,9 +16,9 @@ X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X / 16, y, stratify=y, random_state=0)
 
 # %%
-# ``SCORERS`` has :math:`-H_s`, :math:`H_u` and :math:`I(E;Y)` for scikit-learn's searches. With an
-# object in place of a name, such as ``SoftmaxGate()``, the grid could also have its parameters
-# (``gate__top_k``).
+# ``SCORERS`` has :math:`-H_s`, :math:`H_u`, :math:`I(E;Y)` and others for scikit-learn's searches.
+# With an object in place of a name, such as ``SoftmaxGate()``, the grid could also have its
+# parameters (``gate__top_k``).
 
 search = GridSearchCV(
     MoEClassifier(n_experts=5, max_iter=30, random_state=0),
