@@ -522,7 +522,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             If the data or a parameter are not valid, the first call has no ``classes``, a label is
             not among them, or ``early_stopping`` or ``class_weight="balanced"`` is set.
         KeyboardInterrupt
-            If a user interrupts the training; the mixture stays as it was before.
+            If a user interrupts the training. The mixture stays as it was before, unless the epoch
+            was complete.
 
         Warns
         -----
@@ -564,8 +565,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         self.__dict__ = {**former, **vars(new)}
         if interrupted:
             raise KeyboardInterrupt(
-                f"The training was interrupted after {n_new} complete epochs; the mixture keeps "
-                "the weights that it had by then."
+                f"The training was interrupted after {n_new} complete "
+                f"epoch{'s' * (n_new > 1)}; the mixture keeps the weights that it had by then."
             )
         if not incremental:  # a single chunk of a stream may well belong to one expert
             self._warn_of_collapse()

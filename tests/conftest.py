@@ -1,4 +1,5 @@
 import os
+import signal
 
 # Two workers of pytest share two cores, and so do the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -96,6 +97,14 @@ def short_trainings(few_digits, monkeypatch):
         return fit_loop(net, X, y, epochs=min(epochs, 3), **params)
 
     monkeypatch.setattr(MoENet, "fit_loop", short)
+
+
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt, which jobs in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -523,6 +523,7 @@ def test_a_stream_of_single_classes_does_not_warn_of_collapse(iris):
         clf.partial_fit(X[y == label], y[y == label])
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv"}))  # which needs images
 def test_interruption_leaves_a_usable_model(experts, iris):
     X, y = iris
@@ -533,12 +534,8 @@ def test_interruption_leaves_a_usable_model(experts, iris):
                 signal.raise_signal(signal.SIGINT)
 
     clf = make(experts=experts, net_params={"callbacks": [CtrlC()]})
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt, match="interrupted after 3 complete epochs"):
-            clf.fit(X, y)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt, match="interrupted after 3 complete epochs"):
+        clf.fit(X, y)
     assert clf.n_iter_ == len(clf.loss_curve_) == 3
     assert clf.predict(X).shape == (150,)
     own = len(clf.net_._default_callbacks) + 1  # what lives as long as a training is gone

@@ -11,7 +11,7 @@ from sklearn.ensemble import BaggingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 
 from sklearn_moe import Importance, MLPExperts, MoEClassifier, SoftmaxGate
 
@@ -100,13 +100,6 @@ class CtrlC(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.fixture
-def interruptible():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interruption_stops_what_is_around(iris):
     X, y = iris
@@ -143,6 +136,65 @@ def test_an_interruption_in_the_first_epoch_changes_nothing(iris):
     with pytest.raises(KeyboardInterrupt, match="as it was before"):
         clf.fit(X, y)
     assert clf.n_iter_ == 5 and np.array_equal(clf.predict_proba(X), before)
+
+
+class AtEpochsEnd(Callback):
+    """Interrupts a training as a user does, at the end of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_interruption_at_the_end_of_an_epoch(early_stopping, iris):
+    X, y = iris
+    clf = make(early_stopping=early_stopping, net_params={"callbacks": [AtEpochsEnd(2)]})
+    with pytest.raises(KeyboardInterrupt):
+        cross_val_score(clf, X, y)
+    with pytest.raises(KeyboardInterrupt, match="after 2 complete epochs; the mixture keeps"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == len(clf.loss_curve_) == 2 and clf.predict(X).shape == (150,)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_at_the_end_of_a_partial_fit(iris):
+    X, y = iris
+    clf = make(net_params={"callbacks": [AtEpochsEnd(2)]}).partial_fit(X, y, [0, 1, 2])
+    same = make(net_params={"callbacks": [AtEpochsEnd(9)]}).partial_fit(X, y, [0, 1, 2])
+    with pytest.raises(KeyboardInterrupt, match="the mixture keeps the weights"):
+        clf.partial_fit(X, y)
+    assert clf.n_iter_ == 2
+    assert np.array_equal(clf.predict_proba(X), same.partial_fit(X, y).predict_proba(X))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_handler_of_a_user_may_end_a_training_gently(iris):
+    X, y = iris
+    asked = []
+
+    class EndsIfAsked(Callback):
+        def on_batch_end(self, net, training, **kwargs):
+            if training and len(net.history) == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        def on_epoch_end(self, net, **kwargs):
+            if asked:
+                raise KeyboardInterrupt  # skorch's signal to stop
+
+    signal.signal(signal.SIGINT, lambda *args: asked.append(args))
+    clf = make(net_params={"callbacks": [EndsIfAsked()]}).fit(X, y)
+    assert clf.n_iter_ == 3
+
+
+def test_callbacks_of_skorch_end_a_training(iris):
+    stop = EarlyStopping("train_loss", patience=2, threshold=1e9, threshold_mode="abs")
+    assert make(net_params={"callbacks": [stop]}).fit(*iris).n_iter_ < 5
 
 
 # What later chunks have that the first one had not

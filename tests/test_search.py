@@ -390,10 +390,6 @@ def test_pruned_trials_have_no_score(iris):
     assert frame["value"].isna().tolist() == [False, True, False]
 
 
-def interrupt(*args, **kwargs):
-    raise KeyboardInterrupt
-
-
 class InterruptsFit(Callback):
     """Interrupt one of all fits."""
 
@@ -424,7 +420,11 @@ def test_interruption_ends_the_search(which, expected, iris, monkeypatch):
     assert not hasattr(search, "best_estimator_")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interruption_at_the_end_of_an_epoch(iris, monkeypatch):
+    def interrupt(*args):
+        signal.raise_signal(signal.SIGINT)
+
     monkeypatch.setattr(trials._Progress, "after_epoch", interrupt)
     search = MoESearchCV(MoEClassifier(max_iter=1), n_experts, n_trials=2, cv=2)
     with pytest.raises(KeyboardInterrupt):

@@ -153,8 +153,6 @@ class Evaluation:
             model.set_params(net_params={**net_params, "callbacks": callbacks})
         start = time.perf_counter()
         candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
-        if is_mixture(model) and reporter.interrupted:
-            raise KeyboardInterrupt  # after a whole epoch, fit itself does not raise it
         fitted = time.perf_counter()
         scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}
         scored = time.perf_counter()
@@ -227,7 +225,6 @@ class ReportEpochs(Callback):
     def __init__(self, candidate, classes, left_out, progress):
         self.candidate, self.classes = candidate, classes
         self.left_out, self.progress = left_out, progress
-        self.interrupted = False
 
     def on_train_begin(self, net, **kwargs):
         self.n_epochs = 0
@@ -248,13 +245,9 @@ class ReportEpochs(Callback):
         self.progress.n_epochs += 1
         if self.left_out is None:
             return
-        try:
-            log_proba = net.evaluate(self.X, lambda module, x: module(x).log_proba)
-            value = log_proba[np.arange(len(self.y)), self.y].mean()
-            self.progress.after_epoch(self.n_epochs, net.max_epochs, value)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            raise
+        log_proba = net.evaluate(self.X, lambda module, x: module(x).log_proba)
+        value = log_proba[np.arange(len(self.y)), self.y].mean()
+        self.progress.after_epoch(self.n_epochs, net.max_epochs, value)
 
 
 def one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):

@@ -281,8 +281,8 @@ class MoENet(NeuralNetClassifier):
         except KeyboardInterrupt:
             # Callbacks also end a training with this exception, but only after a whole epoch.
             is_amid_epoch = not self.history or "train_loss" not in self.history[-1]
-            if self.session_ is not None:
-                self.session_.interrupted = is_amid_epoch
+            if self.session_ is not None and is_amid_epoch:
+                self.session_.interrupted = True
         if self.session_ is not None:
             self.session_.after_epochs()
         return self

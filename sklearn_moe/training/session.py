@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,6 +164,7 @@ class Session:
                 usual_defaults(device),
                 threads_for(net, n_rows),
                 seeded_globally(self.seed, device) if uses_global_state else nullcontext(),
+                _noticing_signals(self),
             ):
                 net.partial_fit(self.dataset, epochs=epochs)
             if is_stacked:
@@ -204,6 +207,31 @@ class Session:
         for callback in self.callbacks:
             if hasattr(callback, "after_epochs"):
                 callback.after_epochs(self.net)
+
+
+@contextmanager
+def _noticing_signals(session: Session) -> Iterator[None]:
+    """Note it in a session if a signal of the user raises ``KeyboardInterrupt``.
+
+    Callbacks raise this exception, too, to end a training after an epoch. That is no interruption.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    if not callable(former) or threading.current_thread() is not threading.main_thread():
+        yield  # signals are ignored, or go to another thread
+        return
+
+    def handle(number, frame):
+        try:
+            former(number, frame)
+        except KeyboardInterrupt:
+            session.interrupted = True
+            raise
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _dataset(net, X, y, sample_weight):
