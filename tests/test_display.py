@@ -5,7 +5,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import polars
+import pyarrow as pa
 import pytest
+from scipy import sparse
 from scipy.special import softmax
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
@@ -449,6 +451,33 @@ def test_tables_of_any_columns(library):
     assert display.feature_names[:4] == ["number", "flag", "kind = a", "kind = b"]
     assert len(display.feature_names) == 4 + 20 + 1
     assert display.differences[0, 1] == pytest.approx(2)
+
+
+CONTAINERS = {
+    "CSR": sparse.csr_array,
+    "COO": sparse.coo_matrix,
+    "pandas, sparse": lambda frame: frame.astype(pd.SparseDtype("float64", 0.0)),
+    "pandas, one sparse": lambda frame: frame.astype({"a": pd.SparseDtype("float64", 0.0)}),
+    "polars": polars.from_pandas,
+    "polars, lazy": lambda frame: polars.from_pandas(frame).lazy(),
+    "pyarrow": pa.Table.from_pandas,
+    "dask": lambda frame: pytest.importorskip("dask.dataframe").from_pandas(frame, npartitions=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_containers_of_tables(container, plane):
+    frame = pd.DataFrame(plane[0], columns=["a", "b"])
+    held = CONTAINERS[container](frame)
+    clf = MoEClassifier(n_experts=3, max_iter=5, random_state=0).fit(frame, plane[1])
+    regions = [ExpertRegionsDisplay.from_estimator(clf, X) for X in (frame, held)]
+    assert np.array_equal(regions[0].response, regions[1].response)
+    samples = [ExpertSamplesDisplay.from_estimator(clf, X) for X in (frame, held)]
+    assert np.array_equal(samples[0].differences, samples[1].differences)
+    p = np.eye(2)[np.arange(300) % 2]
+    samples = [ExpertSamplesDisplay.from_predictions(p, X) for X in (frame, held)]
+    assert np.array_equal(samples[0].differences, samples[1].differences)
 
 
 def test_one_expert_and_missing_values():

@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
+from optuna.distributions import IntDistribution
 from scipy import stats
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +24,7 @@ from sklearn_moe import (
     compare,
     cross_validate,
     decomposition_entropy,
+    tune,
 )
 
 pytestmark = pytest.mark.smoke
@@ -152,6 +155,24 @@ def test_compare_needs_two(clf, iris):
         compare({"moe": clf}, *iris)
     with pytest.raises(ValueError, match="at least two folds, got 1"):
         compare({"a": clf, "b": clf}, *iris, cv=[(np.arange(100), np.arange(100, 150))])
+
+
+@pytest.mark.parametrize("library", ["polars", "dask"])
+def test_lazy_frames(library, clf, iris):
+    X, y = pd.DataFrame(iris[0], columns=list("abcd")), pd.Series(iris[1], name="y")
+    if library == "polars":
+        held = pl.from_pandas(X).lazy(), y
+    else:
+        from_pandas = pytest.importorskip("dask.dataframe").from_pandas
+        held = from_pandas(X, npartitions=2), from_pandas(y, npartitions=2)
+    expected = cross_validate(clf, X, y, cv=2)["test_score"]
+    assert np.array_equal(cross_validate(clf, *held, cv=2)["test_score"], expected)
+    comparison = compare({"mixture": clf, "again": clf}, *held, cv=2)
+    assert np.array_equal(comparison.scores["mixture"], expected)
+    space = {"n_experts": IntDistribution(3, 3)}
+    search = tune(clf, *held, space, n_trials=1, cv=2, verbose=0)
+    assert search.best_score_ == expected.mean()
+    assert np.array_equal(search.predict(held[0]), search.predict(X))
 
 
 class Interrupt(Callback):

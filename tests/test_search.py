@@ -16,6 +16,7 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy import sparse
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.datasets import load_iris
@@ -624,6 +625,17 @@ def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
             go(n_trials=5, **change)
     with pytest.raises(ValueError, match="Take another study_name"):  # as in a nested search
         tune(clf, iris[0][:90], iris[1][:90], cv=2, study_name="mine", storage=storage)
+
+
+def test_goes_on_with_an_equal_sparse_table(iris, tmp_path):
+    go = partial(tune, TREE, cv=2, study_name="mine", storage=tmp_path / "mine.db", space=DEPTH)
+    X, y = sparse.csr_array(iris[0]), iris[1]
+    X.sum_duplicates()  # scipy remembers in X that this was done
+    go(X, y, n_trials=1)
+    for held in (sparse.csr_array, sparse.csr_matrix, sparse.csc_array, sparse.coo_array):
+        assert len(go(held(iris[0]), y, n_trials=2).study_.trials) == 2
+    with pytest.raises(ValueError, match="Take another study_name"):
+        go(2 * X, y)
 
 
 WORKER = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
+from sklearn_moe.containers import as_dense, as_eager
+
 # The colours of Okabe and Ito, which colour-blind people can tell apart. Black and the second blue
 # are left out, because paler colours mean a less sure gate. If there are more experts than
 # colours, their numbers tell them apart.
@@ -73,6 +75,7 @@ def label_ticks(axis, labels, length):
     axis.set_ticks(np.arange(len(labels))[::step], labels[::step], fontsize=size)
 
 
-def as_pandas(X):
-    """Convert a polars frame to pandas, and return anything else as it is."""
+def as_table(X):
+    """Return lazy, sparse and polars containers as arrays or pandas frames, others as they are."""
+    X = as_dense(as_eager(X))
     return X.to_pandas() if hasattr(X, "to_pandas") else X

@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from sklearn_moe.decomposition import final_model
-from sklearn_moe.display.layout import COLORS, as_pandas, inches, one_axes
+from sklearn_moe.display.layout import COLORS, as_table, inches, one_axes
 
 # In points; smaller regions have no number.
 SMALLEST = 5
@@ -126,7 +126,7 @@ class ExpertRegionsDisplay:
         )
         if projection is not None and features is not None:
             raise ValueError("Pass features or projection, not both.")
-        X = as_pandas(X)
+        X = as_table(X)
         if np.ndim(X) != 2:
             raise ValueError(
                 f"X must be a table of shape (n_samples, n_features), got {np.ndim(X)} dimensions."

@@ -10,8 +10,9 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import check_consistent_length
 
+from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import check_gate_proba, cut, final_model
-from sklearn_moe.display.layout import COLORS, as_pandas, one_axes
+from sklearn_moe.display.layout import COLORS, as_table, one_axes
 
 # A column that does not hold numbers gives this many features: its most frequent values.
 MOST_CATEGORIES = 20
@@ -91,6 +92,7 @@ class ExpertSamplesDisplay:
         -------
         ExpertSamplesDisplay
         """
+        X = as_eager(X)
         model, samples = final_model(estimator, X)
         shape = model.input_shape
         if shape is not None and np.ndim(X) == 2 and np.shape(X)[1] == np.prod(shape):
@@ -142,7 +144,7 @@ class ExpertSamplesDisplay:
         )
         gate_proba = check_gate_proba(gate_proba)
         n_samples, n_experts = gate_proba.shape
-        X = as_pandas(X)
+        X = as_table(X)
         check_consistent_length(gate_proba, X)
         chosen = gate_proba.argmax(axis=1)
         shares = np.bincount(chosen, minlength=n_experts) / n_samples

@@ -14,6 +14,7 @@ from sklearn import model_selection
 from sklearn.base import BaseEstimator
 from sklearn.metrics import check_scoring, get_scorer_names
 
+from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import SCORERS
 
 
@@ -101,6 +102,7 @@ def cross_validate(
     >>> result["test_score"].shape, result["test_usage_entropy"].shape
     ((5,), (5,))
     """
+    X, y = as_eager(X), as_eager(y)
     scoring = scorers_by_name(scoring)
     if not isinstance(scoring, dict):
         scoring = {"score": check_scoring(estimator, scoring=scoring)}
@@ -237,6 +239,7 @@ def compare(
     """
     if len(estimators) < 2:
         raise ValueError(f"compare needs at least two estimators, got {list(estimators)}.")
+    X, y = as_eager(X), as_eager(y)
     cv = model_selection.check_cv(cv, y, classifier=True)
     folds = list(cv.split(X, y, groups))
     if len(folds) < 2:

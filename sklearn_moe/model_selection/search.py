@@ -18,6 +18,7 @@ import joblib
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike
+from scipy import sparse
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
@@ -26,6 +27,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
+from sklearn_moe.containers import as_eager
 from sklearn_moe.model_selection.cross_validation import scorers_by_name
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
@@ -247,7 +249,7 @@ class MoESearchCV(BaseSearchCV):
         if self.study_name == "":
             raise ValueError("study_name must not be empty.")
         scorer, refit_metric = self._get_scorers()
-        X, y = indexable(X, y)
+        X, y = indexable(as_eager(X), as_eager(y))
         params = _check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
@@ -272,7 +274,7 @@ class MoESearchCV(BaseSearchCV):
             "scores": list(scorers) if isinstance(scorers, dict) else [_name(self.scoring)],
             "train_scores": self.return_train_score,
             # Scores of other folds must not be mixed with these, for example in a nested search.
-            "data": joblib.hash([folds, np.asarray(X), np.asarray(y)]),
+            "data": joblib.hash([folds, _values(X), np.asarray(y)]),
         }
         try:
             self._search(evaluation, X, y, shape)
@@ -476,6 +478,15 @@ class MoESearchCV(BaseSearchCV):
     def _named(self, values):
         names = self.scorer_ if self.multimetric_ else ["score"]
         return dict(zip(names, values, strict=False))
+
+
+def _values(X):
+    """Return arrays with the values of X, which are the same for equal samples."""
+    if not sparse.issparse(X):
+        return np.asarray(X)
+    X = sparse.csr_array(X, copy=True)  # as a sparse object remembers what was done with it
+    X.sum_duplicates()
+    return X.data, X.indices, X.indptr, X.shape
 
 
 def _name(scoring):
