@@ -59,6 +59,25 @@ def check_signature(name, function, *arguments):
         pass
 
 
+def call_maker(name, maker, **arguments):
+    """Return what a user's function or class makes of these arguments.
+
+    If a class fails, the error says what it must take: a class of networks often reads others.
+    """
+    if not isinstance(maker, type):  # an error inside a function is clear enough
+        check_signature(name, maker, *arguments)
+        return maker(*arguments.values())
+    try:
+        return maker(*arguments.values())
+    except Exception as error:
+        kind, names = maker.__name__, ", ".join(arguments)
+        raise TypeError(
+            f"{name}={kind} must take the arguments ({names}), but "
+            f"{kind}({', '.join(map(repr, arguments.values()))}) raises {type(error).__name__}: "
+            f"{error}. Pass a function, such as lambda {names}: {kind}(...)."
+        ) from error
+
+
 def same_parameters(one, other):
     """Whether two values are equal, or two objects of the same class have equal parameters."""
     if isinstance(one, BaseEstimator) and type(one) is type(other):

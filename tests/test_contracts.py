@@ -261,6 +261,33 @@ def test_functions_of_other_arguments(params, arguments, iris):
         fit(iris, **params)
 
 
+class Back(nn.Sequential):
+    """A backbone that reads a number, where encoders read the shape of a sample."""
+
+    def __init__(self, n_in, n_out=8):
+        super().__init__(nn.Linear(n_in, n_out))
+
+
+def nothing():
+    return nn.Identity()
+
+
+@pytest.mark.parametrize("encoder", [Back, type("Nothing", (Back,), {"__init__": nothing})])
+@pytest.mark.parametrize("of_gate", [False, True])
+def test_a_class_of_networks_as_encoder(encoder, of_gate, iris):
+    params = {"gate": SoftmaxGate(encoder=encoder)} if of_gate else {"encoder": encoder}
+    name = encoder.__name__
+    message = (
+        rf"encoder={name} must take the arguments \(input_shape\), but {name}\(\(4,\)\) raises"
+    )
+    with pytest.raises(TypeError, match=rf"{message} .*lambda input_shape: {name}\(...\)"):
+        fit(iris, **params)
+    fitting = type(
+        "Fitting", (Back,), {"__init__": lambda self, shape: Back.__init__(self, *shape)}
+    )
+    fit(iris, encoder=fitting)
+
+
 def test_an_encoder_that_cannot_read_samples_is_named(iris):
     with pytest.raises(ValueError, match=r"read batches of shape \('n_samples', 4\), but Linear"):
         fit(iris, encoder=lambda input_shape: nn.Linear(99, 2))

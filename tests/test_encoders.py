@@ -65,7 +65,7 @@ def test_wrong_encoders(iris, generator):
             MoEClassifier(**params).fit(*iris)
     with pytest.raises(ValueError, match=r"not a class: write encoder=TableEncoder\(...\)"):
         MoEClassifier(encoder=TableEncoder).fit(*iris)
-    with pytest.raises(TypeError, match="which returns 3"):
+    with pytest.raises(TypeError, match=r"must return a torch.nn.Module, but .* returns 3"):
         CustomEncoder(lambda shape: 3).build((4,), generator)
     with pytest.raises(ValueError, match=r"features of shape \(n_samples, ...\)"):
         output_shape(nn.Flatten(0), (4, 4))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from sklearn_moe.checks import check_signature
+from sklearn_moe.checks import call_maker
 from sklearn_moe.encoders.base import Encoder
 from sklearn_moe.layers import seeded_globally
 
@@ -45,15 +45,18 @@ class CustomEncoder(Encoder):
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Return the torch module of this encoder."""
         self._validate_params()
-        check_signature("encoder", self.factory, "input_shape")
-        seed = torch.randint(2**62, (), generator=generator).item()
-        with seeded_globally(seed):
-            module = None if isinstance(self.factory, nn.Module) else self.factory(input_shape)
-        if not isinstance(module, nn.Module):
+        if isinstance(self.factory, nn.Module):
             raise TypeError(
                 "encoder must be a function (input_shape) -> torch.nn.Module that makes the "
-                f"encoder, got {self.factory!r}"
-                + ("." if isinstance(self.factory, nn.Module) else f", which returns {module!r}.")
+                f"encoder, not a module: {self.factory!r}."
+            )
+        seed = torch.randint(2**62, (), generator=generator).item()
+        with seeded_globally(seed):
+            module = call_maker("encoder", self.factory, input_shape=input_shape)
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"encoder(input_shape) must return a torch.nn.Module, but {self.factory!r} "
+                f"returns {module!r}."
             )
         module.uses_global_random_state = True
         return module

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sklearn_moe.checks import check_signature
+from sklearn_moe.checks import call_maker
 from sklearn_moe.experts.base import Experts, ExpertsModule, run_two_samples, shapes_of
 from sklearn_moe.layers import seeded_globally
 
@@ -62,7 +62,9 @@ class CustomExperts(Experts):
         hidden_sizes = set()
         for seed in torch.randint(2**62, (n_experts,), generator=generator).tolist():
             with seeded_globally(seed):
-                expert = self._make(input_shape, n_classes)
+                expert = call_maker(
+                    "experts", self.factory, input_shape=input_shape, n_outputs=n_classes
+                )
                 if not isinstance(expert, nn.Module) or expert in experts:
                     raise TypeError(
                         "experts(input_shape, n_outputs) must return a new torch.nn.Module in "
@@ -73,22 +75,6 @@ class CustomExperts(Experts):
         if len(hidden_sizes) > 1:
             raise ValueError(f"All experts must have one hidden size, got {sorted(hidden_sizes)}.")
         return CustomExpertsModule(experts, hidden_sizes.pop())
-
-    def _make(self, input_shape, n_classes):
-        if not isinstance(self.factory, type):
-            check_signature("experts", self.factory, "input_shape", "n_outputs")
-        try:
-            return self.factory(input_shape, n_classes)
-        except Exception as error:
-            if not isinstance(self.factory, type):  # an error inside a function is clear enough
-                raise
-            name = self.factory.__name__
-            raise TypeError(
-                f"experts={name} must take the arguments (input_shape, n_outputs), but "
-                f"{name}({input_shape}, {n_classes}) raises {type(error).__name__}: {error}. Pass "
-                f"a function that makes one expert, such as lambda input_shape, n_outputs: "
-                f"{name}(...)."
-            ) from error
 
 
 def _probe(expert, input_shape, n_classes):
