@@ -248,10 +248,12 @@ sys.modules["ipywidgets"] = None
 import torch
 from threadpoolctl import threadpool_info
 
-from sklearn_moe import MoEClassifier
+from sklearn_moe import MoEClassifier, tune
 from sklearn_moe.training.prediction import threads_for
 
-clf = MoEClassifier(n_experts=2, max_iter=1).fit([[0.0], [1.0]] * 9, [0, 1] * 9)
+X, y = [[0.0], [1.0]] * 9, [0, 1] * 9
+clf = MoEClassifier(n_experts=2, max_iter=1).fit(X, y)
+tune(clf, X, y, n_trials=1, cv=2, pruner=None, refit=False, verbose=0)
 with threads_for(clf.net_, 10**9):
     assert torch.get_num_threads() == 1
 assert torch.get_num_threads() == 1

@@ -36,6 +36,7 @@ from sklearn_moe.model_selection.studies import (
     file_name,
     has_error,
     in_memory,
+    load_optuna,
     n_finished,
     open_study,
     quiet_optuna,
@@ -248,6 +249,7 @@ class MoESearchCV(BaseSearchCV):
         self._validate_params()
         if self.study_name == "":
             raise ValueError("study_name must not be empty.")
+        load_optuna()
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(as_eager(X), as_eager(y))
         params = _check_method_params(X, params=params)
@@ -417,7 +419,7 @@ class MoESearchCV(BaseSearchCV):
             shown = trials
             try:
                 if self.verbose:
-                    from tqdm.auto import tqdm  # warns in notebooks without ipywidgets
+                    from tqdm.auto import tqdm
 
                     shown = tqdm(trials, total=n_missing, unit="trial", desc="MoESearchCV")
                 for _ in shown:

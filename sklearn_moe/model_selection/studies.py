@@ -18,6 +18,16 @@ _SECRET_OF_QUERY = re.compile(
 )
 
 
+def load_optuna() -> None:
+    """Import Optuna for the first time, which takes long, so that later imports are silent.
+
+    It imports bars of tqdm, which warn in a notebook without ipywidgets even if none is drawn.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import optuna  # noqa: F401
+
+
 class Address(str):
     """The address of a database; its repr hides the password."""
 
