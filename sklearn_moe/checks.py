@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import assert_all_finite
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
 from skorch import NeuralNet
 from skorch.callbacks import Callback
@@ -32,6 +33,25 @@ def resolve(parameter, value, room):
         )
     # A copy, so that changing the object later does not change a fitted net.
     return copy(value) if isinstance(value, BaseEstimator) else value
+
+
+def check_no_booleans(part, prefix=""):
+    """Raise an error for booleans in place of numbers, in an object and the objects within it.
+
+    Python counts booleans as integers, and so do scikit-learn's intervals.
+    """
+    constraints = getattr(part, "_parameter_constraints", {})
+    for name, value in part.get_params(deep=False).items():
+        kinds = {each.type for each in constraints.get(name, ()) if isinstance(each, Interval)}
+        if kinds and isinstance(value, (bool, np.bool_)):
+            kind = "an integer" if kinds == {Integral} else "a number"
+            raise ValueError(f"{prefix}{name} must be {kind}, got {value!r}.")
+        parts = {name: value}
+        if isinstance(value, (list, tuple)):
+            parts = {f"{name}__{place}": each for place, each in enumerate(value)}
+        for key, each in parts.items():
+            if isinstance(each, BaseEstimator):
+                check_no_booleans(each, f"{prefix}{key}__")
 
 
 def check_sizes(params):

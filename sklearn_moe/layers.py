@@ -41,7 +41,10 @@ ACTIVATIONS: dict[str, Activation] = {
 def check_layer_sizes(name: str, sizes: Sequence[int] | int) -> tuple[int, ...]:
     """Return hidden layer sizes as a tuple of integers of at least 1."""
     as_tuple = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
-    if not all(isinstance(size, Integral) and size >= 1 for size in as_tuple):
+    # Python counts booleans as integers.
+    if any(
+        isinstance(size, bool) or not isinstance(size, Integral) or size < 1 for size in as_tuple
+    ):
         raise ValueError(f"{name} must hold integers of at least 1, got {sizes!r}.")
     return as_tuple
 

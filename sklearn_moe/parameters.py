@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
 
 from sklearn_moe.checks import (
     check_device,
     check_net_params,
+    check_no_booleans,
     check_signature,
     check_sizes,
     resolve,
@@ -39,10 +39,7 @@ _ROOMS = {
 def check_parameters(estimator: BaseEstimator) -> None:
     """Check what scikit-learn's table of constraints cannot check."""
     check_device(estimator.device)
-    for name in ("n_experts", "batch_size", "max_iter", "n_init", "n_iter_no_change", "n_threads"):
-        value = getattr(estimator, name)
-        if isinstance(value, (bool, np.bool_)):  # Python counts them as integers
-            raise ValueError(f"{name} must be an integer, got {value!r}.")
+    check_no_booleans(estimator)
     check_sizes(estimator.get_params())
     check_net_params(estimator.net_params or {})
 

@@ -293,6 +293,21 @@ def test_an_encoder_that_cannot_read_samples_is_named(iris):
         fit(iris, encoder=lambda input_shape: nn.Linear(99, 2))
 
 
+class Doubles(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+@pytest.mark.parametrize("of_gate", [False, True])
+def test_an_encoder_of_double_precision_is_named(of_gate, iris):
+    def encoder(input_shape):
+        return Doubles()
+
+    params = {"gate": SoftmaxGate(encoder=encoder)} if of_gate else {"encoder": encoder}
+    with pytest.raises(ValueError, match=r"must return torch.float32, but Doubles returns .*64"):
+        fit(iris, **params)
+
+
 # Regularizations, augmentations and nets
 
 
@@ -309,11 +324,17 @@ class Returned(Regularizer):
 
 @pytest.mark.parametrize("gate", ["softmax", "attentive"])  # with known gradient, with autograd
 @pytest.mark.parametrize(
-    "value, got", [(None, "None"), (torch.ones(1), r"shape \(1,\)"), ("0", "'0'")]
+    "value, got",
+    [
+        (None, "None"),
+        (torch.ones(1), r"shape \(1,\)"),
+        ("0", "'0'"),
+        (torch.tensor(1j), "torch.complex64"),
+    ],
 )
 def test_penalties_must_be_scalars(value, got, gate, iris):
     for regularization in (Returned(value), lambda *batch: value):
-        with pytest.raises(ValueError, match=f"must return a scalar tensor, got .*{got}"):
+        with pytest.raises(ValueError, match=f"must return a real scalar tensor, got .*{got}"):
             fit(iris, regularization=regularization, gate=gate)
     assert fit(iris, regularization=Returned(0.0), gate=gate).n_iter_ == 2
 

@@ -269,6 +269,18 @@ def test_weights_of_any_scale(scale, class_weight, iris):
         ({"n_experts": 10**9}, r"'n_experts' parameter .*\[1, 65536\]"),
         ({"n_experts": True}, "n_experts must be an integer, got True"),
         ({"max_iter": False}, "max_iter must be an integer, got False|'max_iter' parameter"),
+        ({"learning_rate": True}, "learning_rate must be a number, got True"),
+        ({"gate": SoftmaxGate(top_k=True)}, "gate__top_k must be an integer, got True"),
+        ({"gate": SoftmaxGate(temperature=np.True_)}, "gate__temperature must be a number, got"),
+        (
+            {"experts": MLPExperts((True,))},
+            r"hidden_layer_sizes must hold integers .* got \(True,",
+        ),
+        (
+            {"experts": MLPExperts(True)},
+            "experts__hidden_layer_sizes must be an integer, got True",
+        ),
+        ({"regularization": [Importance(True)]}, "regularization__0__strength must be a number"),
         ({"class_weight": {(0, 1): 2.0}}, r"class_weight has a weight for \(0, 1\)"),
         ({"class_weight": {0: 10**400}}, "class_weight must hold finite numbers"),
         ({"weight_decay": 10**400}, r"weight_decay must be smaller than 2\*\*63, got a number of"),
@@ -280,6 +292,12 @@ def test_weights_of_any_scale(scale, class_weight, iris):
 def test_wrong_parameters(params, message, iris):
     with pytest.raises(ValueError, match=message):
         make(**params).fit(*iris)
+
+
+def test_too_few_samples_to_set_some_aside(iris):
+    X, y = iris[0][49:51], iris[1][49:51]
+    with pytest.raises(ValueError, match=r"cannot set validation_fraction=0.9 of 2 samples aside"):
+        make(early_stopping=True, validation_fraction=0.9).fit(X, y)
 
 
 def test_batches_larger_than_any_data(iris):

@@ -57,4 +57,9 @@ def output_shape(encoder: nn.Module, input_shape: tuple[int, ...]) -> tuple[int,
             "An encoder must return features of shape (n_samples, ...); a batch of shape "
             f"{(2, *input_shape)} gave {got!r}."
         )
+    if output.dtype != torch.float32:
+        raise ValueError(
+            f"An encoder must return torch.float32, but {type(encoder).__name__} returns "
+            f"{output.dtype}. End it with .float()."
+        )
     return tuple(output.shape[1:])

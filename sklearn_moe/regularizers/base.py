@@ -99,9 +99,10 @@ class Regularizer(BaseEstimator):
 
 def check_penalty(regularization: Callable, value: Tensor) -> Tensor:
     """Return the value of a regularization, or raise an error if it is not a scalar."""
-    if isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0):
+    is_tensor = isinstance(value, Tensor)
+    if isinstance(value, Real) or (is_tensor and value.dim() == 0 and not value.is_complex()):
         return value
-    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    got = f"a tensor of shape {tuple(value.shape)} of {value.dtype}" if is_tensor else repr(value)
     raise ValueError(
-        f"The regularization {regularization!r} must return a scalar tensor, got {got}."
+        f"The regularization {regularization!r} must return a real scalar tensor, got {got}."
     )
