@@ -554,6 +554,17 @@ def test_journal_that_was_cut(iris, tmp_path, monkeypatch):
     assert states(go(n_trials=3).study_) == states(search.study_)  # no warning
 
 
+@pytest.mark.parametrize("n_left", [1, 9, 10, 30])
+def test_journal_that_was_cut_within_its_first_line(n_left, iris, tmp_path):
+    path = tmp_path / "journal.log"
+    go = partial(tune, TREE, *iris, DEPTH, cv=2, study_name="mine", storage=path, n_trials=1)
+    go()
+    path.write_bytes(path.read_bytes()[:n_left])
+    with pytest.warns(UserWarning, match=r"journal.log ended within a line"):
+        search = go()
+    assert states(search.study_) == ["COMPLETE"]
+
+
 def test_full_disk_under_a_journal(iris, tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "journal.log"

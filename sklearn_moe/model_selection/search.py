@@ -115,7 +115,8 @@ class MoESearchCV(BaseSearchCV):
     study_ : optuna.Study
         All trials. ``optuna.visualization`` draws it. It is also set after an error or an
         interruption. An interruption leaves the results of the trials that were complete, but no
-        ``best_estimator_``.
+        ``best_estimator_``. In contrast to a pickle of the search, a pickle of this study holds
+        the password of its storage.
     cv_results_ : dict of ndarray
         Results of the complete trials, as in ``RandomizedSearchCV``. ``trial`` has their numbers
         in the study.

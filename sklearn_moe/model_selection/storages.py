@@ -27,6 +27,7 @@ HEARTBEAT, GRACE = 10, 30
 # Seconds that processes wait for one another if they share an SQLite file.
 PATIENCE = 60
 
+BEGIN_OF_JOURNAL = b'{"op_code"'
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
 
 
@@ -55,7 +56,7 @@ def open_storage(storage: str | os.PathLike | BaseStorage | None) -> BaseStorage
         # Not by an address, because some characters of a path have another meaning there.
         connect = partial(sqlite3.connect, path, timeout=PATIENCE, check_same_thread=False)
         return _data_base("sqlite:///file", {"creator": connect})
-    if is_new or content.startswith(b'{"op_code"'):
+    if BEGIN_OF_JOURNAL.startswith(content[: len(BEGIN_OF_JOURNAL)]):  # it may have been cut
         return Journal(JournalFile(os.fspath(path)))
     raise ValueError(f"the file {path} is neither an SQLite file nor a journal of Optuna")
 
