@@ -1,18 +1,19 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from threading import Event, Thread, get_ident
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from sklearn_moe import MLPExperts, MoEClassifier
 from sklearn_moe.training import prediction
 from sklearn_moe.training.prediction import threads_for
-from sklearn_moe.training.threads import intra_op_threads
+from sklearn_moe.training.threads import _openmp, intra_op_threads
 
 
 @pytest.fixture
@@ -150,6 +151,21 @@ def test_predictions_do_not_depend_on_chunks_and_threads(digits, several_threads
     clf.net_.n_threads = 1
     np.testing.assert_allclose(clf.predict_proba(X), at_once[0], atol=1e-6)
     assert set(threads) == {get_ident()}
+
+
+def test_loaded_libraries_are_looked_through_once(iris, monkeypatch):
+    looked, look = [], ThreadpoolController.__init__
+    monkeypatch.setattr(
+        ThreadpoolController, "__init__", lambda self: looked.append(self) or look(self)
+    )
+    _openmp.cache_clear()
+    clf = MoEClassifier(n_experts=2, max_iter=1, random_state=0)
+    # While another thread has a number of its own, the number of a new thread is not plain to see.
+    with intra_op_threads(2), ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            pool.submit(clf.fit, *iris).result()
+        list(pool.map(clf.predict, [iris[0][:1]] * 50))
+    assert len(looked) == 1
 
 
 @pytest.mark.parametrize("limit", ["torch", "threadpoolctl", "processors"])
