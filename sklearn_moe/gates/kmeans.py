@@ -66,9 +66,9 @@ class KMeansGate(Gate):
     stay those of the first chunk that had enough clusters, and earlier samples count as at most
     ``max_samples``. So the first chunk should have samples of all families.
 
-    A warm start clusters its samples anew, from the present centroids on, and gives the clusters to
-    the experts anew. Earlier samples do not count: only the same samples leave the clusters in
-    place.
+    A warm start clusters its samples anew, from the present centroids on, and then gives the
+    clusters to the experts. Earlier samples do not count: only the same samples leave the clusters
+    in place.
 
     References
     ----------
