@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 # Larger tables gain little from it.
 LARGEST_TABLE = 2**25
 
-# Only columns whose weights are smaller than this, relative to the largest, may be removed.
+# Columns whose weights are smaller than this, relative to the largest, are removed at once if that
+# is good, and the others one after the other.
 SMALL = 0.3
 
 CRITERIA = ("log_likelihood_", "n_identifiable_parameters_", "aic_", "bic_", "icl_")
 
-# Steps of L-BFGS, before and after columns are removed.
-STEPS = 200
+# Steps of L-BFGS: before columns are removed, after each attempt to remove some, and in the end.
+FIRST_STEPS, STEPS_OF_ATTEMPT, LAST_STEPS = 15, 15, 100
 
 
 def can_be_polished(net: MoENet) -> bool:
@@ -45,9 +46,9 @@ def can_be_polished(net: MoENet) -> bool:
 def polish(net: MoENet, X: Any, y: NDArray, sample_weight: NDArray) -> None:
     """Bring a net with linear experts to the nearest optimum of its loss.
 
-    L-BFGS on all samples in double precision. Then columns that a sparse gate does not need get
-    weights of exactly zero, and the rest is polished again. The result is taken only if the loss
-    falls.
+    L-BFGS on all samples in double precision. The result is taken only if the loss falls. Columns
+    that a sparse gate does not need get weights of exactly zero: those without which the BIC is
+    lower.
     """
     module = net.module_
     if not can_be_polished(net):
@@ -57,28 +58,16 @@ def polish(net: MoENet, X: Any, y: NDArray, sample_weight: NDArray) -> None:
         return
     objective = _Objective(net, encoded, y, sample_weight)
     before = objective()
-    minimise(objective)
-    if any(getattr(each, "of_weights", False) for each in net.regularizations):
+    is_sparse = any(getattr(each, "of_weights", False) for each in net.regularizations)
+    if is_sparse:
+        objective.minimise(FIRST_STEPS)
         objective.drop_columns()
-        minimise(objective)
-    if not objective() < before:
+    objective.minimise(LAST_STEPS)
+    if not (is_sparse or objective() < before):
         return
     with torch.no_grad():
         for name, parameter in objective.mixture.named_parameters():
             module.get_parameter(name).copy_(parameter)
-
-
-def minimise(objective: _Objective) -> None:
-    """Minimise an objective by L-BFGS."""
-    optimizer = torch.optim.LBFGS(
-        objective.mixture.parameters(),
-        max_iter=STEPS,
-        history_size=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-11,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(objective)
 
 
 class _Objective:
@@ -110,34 +99,54 @@ class _Objective:
             self.mixture.gate.input_weight.grad[:, :, self.dropped] = 0
         return loss
 
+    def minimise(self, steps: int) -> None:
+        """Minimise the loss by L-BFGS."""
+        optimizer = torch.optim.LBFGS(
+            self.mixture.parameters(),
+            max_iter=steps,
+            history_size=20,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-9,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(self)
+
     @torch.no_grad()
     def drop_columns(self) -> None:
-        """Set the weights of columns to zero where this is the optimum.
-
-        The zero is the optimum of a group if there, the gradient of the rest of the loss is not
-        larger than the slope of the penalty.
-        """
+        """Set the weights of columns that the gate does not need to zero, by the BIC."""
         gate = self.mixture.gate
-        weight, groups = gate.input_weight, gate.column_groups
-        strength = sum(
-            each.strength for each in self.regularizations if getattr(each, "of_weights", False)
-        )
-        others = [each for each in self.regularizations if not getattr(each, "of_weights", False)]
-        limits = strength * gate.group_sizes.sqrt()
-        norms = weight.new_zeros(len(limits))
-        norms.index_add_(0, groups, weight.square().sum(dim=(0, 1))).sqrt_()
-        self.dropped = torch.zeros_like(groups, dtype=torch.bool)
-        for group in norms.argsort().tolist():
-            if norms[group] > SMALL * norms.max():
-                break
-            columns = groups == group
-            kept = weight[:, :, columns].clone()
-            weight[:, :, columns] = 0
-            self(others)
-            if weight.grad[:, :, columns].norm() <= limits[group]:
-                self.dropped |= columns
-            else:
-                weight[:, :, columns] = kept
+        groups, squares = gate.column_groups, gate.input_weight.square().sum(dim=(0, 1))
+        norms = squares.new_zeros(len(gate.group_sizes)).index_add_(0, groups, squares).sqrt()
+        order = norms.argsort()
+        best, n_dropped = self._bic(), 0
+
+        def attempt(n):
+            nonlocal best, n_dropped
+            before = self.dropped, deepcopy(self.mixture.state_dict())
+            self.dropped = torch.isin(groups, order[:n])
+            gate.input_weight[:, :, self.dropped] = 0
+            self.minimise(STEPS_OF_ATTEMPT)
+            bic = self._bic()
+            if bic > best:
+                self.dropped, state = before
+                self.mixture.load_state_dict(state)
+                return False
+            best, n_dropped = bic, n
+            return True
+
+        n = int((norms < SMALL * norms.max()).sum())
+        while n > 0 and not attempt(n):
+            n //= 2
+        while n_dropped < len(order) - 1 and attempt(n_dropped + 1):
+            pass
+
+    def _bic(self):
+        """Return the BIC, as far as it depends on the gate's columns."""
+        weight, x = self.mixture.gate.input_weight, self.mixture.for_gate(self.batch["x"])
+        used = weight[0].any(dim=0)
+        n_parameters = (len(weight[0]) - 1) * _rank(x[:: -(-len(x) // 4096), used])
+        loss = self([]) - self.mixture.experts.penalty().sum()
+        return len(x) * (2 * loss + n_parameters * np.log(len(x)) / len(x))
 
 
 def information_criteria(
