@@ -238,7 +238,9 @@ class StopOnNaN(Callback):
 class Anneal(BatchCallback):
     """Let the experts part slowly: raise the inverse temperature of the likelihood to 1.
 
-    It rises linearly over the first half of the training.
+    It rises linearly over the first half of the training. Of restarts that train at once, every
+    second one trains without annealing: annealed restarts tend to the same optimum, which usually,
+    but not always, is the best.
 
     Parameters
     ----------
@@ -266,7 +268,12 @@ class Anneal(BatchCallback):
     def on_batch_begin(self, net, training, **kwargs):
         if training:
             progress = min(1.0, 2 * self.step / self.n_steps)
-            net.session_.inverse_temperature = self.first + (1 - self.first) * progress
+            b = self.first + (1 - self.first) * progress
+            n_restarts = net.module_.n_restarts
+            if n_restarts > 1:
+                b, first = torch.ones(n_restarts, device=net.device), b
+                b[::2] = first
+            net.session_.inverse_temperature = b
             self.step += 1
 
 

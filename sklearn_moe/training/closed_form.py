@@ -42,7 +42,7 @@ def likelihood_gradient(
     generator: torch.Generator | None = None,
     augmentation: Callable | None = None,
     regularizations: list[Callable] = (),
-    inverse_temperature: float = 1.0,
+    inverse_temperature: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Set the gradients of a mixture's parameters for a batch.
 
@@ -78,7 +78,7 @@ def likelihood_gradient(
         Changes the batch at random.
     regularizations : list of callable, default=()
         Penalties that are added to the loss.
-    inverse_temperature : float, default=1.0
+    inverse_temperature : float or Tensor of shape (n_restarts,), default=1.0
         The :math:`b` of annealing (see ``MoEClassifier``).
 
     Returns
@@ -127,11 +127,13 @@ def likelihood_gradient(
     expert_log_proba = expert_trail[-1].output.unflatten(0, (n_restarts, -1)).log_softmax(dim=2)
     of_class = y.expand(*expert_log_proba.shape[:2], 1, n_samples)
     log_of_class = expert_log_proba.gather(2, of_class).squeeze(2)
-    log_joint = (gate_log_proba + log_of_class).mul_(inverse_temperature)
+    b = inverse_temperature
+    log_joint = gate_log_proba + log_of_class
+    log_joint.mul_(b.view(-1, 1, 1) if isinstance(b, Tensor) else b)
     log_responsibility = log_joint.log_softmax(dim=1)
     # For each expert, the two differ by the log-likelihood of the sample.
     nats = log_responsibility.amax(dim=1) - log_joint.amax(dim=1)
-    loss = (nats @ weight).div_(inverse_temperature)
+    loss = (nats @ weight).div_(b)
     responsibility = of_experts = log_responsibility.exp_() * weight
     if competence:
         loss = loss - competence * (log_of_class.mean(dim=1) @ weight)
