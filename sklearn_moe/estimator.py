@@ -26,6 +26,7 @@ from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.measures import usage_entropy
 from sklearn_moe.parameters import (
+    check_enough_samples,
     check_nested,
     check_parameters,
     chooses_by_validation,
@@ -46,6 +47,11 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 
     class CallbackSupportMixin:
         pass
+
+
+# Log-odds that change by more than this, per standard deviation of a column, say that the column
+# separates the classes.
+LARGEST_COEFFICIENT = 15
 
 
 class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
@@ -125,10 +131,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     max_iter : int, default=40
         Number of epochs.
     n_init : int or "auto", default="auto"
-        Number of random starts. The mixture that ends with the highest score is kept: the
-        likelihood of the training samples less the penalties on weights, if experts and gate are
-        linear, and otherwise the likelihood of a validation set (``X_val``, or
-        ``validation_fraction`` of the samples). Mixtures of fully connected experts with a soft
+        Number of random starts. The mixture that ends with the highest score is kept: for linear
+        experts the likelihood of the training samples less the penalties on weights, for others
+        the likelihood of a validation set (``X_val``, or ``validation_fraction`` of the samples).
+        Mixtures of fully connected experts with a soft
         gate train all at once; others make a short training from each start, and the best goes
         on. "auto" is 10 for linear experts and 1 otherwise. Warm starts and ``partial_fit`` have
         one.
@@ -571,6 +577,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         if not incremental:  # a single chunk of a stream may well belong to one expert
             self._warn_of_collapse()
             self._warn_of_disagreement()
+            self._warn_of_separation()
         return self
 
     def _train(self, estimator, X, y, sample_weight, validation, classes, going_on):
@@ -579,7 +586,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         check_parameters(self)
         n_init, annealing = search_of(self)
         if going_on or incremental:
-            n_init = 1
+            n_init, annealing = 1, None
         if going_on:
             random_state = deepcopy(self._random_state)
         else:
@@ -598,6 +605,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             random_state=random_state,
         )
         self._warn_of_news(data.news)
+        if not incremental:
+            check_enough_samples(self, data)
         build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
         more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
         with explained_memory(self.n_experts):
@@ -667,6 +676,26 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             warnings.warn(
                 f"The best of {n_init} restarts may not be the best decomposition: {found}. Raise "
                 "n_init, give the gate columns of its own (gate_features), or take fewer experts.",
+                stacklevel=5,  # at the user's call
+            )
+
+    def _warn_of_separation(self):
+        experts = self.module_.experts
+        if not (experts.is_linear and experts.l2 == experts.l1 == 0):
+            return
+        weight = experts.weight.detach()
+        size = weight.amax(dim=1) - weight.amin(dim=1)
+        if size.max() > LARGEST_COEFFICIENT:
+            expert, column = divmod(int(size.argmax()), size.shape[1])
+            columns = self.module_.expert_columns
+            column = column if columns is None else int(columns[column])
+            if self.encoder_ is not None:
+                names = getattr(self, "feature_names_in_", None)
+                column = self.encoder_.get_feature_names_out(names)[column]
+            warnings.warn(
+                f"The coefficient of column {column!r} in expert {expert} has grown to "
+                f"{size.max():.0f} per standard deviation: the column separates the classes "
+                "there. Pass experts=LinearExperts(l2=1e-4), which keeps coefficients finite.",
                 stacklevel=5,  # at the user's call
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,27 @@ def check_parameters(estimator: BaseEstimator) -> None:
     check_no_booleans(estimator)
     check_sizes(estimator.get_params())
     check_net_params(estimator.net_params or {})
+
+
+def check_enough_samples(estimator: BaseEstimator, data: TrainingData) -> None:
+    """Raise an error, or warn, if there are too few samples for several regressions."""
+    if not has_linear_experts(estimator):
+        return
+    n_experts, n_samples = estimator.n_experts, len(data.X)
+    if n_experts > n_samples:
+        raise ValueError(
+            f"Linear experts need at least one sample each, got n_samples={n_samples} and "
+            f"n_experts={n_experts}. Take fewer experts."
+        )
+    counts = np.bincount(data.y, minlength=len(data.classes))
+    rarest = counts.argmin()
+    if counts[rarest] < n_experts:
+        warnings.warn(
+            f"Class {data.classes.tolist()[rarest]!r} has {counts[rarest]} training samples, "
+            f"fewer than the {n_experts} experts, and most of them can't learn it. Take fewer "
+            "experts, or join rare classes.",
+            stacklevel=6,  # at the user's call
+        )
 
 
 def encoder_of(estimator: BaseEstimator) -> Encoder | None:
@@ -233,27 +255,22 @@ def search_of(estimator: BaseEstimator) -> tuple[int, float | None]:
 
 
 def chooses_by_validation(estimator: BaseEstimator) -> bool:
-    """Whether a validation set decides between restarts, as flexible mixtures overfit."""
-    if search_of(estimator)[0] == 1:
-        return False
-    gate = resolve("gate", estimator.gate, GATES)
-    is_linear = (
-        not getattr(gate, "needs_hidden", True)
-        and not np.size(getattr(gate, "hidden_layer_sizes", 1))
-        and getattr(gate, "encoder", None) is None
-    )
-    return not (is_linear and has_linear_experts(estimator))
+    """Whether a validation set decides between restarts, as flexible experts overfit."""
+    return search_of(estimator)[0] > 1 and not has_linear_experts(estimator)
 
 
 def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     """Return what "auto" means for samples that are rows of numbers, or images."""
     encoder = encoder_of(estimator)
     has_backbone = encoder is not None and not encoder.needs_tables
+    gate = resolve("gate", estimator.gate, GATES)
     if has_linear_experts(estimator) and not has_backbone:
-        return RECIPES["linear" if is_flat else "linear, images"]
+        if not is_flat:
+            return RECIPES["linear, images"]
+        has_layers = np.size(getattr(gate, "hidden_layer_sizes", ())) > 0
+        return RECIPES["linear, gate with layers" if has_layers else "linear"]
     if not is_flat or has_backbone or _is_function(estimator.experts):
         return RECIPES["other"]
-    gate = resolve("gate", estimator.gate, GATES)
     # A gate without ``needs_hidden`` counts as reading the experts, as its module does.
     return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
 

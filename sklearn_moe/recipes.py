@@ -102,6 +102,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # To find regimes.
     "linear": {**_LINEAR, "regularization": [SparseGate(1e-3)]},
+    "linear, gate with layers": {**_LINEAR, "regularization": [SparseGate(3e-3)]},
     "linear, images": _LINEAR,
 }
 """Settings for tables, for tables with an attentive gate, for everything else, and for linear

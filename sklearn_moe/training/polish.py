@@ -26,6 +26,9 @@ SMALL = 0.3
 
 CRITERIA = ("log_likelihood_", "n_identifiable_parameters_", "aic_", "bic_", "icl_")
 
+# Numbers of columns are counted on at most about this many samples.
+SAMPLES = 4096
+
 # Steps of L-BFGS: before columns are removed, after each attempt to remove some, and in the end.
 FIRST_STEPS, STEPS_OF_ATTEMPT, LAST_STEPS = 15, 15, 100
 
@@ -43,37 +46,98 @@ def can_be_polished(net: MoENet) -> bool:
     )
 
 
-def polish(net: MoENet, X: Any, y: NDArray, sample_weight: NDArray) -> None:
-    """Bring a net with linear experts to the nearest optimum of its loss.
+def finish(net: MoENet, X: Any, y: NDArray, sample_weight: NDArray) -> None:
+    """Polish linear experts, and let a sparse gate drop the columns that it does not need.
 
-    L-BFGS on all samples in double precision. The result is taken only if the loss falls. Columns
-    that a sparse gate does not need get weights of exactly zero: those without which the BIC is
-    lower.
+    Parameters
+    ----------
+    net : MoENet
+        A trained net.
+    X, y, sample_weight
+        The training samples, as the net reads them.
     """
-    module = net.module_
-    if not can_be_polished(net):
-        return
-    encoded = net.evaluate(X, MixtureOfExperts.encode)
-    if encoded.size > LARGEST_TABLE:
-        return
-    objective = _Objective(net, encoded, y, sample_weight)
-    before = objective()
     is_sparse = any(getattr(each, "of_weights", False) for each in net.regularizations)
+    data = X, y, sample_weight
+    if can_be_polished(net) and len(X) * net.module_.n_inputs <= LARGEST_TABLE:
+        _polish(net, is_sparse, *data)
+    elif is_sparse:
+        _drop_columns(_Trained(net, *data))
+
+
+def _polish(net, is_sparse, X, y, sample_weight):
+    """Bring a net with linear experts to the nearest optimum of its loss, by L-BFGS."""
+    objective = _Objective(net, X, y, sample_weight)
+    before = objective()
     if is_sparse:
         objective.minimise(FIRST_STEPS)
-        objective.drop_columns()
+        _drop_columns(objective)
     objective.minimise(LAST_STEPS)
     if not (is_sparse or objective() < before):
         return
     with torch.no_grad():
         for name, parameter in objective.mixture.named_parameters():
-            module.get_parameter(name).copy_(parameter)
+            net.module_.get_parameter(name).copy_(parameter)
+
+
+@torch.no_grad()
+def _drop_columns(target: _Trained | _Objective) -> None:
+    """Set the gate's weights of columns to zero where this lowers the BIC."""
+    gate = target.mixture.gate
+    groups, squares = gate.column_groups, gate.input_weight.square().sum(dim=(0, 1))
+    norms = squares.new_zeros(len(gate.group_sizes)).index_add_(0, groups, squares).sqrt()
+    order = norms.argsort()
+    best, n_dropped = target.bic(), 0
+
+    def attempt(n):
+        nonlocal best, n_dropped
+        before = target.dropped, deepcopy(target.mixture.state_dict())
+        target.dropped = torch.isin(groups, order[:n])
+        gate.input_weight[:, :, target.dropped] = 0
+        target.minimise(STEPS_OF_ATTEMPT)
+        bic = target.bic()
+        if bic > best:
+            target.dropped, state = before
+            target.mixture.load_state_dict(state)
+            return False
+        best, n_dropped = bic, n
+        return True
+
+    n = int((norms < SMALL * norms.max()).sum())
+    while n > 0 and not attempt(n):
+        n //= 2
+    while n_dropped < len(order) - 1 and attempt(n_dropped + 1):
+        pass
+
+
+class _Trained:
+    """A trained mixture of any kind, whose weights stay as they are."""
+
+    dropped: Tensor | None = None
+
+    def __init__(self, net, X, y, sample_weight):
+        rows = slice(None, None, -(-len(X) // SAMPLES))
+        self.net, self.mixture = net, net.module_
+        self.n_samples = len(X)
+        self.data = X[rows], y[rows], sample_weight[rows]
+
+    def minimise(self, steps: int) -> None:
+        """Do nothing."""
+
+    def bic(self) -> float:
+        """Return the BIC, as far as it depends on the columns that the gate reads."""
+        X, y, sample_weight = self.data
+        log_proba = self.net.evaluate(X, MixtureOfExperts.predict_log_proba, np.float64)
+        loss = -np.average(log_proba[np.arange(len(y)), y], weights=sample_weight)
+        n_parameters = int(self.mixture.gate.input_weight.count_nonzero())
+        return 2 * self.n_samples * loss + n_parameters * np.log(self.n_samples)
 
 
 class _Objective:
     """The loss of a mixture on all samples, in double precision; a call sets the gradients."""
 
-    def __init__(self, net, encoded, y, sample_weight):
+    dropped: Tensor | None = None
+
+    def __init__(self, net, X, y, sample_weight):
         module = net.module_
         self.mixture = MixtureOfExperts(
             deepcopy(module.experts).double(),
@@ -82,12 +146,12 @@ class _Objective:
             expert_columns=module.expert_columns,
         ).eval()
         self.regularizations = net.regularizations
+        encoded = torch.from_numpy(net.evaluate(X, MixtureOfExperts.encode))
         self.batch = {
-            "x": torch.from_numpy(encoded).to(net.device).double(),
+            "x": encoded.to(net.device).double(),
             "sample_weight": torch.from_numpy(sample_weight).to(net.device).double(),
             "y": torch.from_numpy(y).to(net.device),
         }
-        self.dropped: Tensor | None = None
 
     def __call__(self, regularizations=None) -> Tensor:
         loss, *_ = likelihood_gradient(
@@ -111,42 +175,13 @@ class _Objective:
         )
         optimizer.step(self)
 
-    @torch.no_grad()
-    def drop_columns(self) -> None:
-        """Set the weights of columns that the gate does not need to zero, by the BIC."""
-        gate = self.mixture.gate
-        groups, squares = gate.column_groups, gate.input_weight.square().sum(dim=(0, 1))
-        norms = squares.new_zeros(len(gate.group_sizes)).index_add_(0, groups, squares).sqrt()
-        order = norms.argsort()
-        best, n_dropped = self._bic(), 0
-
-        def attempt(n):
-            nonlocal best, n_dropped
-            before = self.dropped, deepcopy(self.mixture.state_dict())
-            self.dropped = torch.isin(groups, order[:n])
-            gate.input_weight[:, :, self.dropped] = 0
-            self.minimise(STEPS_OF_ATTEMPT)
-            bic = self._bic()
-            if bic > best:
-                self.dropped, state = before
-                self.mixture.load_state_dict(state)
-                return False
-            best, n_dropped = bic, n
-            return True
-
-        n = int((norms < SMALL * norms.max()).sum())
-        while n > 0 and not attempt(n):
-            n //= 2
-        while n_dropped < len(order) - 1 and attempt(n_dropped + 1):
-            pass
-
-    def _bic(self):
-        """Return the BIC, as far as it depends on the gate's columns."""
+    def bic(self) -> float:
+        """Return the BIC, as far as it depends on the columns that the gate reads."""
         weight, x = self.mixture.gate.input_weight, self.mixture.for_gate(self.batch["x"])
-        used = weight[0].any(dim=0)
-        n_parameters = (len(weight[0]) - 1) * _rank(x[:: -(-len(x) // 4096), used])
+        used, n_samples = weight[0].any(dim=0), len(x)
+        n_parameters = (len(weight[0]) - 1) * _rank(x[:: -(-n_samples // SAMPLES), used])
         loss = self([]) - self.mixture.experts.penalty().sum()
-        return len(x) * (2 * loss + n_parameters * np.log(len(x)) / len(x))
+        return float(2 * n_samples * loss) + n_parameters * np.log(n_samples)
 
 
 def information_criteria(
@@ -183,8 +218,9 @@ def information_criteria(
 
 def _n_identifiable(net, X):
     module = net.module_
-    rows = slice(None, None, max(1, len(X) // 4096))
-    encoded = torch.from_numpy(net.evaluate(X[rows], MixtureOfExperts.encode)).to(net.device)
+    rows = slice(None, None, max(1, len(X) // SAMPLES))
+    encoded = net.evaluate(X[rows], MixtureOfExperts.encode)
+    encoded = torch.from_numpy(encoded).to(net.device).flatten(1)
     of_gate = sum(parameter.numel() for parameter in module.gate.parameters())
     if len(module.gate.network.layers) == 1:
         used = module.gate.input_weight.detach()[0].any(dim=0)
@@ -196,4 +232,5 @@ def _n_identifiable(net, X):
 def _rank(x):
     """Return the number of linearly independent columns, with a column of ones."""
     x = torch.nn.functional.pad(x.double(), (0, 1), value=1.0)
-    return int(torch.linalg.matrix_rank(x))
+    # The hat functions of a column sum to 1 in single precision.
+    return int(torch.linalg.matrix_rank(x, rtol=1e-5))

@@ -19,7 +19,7 @@ from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import check_penalty
 from sklearn_moe.training.batches import TensorBatches, as_tensor, is_memory_map
 from sklearn_moe.training.defaults import usual_defaults
-from sklearn_moe.training.polish import CRITERIA, information_criteria, polish
+from sklearn_moe.training.polish import CRITERIA, finish, information_criteria
 from sklearn_moe.training.prediction import threads_for
 from sklearn_moe.training.restarts import (
     Starts,
@@ -170,7 +170,7 @@ class Session:
             if is_stacked:
                 self.starts = keep_best(net, self._score, self.data[0])
             if self.is_likelihood and epochs is None and not self.interrupted:
-                polish(net, *self.data)
+                finish(net, *self.data)
         finally:
             net.session_ = None
             net.optimizer_.zero_grad()  # gives the memory back
