@@ -4,6 +4,7 @@ from sklearn_moe import encoders, experts, gates, regularizers
 from sklearn_moe.decomposition import SCORERS, Decomposition, decomposition_entropy
 from sklearn_moe.display import (
     DecompositionDisplay,
+    DecompositionStabilityDisplay,
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
@@ -28,6 +29,7 @@ from sklearn_moe.persistence import TRUSTED_TYPES
 from sklearn_moe.pruning import PruningReport, prune_experts
 from sklearn_moe.regularizers import *
 from sklearn_moe.report import decomposition_report
+from sklearn_moe.stability import DecompositionStability, decomposition_stability
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,8 @@ __all__ = [
     "TRUSTED_TYPES",
     "Decomposition",
     "DecompositionDisplay",
+    "DecompositionStability",
+    "DecompositionStabilityDisplay",
     "DistillationReport",
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
@@ -52,6 +56,7 @@ __all__ = [
     "cross_validate",
     "decomposition_entropy",
     "decomposition_report",
+    "decomposition_stability",
     "distill",
     "distillation_report",
     "expert_class_information",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,9 @@ from sklearn_moe.decomposition import (
     final_model,
     signed,
 )
+
+if TYPE_CHECKING:
+    from sklearn_moe.stability import DecompositionStability
 
 # Largest number of experts in the report, which shows those that are chosen most often.
 MOST_EXPERTS = 16
@@ -45,7 +48,12 @@ class Report(str):
 
 
 def decomposition_report(
-    estimator, X, y: ArrayLike, *, output_dict: bool = False
+    estimator,
+    X,
+    y: ArrayLike,
+    *,
+    stability: DecompositionStability | None = None,
+    output_dict: bool = False,
 ) -> str | dict[str, Any]:
     """Report what the experts do, how well they divide the work, and what to try.
 
@@ -64,9 +72,9 @@ def decomposition_report(
       *partly specialized* below 0.5 bits (29 %), and otherwise *specialized*. The smaller of the
       two losses counts.
 
-    The report cannot tell whether this division is the right one, or whether another
-    ``random_state`` would find it again. A soft gate that has found the structure of the data may
-    be unsure, and an even and sure division may be wrong.
+    The report cannot tell whether this division is the right one. A soft gate that has found the
+    structure of the data may be unsure, and an even and sure division may be wrong. Nor does it
+    know whether another fit would find it again, unless it gets the ``stability``.
 
     Parameters
     ----------
@@ -77,6 +85,8 @@ def decomposition_report(
         Samples, preferably those of a test set.
     y : array-like of shape (n_samples,)
         Labels.
+    stability : DecompositionStability, default=None
+        The result of :func:`decomposition_stability` for this mixture, for a line about it.
     output_dict : bool, default=False
         Whether to return a dict instead of the text.
 
@@ -97,12 +107,21 @@ def decomposition_report(
         :class:`Decomposition`), ``sample_entropy``, ``usage_entropy``,
         ``expert_class_information``, ``specialization`` and ``specialization_to_best`` in bits,
         the first three also as ``normalized_*``, ``verdict`` (three str: "even" or "uneven",
-        "sure" or "unsure", and "interchangeable", "partly specialized" or "specialized") and
-        ``advice`` (list of str, empty for "even" and "sure").
+        "sure" or "unsure", and "interchangeable", "partly specialized" or "specialized"),
+        ``advice`` (list of str, empty for "even" and "sure") and ``stability``. This is None, or a
+        dict of the "verdict" of :class:`DecompositionStability`, the mean "agreement" and
+        "adjusted_rand_index" with the reference, "n_refits" and "resample".
+
+    Raises
+    ------
+    ValueError
+        If the labels are not valid, or ``stability`` is that of a mixture with another number of
+        experts.
 
     See Also
     --------
     decomposition_entropy : The same measures as numbers.
+    decomposition_stability : Whether another fit finds the same parts.
 
     Examples
     --------
@@ -124,6 +143,11 @@ def decomposition_report(
     decomposition = decomposition_entropy(model, X, y)
     accuracy = float(np.mean(model.predict(X) == y))
     verdict, advice = _judge(decomposition, model.net_)
+    if stability is not None and stability.usage.shape[1] != len(decomposition.usage):
+        raise ValueError(
+            f"stability is that of a mixture with {stability.usage.shape[1]} experts, but the "
+            f"estimator has {len(decomposition.usage)}."
+        )
     report = {
         "experts": _experts(decomposition),
         "accuracy": accuracy,
@@ -131,8 +155,9 @@ def decomposition_report(
         **{name: getattr(decomposition, name) for name in _MEASURES},
         "verdict": verdict,
         "advice": advice,
+        "stability": None if stability is None else _in_short(stability),
     }
-    return report if output_dict else Report(_text(report, decomposition))
+    return report if output_dict else Report(_text(report, decomposition, stability))
 
 
 _MEASURES = (
@@ -175,6 +200,16 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
     return experts
 
 
+def _in_short(stability):
+    return {
+        "verdict": stability.verdict,
+        "agreement": float(stability.agreement.mean()),
+        "adjusted_rand_index": float(stability.adjusted_rand_index[0, 1:].mean()),
+        "n_refits": stability.n_refits,
+        "resample": stability.resample,
+    }
+
+
 def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
     """Return the verdict, and the hyperparameters to try beside those that were fitted."""
     n_experts = len(decomposition.usage)
@@ -212,7 +247,11 @@ def _word(words, value):
     return next(word for bound, word in words if value < bound)
 
 
-def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
+def _text(
+    report: dict[str, Any],
+    decomposition: Decomposition,
+    stability: DecompositionStability | None,
+) -> str:
     n_experts = len(decomposition.usage)
     experts = sorted(
         (row for row in report["experts"] if row["share"] > 0), key=lambda row: -row["share"]
@@ -275,9 +314,13 @@ def _text(report: dict[str, Any], decomposition: Decomposition) -> str:
         lines += [
             f"The experts are used {use}ly, and the gate is {choice}. The experts are "
             f"{experts_are}.",
-            "Whether these are the right parts, and whether another fit finds them, this report "
-            "does not know.",
         ]
+        if stability is None:
+            unknown = "Whether these are the right parts, and whether another fit finds them,"
+        else:
+            lines.append(stability.sentence)
+            unknown = "Whether these are the right parts,"
+        lines.append(f"{unknown} this report does not know.")
         if report["advice"]:
             lines.append("For a division that is even and sure, try:")
             lines += [f"  - {each}" for each in report["advice"]]

@@ -19,6 +19,7 @@ from sklearn_moe import (
     cross_validate,
     decomposition_entropy,
     decomposition_report,
+    decomposition_stability,
     distill,
     distillation_report,
     expert_class_information,
@@ -62,6 +63,13 @@ def test_measures(fitted):
     assert "H_u" in decomposition_report(clf, X, y)
     for scorer in SCORERS.values():
         assert np.isfinite(scorer(clf, X, y))
+
+
+def test_stability(fitted):
+    clf, X, y = fitted
+    stability = decomposition_stability(clf, X, y, n_refits=1, resample="bootstrap")
+    assert stability.choice.shape == (2, 600) and stability.sentence in repr(stability)
+    assert stability.sentence in decomposition_report(clf, X, y, stability=stability)
 
 
 def test_displays(fitted):

@@ -9,10 +9,12 @@ from sklearn_moe.display.gate import GateDisplay
 from sklearn_moe.display.pareto_front import ParetoFrontDisplay
 from sklearn_moe.display.regions import ExpertRegionsDisplay
 from sklearn_moe.display.samples import ExpertSamplesDisplay
+from sklearn_moe.display.stability import DecompositionStabilityDisplay
 from sklearn_moe.display.training import TrainingDisplay
 
 __all__ = [
     "DecompositionDisplay",
+    "DecompositionStabilityDisplay",
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "GateDisplay",
