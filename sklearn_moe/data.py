@@ -12,7 +12,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 
 from sklearn_moe.checks import (
     check_shape,
@@ -34,6 +34,7 @@ from sklearn_moe.containers import (
     as_objects,
     categorical_columns,
     has_single_precision,
+    is_missing,
     read_table,
     reading,
     select_columns,
@@ -249,6 +250,8 @@ class TrainingData:
         Positions of the samples ``X`` in ``given``.
     total_weight : float
         Sum of the weights of the samples before they were normalised: how many samples they are.
+    group : ndarray of shape (n_samples,) or None
+        Numbers of the groups of which all samples get one expert.
     classes : ndarray of shape (n_classes,)
         The class labels.
     news : dict of str by int
@@ -263,6 +266,7 @@ class TrainingData:
     given: Any
     rows: NDArray[np.int64]
     total_weight: float
+    group: NDArray[np.int64] | None
     classes: NDArray
     news: dict[int, str]
 
@@ -288,6 +292,7 @@ def read_training_data(
     going_on: bool,
     needs_validation: bool,
     random_state: np.random.RandomState,
+    groups: ArrayLike | None = None,
 ) -> TrainingData:
     """Check and read the data that ``fit`` was given.
 
@@ -310,6 +315,8 @@ def read_training_data(
         Whether to set aside a part of the samples as a validation set, if none was passed.
     random_state : RandomState
         Chooses this part.
+    groups : array-like of shape (n_samples,), default=None
+        As in ``MoEClassifier.fit``.
     """
     X = given = as_eager(X)
     if going_on:
@@ -328,6 +335,7 @@ def read_training_data(
     check_consistent_length(samples, y)
     y, classes = _indices(y, classes, estimator.classes_ if going_on else None)
     weight = check_weight(sample_weight, samples, "sample_weight")
+    group, labels = (None, None) if groups is None else _group(groups, samples)
     held_out = _read_validation(reader, estimator, *validation, samples, classes)
 
     given_weight = weight
@@ -340,6 +348,8 @@ def read_training_data(
         weight_val = scaled(weight_val) * of_class[y_val]
         val_rows = weighty(weight_val)
         held_out = X_val[val_rows], y_val[val_rows], normalize(weight_val[val_rows])
+    elif needs_validation and group is not None:
+        raise ValueError("With groups, early stopping and restarts need X_val and y_val.")
     elif needs_validation:
         rows, val_rows = split(
             rows, y[rows], fraction=estimator.validation_fraction, random_state=random_state
@@ -350,6 +360,7 @@ def read_training_data(
     weight = normalize(weight[rows])
     if len(rows) < len(samples):
         samples, y = samples[rows], y[rows]
+        group = None if group is None else np.unique(group[rows], return_inverse=True)[1]
     news = {}
     if reader.table is not None:
         if going_on:
@@ -359,9 +370,54 @@ def read_training_data(
         samples = reader.table.arrange(samples)
         if held_out is not None:
             held_out = reader.table.arrange(held_out[0]), *held_out[1:]
+    if group is not None:
+        _select_constant(reader, estimator, samples, group, labels)
     return TrainingData(
-        reader, samples, y, weight, held_out, given, rows, total_weight, classes, news
+        reader, samples, y, weight, held_out, given, rows, total_weight, group, classes, news
     )
+
+
+def _group(groups, samples):
+    """Return the number of the group of each sample, and the labels of the groups."""
+    with reading("groups"):
+        groups = column_or_1d(groups)
+    check_consistent_length(samples, groups)
+    if any(is_missing(label) for label in groups.tolist()):
+        raise ValueError("groups has missing values. Give each sample a group.")
+    labels, group = np.unique(groups, return_inverse=True)
+    return group, labels
+
+
+def _select_constant(reader, estimator, samples, group, labels):
+    """Let the gate read columns that are constant within the groups."""
+    if not isinstance(samples, np.ndarray) or samples.ndim != 2:
+        raise ValueError("groups needs a dense table, got images or a sparse matrix.")
+    order = np.argsort(group, kind="stable")
+    values, group = samples[order], group[order]
+    same = (values[1:] == values[:-1]) | (np.isnan(values[1:]) & np.isnan(values[:-1]))
+    varies = ~same & (group[1:] == group[:-1])[:, np.newaxis]
+    places = np.arange(samples.shape[1])
+    if reader.table is not None:
+        is_categorical = reader.table.is_categorical_
+        places = np.r_[np.flatnonzero(~is_categorical), np.flatnonzero(is_categorical)]
+    is_constant = np.zeros(len(places), dtype=bool)
+    is_constant[places] = ~varies.any(axis=0)
+    chosen = reader.selected.get("gate_features")
+    if chosen is None:
+        if not is_constant.any():
+            raise ValueError(
+                "groups needs a column for the gate that is constant within each group, and X has "
+                "none. Add columns that describe the groups."
+            )
+        reader.selected["gate_features"] = is_constant
+    elif (chosen & ~is_constant).any():
+        column = np.flatnonzero(chosen & ~is_constant)[0]
+        name = getattr(estimator, "feature_names_in_", np.arange(len(places))).tolist()[column]
+        label = labels[group[varies[:, places == column].argmax()]]
+        raise ValueError(
+            f"The gate chooses one expert for a group, but its column {name!r} varies within the "
+            f"group {label!r}. Leave it out of gate_features."
+        )
 
 
 def _indices(y, classes, former_classes):

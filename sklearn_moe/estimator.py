@@ -445,8 +445,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         X_val: ArrayLike | None = None,
         y_val: ArrayLike | None = None,
         sample_weight_val: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
     ) -> MoEClassifier:
-        """Fit the mixture of experts.
+        r"""Fit the mixture of experts.
 
         Parameters
         ----------
@@ -468,6 +469,11 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             Labels of the validation samples.
         sample_weight_val : array-like of shape (n_val,), default=None
             Weights of the validation samples.
+        groups : array-like of shape (n_samples,), default=None
+            Labels of groups, such as the patient of a visit or the customer of an order. All
+            samples of a group get one expert: the likelihood of a group is
+            :math:`\sum_e p_e \prod_n o_{ney_n}`. The gate reads the columns that are constant
+            within each group; ``gate_features`` may name some of them.
 
         Returns
         -------
@@ -491,7 +497,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             ``log2(n_experts)``. If a warm start gets columns with values that the first training
             did not see (see :meth:`partial_fit`).
         """
-        return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val))
+        validation = X_val, y_val, sample_weight_val
+        return self._fit(X, y, sample_weight, validation, groups=groups)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
@@ -555,12 +562,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         classes = np.unique(check_y(classes, "classes"))
         return self._fit(X, y, sample_weight, classes=classes)
 
-    def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None):
+    def _fit(self, X, y, sample_weight, validation=(None, None, None), classes=None, groups=None):
         """Train a copy and take over its state, so that a failed training changes nothing."""
         incremental = classes is not None
         going_on = (incremental or self.warm_start) and hasattr(self, "net_")
         new = self._snapshot()
-        interrupted = new._train(self, X, y, sample_weight, validation, classes, going_on)
+        interrupted = new._train(self, X, y, sample_weight, validation, classes, groups, going_on)
         n_new = new.n_iter_ - (self.n_iter_ if going_on else 0)
         if interrupted and n_new == 0:
             raise KeyboardInterrupt(
@@ -580,7 +587,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             self._warn_of_separation()
         return self
 
-    def _train(self, estimator, X, y, sample_weight, validation, classes, going_on):
+    def _train(self, estimator, X, y, sample_weight, validation, classes, groups, going_on):
         """Train this copy of an estimator, and return whether a user interrupted it."""
         incremental = classes is not None
         check_parameters(self)
@@ -603,6 +610,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             going_on=going_on,
             needs_validation=self.early_stopping or (n_init > 1 and chooses_by_validation(self)),
             random_state=random_state,
+            groups=groups,
         )
         self._warn_of_news(data.news)
         if not incremental:
@@ -632,6 +640,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
                 seed=train_seed,
                 callbacks=callbacks,
                 read=partial(self.reader_.read, estimator=self),
+                group=data.group,
                 seeds=[build_seed, *more.tolist()],
                 chooses_by_validation=chooses_by_validation(self),
             )

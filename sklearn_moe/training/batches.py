@@ -50,6 +50,8 @@ class TensorBatches:
         self.n_samples = len(dataset)
         self.n_batches = -(-self.n_samples // batch_size)
         self.generator = generator
+        # All rows of a group are in one batch.
+        self.group = self.X.get("group") if isinstance(self.X, dict) else None
 
     def __len__(self) -> int:
         return self.n_batches
@@ -59,7 +61,19 @@ class TensorBatches:
         if self.generator is None or self.n_batches == 1:
             bounds = np.linspace(0, self.n_samples, self.n_batches + 1).astype(int)
             return (slice(*pair) for pair in pairwise(bounds))
+        if self.group is not None:
+            return iter(self._whole_groups())
         return iter(self._shuffle().to(self.y.device).tensor_split(self.n_batches))
+
+    def _whole_groups(self):
+        """Return batches of whole groups in random order, of about equal size."""
+        sizes = self.group.bincount()
+        place = self._permutation(len(sizes)).to(self.group.device)
+        rows = place[self.group].argsort(stable=True)
+        ends = sizes[place.argsort()].cumsum(0)
+        wanted = torch.arange(1, self.n_batches, device=ends.device) / self.n_batches * len(rows)
+        bounds = ends[torch.searchsorted(ends, wanted.long())].unique()
+        return [part for part in rows.tensor_split(bounds.cpu()) if len(part)]
 
     def _shuffle(self):
         if not self.in_windows or self.n_samples <= ROWS_OF_BLOCK * BLOCKS_OF_WINDOW:

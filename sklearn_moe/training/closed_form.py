@@ -43,6 +43,7 @@ def likelihood_gradient(
     augmentation: Callable | None = None,
     regularizations: list[Callable] = (),
     inverse_temperature: float | Tensor = 1.0,
+    group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Set the gradients of a mixture's parameters for a batch.
 
@@ -80,6 +81,9 @@ def likelihood_gradient(
         Penalties that are added to the loss.
     inverse_temperature : float or Tensor of shape (n_restarts,), default=1.0
         The :math:`b` of annealing (see ``MoEClassifier``).
+    group : Tensor of shape (n_samples,), default=None
+        Numbers of groups. All samples of a group get one expert, whose probabilities are
+        multiplied: :math:`\log \sum_e p_e \prod_n o_{ney_n}^{w_n}`.
 
     Returns
     -------
@@ -128,23 +132,34 @@ def likelihood_gradient(
     of_class = y.expand(*expert_log_proba.shape[:2], 1, n_samples)
     log_of_class = expert_log_proba.gather(2, of_class).squeeze(2)
     b = inverse_temperature
-    log_joint = gate_log_proba + log_of_class
+    if group is None:
+        unit_weight = gate_weight = weight
+        log_joint = gate_log_proba + log_of_class
+    else:
+        group, counts = group.unique(return_inverse=True, return_counts=True)[1:]
+        gate_weight = 1 / (n_samples * counts[group].to(weight.dtype))
+        unit_weight = torch.full_like(weight[: len(counts)], 1 / n_samples)
+        parts = gate_log_proba * (gate_weight * n_samples) + log_of_class * sample_weight
+        log_joint = parts.new_zeros(*parts.shape[:2], len(counts)).index_add_(2, group, parts)
     log_joint.mul_(b.view(-1, 1, 1) if isinstance(b, Tensor) else b)
     log_responsibility = log_joint.log_softmax(dim=1)
     # For each expert, the two differ by the log-likelihood of the sample.
     nats = log_responsibility.amax(dim=1) - log_joint.amax(dim=1)
-    loss = (nats @ weight).div_(b)
-    responsibility = of_experts = log_responsibility.exp_() * weight
+    loss = (nats @ unit_weight).div_(b)
+    responsibility = log_responsibility.exp_()
+    if group is not None:
+        responsibility = responsibility.index_select(2, group)
+    of_experts = responsibility * weight
     if competence:
         loss = loss - competence * (log_of_class.mean(dim=1) @ weight)
-        of_experts = responsibility + competence / responsibility.shape[1] * weight
+        of_experts = of_experts + competence / of_experts.shape[1] * weight
 
     expert_proba = expert_log_proba.exp_()
     upstream = expert_proba * of_experts.unsqueeze(2)
     upstream.scatter_add_(2, of_class, -of_experts.unsqueeze(2))
     module.experts.backward(expert_trail, upstream.flatten(0, 1))
     gate_proba = gate_log_proba.exp()
-    upstream = gate_proba * weight - responsibility
+    upstream = (gate_proba - responsibility).mul_(gate_weight)
     for each in known:
         for restart, proba in enumerate(gate_proba):
             value, slope = each.penalty_and_gradient(proba.mT, sample_weight)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.closed_form import has_known_gradient, likelihood_gradient
+from sklearn_moe.training.restarts import log_joint
 
 if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
@@ -46,27 +47,29 @@ def can_be_polished(net: MoENet) -> bool:
     )
 
 
-def finish(net: MoENet, X: Any, y: NDArray, sample_weight: NDArray) -> None:
+def finish(
+    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+) -> None:
     """Polish linear experts, and let a sparse gate drop the columns that it does not need.
 
     Parameters
     ----------
     net : MoENet
         A trained net.
-    X, y, sample_weight
+    X, y, sample_weight, group
         The training samples, as the net reads them.
     """
     is_sparse = any(getattr(each, "of_weights", False) for each in net.regularizations)
     data = X, y, sample_weight
     if can_be_polished(net) and len(X) * net.module_.n_inputs <= LARGEST_TABLE:
-        _polish(net, is_sparse, *data)
+        _polish(net, is_sparse, *data, group)
     elif is_sparse:
         _drop_columns(_Trained(net, *data))
 
 
-def _polish(net, is_sparse, X, y, sample_weight):
+def _polish(net, is_sparse, *data):
     """Bring a net with linear experts to the nearest optimum of its loss, by L-BFGS."""
-    objective = _Objective(net, X, y, sample_weight)
+    objective = _Objective(net, *data)
     before = objective()
     if is_sparse:
         objective.minimise(FIRST_STEPS)
@@ -137,7 +140,7 @@ class _Objective:
 
     dropped: Tensor | None = None
 
-    def __init__(self, net, X, y, sample_weight):
+    def __init__(self, net, X, y, sample_weight, group):
         module = net.module_
         self.mixture = MixtureOfExperts(
             deepcopy(module.experts).double(),
@@ -151,6 +154,7 @@ class _Objective:
             "x": encoded.to(net.device).double(),
             "sample_weight": torch.from_numpy(sample_weight).to(net.device).double(),
             "y": torch.from_numpy(y).to(net.device),
+            "group": None if group is None else torch.from_numpy(group).to(net.device),
         }
 
     def __call__(self, regularizations=None) -> Tensor:
@@ -185,7 +189,12 @@ class _Objective:
 
 
 def information_criteria(
-    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, n: float
+    net: MoENet,
+    n: float,
+    X: Any,
+    y: NDArray,
+    sample_weight: NDArray,
+    group: NDArray | None = None,
 ) -> dict[str, Any]:
     """Return the log-likelihood and the criteria of a mixture of logistic regressions.
 
@@ -193,21 +202,19 @@ def information_criteria(
     ----------
     net : MoENet
         A fitted net.
-    X, y, sample_weight
-        The training samples, with weights of mean 1.
     n : float
         How many samples these are, as the sum of a user's weights.
+    X, y, sample_weight, group
+        The training samples, with weights of mean 1.
     """
     if not can_be_polished(net):
         return {}
-    gate = np.log(np.maximum(net.evaluate(X, MixtureOfExperts.gate_proba, np.float64), 1e-300))
-    logits = net.evaluate(X, MixtureOfExperts.expert_logits, np.float64)
-    log_proba = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
-    joint = gate + log_proba[np.arange(len(y)), :, y]
+    joint = log_joint(net, X, y, sample_weight, group)
     log_proba = np.logaddexp.reduce(joint, axis=1)
     posterior = np.exp(joint - log_proba[:, np.newaxis])
     entropy = -np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1)
-    weight = sample_weight.astype(np.float64) * (n / sample_weight.sum(dtype=np.float64))
+    weight = sample_weight.astype(np.float64) if group is None else np.ones(len(joint))
+    weight *= n / sample_weight.sum(dtype=np.float64)
     log_likelihood = float(weight @ log_proba)
     n_parameters = _n_identifiable(net, X)
     bic = n_parameters * np.log(n) - 2 * log_likelihood

@@ -191,7 +191,37 @@ def penalty_on_weights(net: MoENet) -> float:
     return float(penalty)
 
 
-def mean_log_likelihood(net: MoENet, X, y: NDArray, sample_weight: NDArray) -> float:
+def mean_log_likelihood(
+    net: MoENet, X, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+) -> float:
     """Return the weighted mean log-likelihood of samples, in nats."""
+    if group is not None:
+        joint = log_joint(net, X, y, sample_weight, group)
+        return float(np.logaddexp.reduce(joint, axis=1).sum() / sample_weight.sum())
     log_proba = net.evaluate(X, MixtureOfExperts.predict_log_proba, np.float64)
     return float(np.average(log_proba[np.arange(len(y)), y], weights=sample_weight))
+
+
+def log_joint(
+    net: MoENet, X, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+) -> NDArray[np.float64]:
+    """Return the log-probability that an expert is chosen and predicts the true class.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_experts) or (n_groups, n_experts)
+        For groups, the probabilities of all samples of a group are multiplied.
+    """
+    tiny = np.finfo(np.float64).tiny
+    gate = np.log(np.maximum(net.evaluate(X, MixtureOfExperts.gate_proba, np.float64), tiny))
+    logits = net.evaluate(X, MixtureOfExperts.expert_logits, np.float64)
+    of_class = logits[np.arange(len(y)), :, y] - np.logaddexp.reduce(logits, axis=2)
+    if group is None:
+        return gate + of_class
+    group = np.unique(group, return_inverse=True)[1]
+    parts = (
+        gate / np.bincount(group)[group][:, np.newaxis] + of_class * sample_weight[:, np.newaxis]
+    )
+    joint = np.zeros((group.max() + 1, gate.shape[1]))
+    np.add.at(joint, group, parts)
+    return joint

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
 
 
-def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
+def likelihood(
+    net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor, group: Tensor | None = None
+):
     """The objective of an ordinary training: negative log-likelihood plus regularizations.
 
     Returns
@@ -50,14 +52,21 @@ def likelihood(net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor):
     augmentation = [] if net.augmentation is None else [net.augmentation]
     mixture = net.module_(x, net.session_.generator, *augmentation)
     b = net.session_.inverse_temperature
-    if b == 1:
+    if b == 1 and group is None:
         losses = net.criterion_(mixture.log_proba, y)
     else:
         tiny = torch.finfo(mixture.gate_proba.dtype).tiny
         log_proba = mixture.expert_logits.log_softmax(dim=2)
         log_of_class = log_proba[torch.arange(len(y), device=y.device), :, y]
-        log_joint = mixture.gate_proba.clamp_min(tiny).log() + log_of_class
-        losses = -(b * log_joint).logsumexp(dim=1) / b
+        log_gate = mixture.gate_proba.clamp_min(tiny).log()
+        if group is None:
+            losses = -(b * (log_gate + log_of_class)).logsumexp(dim=1) / b
+        else:  # shared evenly among the samples of a group
+            group, counts = group.unique(return_inverse=True, return_counts=True)[1:]
+            counts = counts[group]
+            parts = log_gate / counts.unsqueeze(1) + log_of_class * sample_weight.unsqueeze(1)
+            joint = torch.zeros_like(parts).index_add_(0, group, parts)[group]
+            losses = -(b * joint).logsumexp(dim=1) / (b * counts * sample_weight)
     loss = (losses * sample_weight).mean() + net.module_.experts.penalty().sum()
     for regularization in net.regularizations:
         penalty = regularization(mixture, mixture.x, y, sample_weight)
@@ -90,6 +99,8 @@ class Session:
         Reads other samples in the same way, for callbacks.
     seeds : list of int, default=()
         Seeds of the initial weights of all restarts; the first is that of the present weights.
+    group : ndarray of shape (n_samples,), default=None
+        Numbers of the groups of which all samples get one expert.
     chooses_by_validation : bool, default=False
         Whether the validation set decides between the restarts.
 
@@ -112,16 +123,17 @@ class Session:
         objective: Callable = likelihood,
         read: Callable | None = None,
         seeds: Sequence[int] = (),
+        group: np.ndarray | None = None,
         chooses_by_validation: bool = False,
     ):
         self.net = net
-        self.data = X, y, sample_weight
+        self.data = (X, y, sample_weight) if group is None else (X, y, sample_weight, group)
         self.held_out = validation
         self.seeds = seeds
         self.chooses_by_validation = chooses_by_validation
         self.starts: Starts | None = None
         self.seed = seed
-        self.dataset = _dataset(net, X, y, sample_weight)
+        self.dataset = _dataset(net, *self.data)
         self.validation = None if validation is None else _dataset(net, *validation)
         self.n_samples = len(X)
         self.generator = torch.Generator(net.device).manual_seed(seed)
@@ -183,7 +195,9 @@ class Session:
         callbacks = [
             each.for_epochs(epochs) for each in self.callbacks if hasattr(each, "for_epochs")
         ]
-        return Session(net, *self.data, seed=self.seed, callbacks=callbacks)
+        X, y, sample_weight, *group = self.data
+        group = group[0] if group else None
+        return Session(net, X, y, sample_weight, seed=self.seed, callbacks=callbacks, group=group)
 
     def _score(self, net):
         """Return the score of a net, which decides between restarts; higher is better."""
@@ -196,7 +210,7 @@ class Session:
 
         ``n_samples`` is how many samples the training set is, as the sum of a user's weights.
         """
-        results = information_criteria(self.net, *self.data, n_samples)
+        results = information_criteria(self.net, n_samples, *self.data)
         if self.starts is not None:
             results["init_scores_"] = self.starts.scores
             results["init_agreement_"] = self.starts.agreement
@@ -234,9 +248,11 @@ def _noticing_signals(session: Session) -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
-def _dataset(net, X, y, sample_weight):
+def _dataset(net, X, y, sample_weight, group=None):
     device = net.device if _fits(X, net.device) else "cpu"
     inputs = {"x": as_tensor(X, device), "sample_weight": as_tensor(sample_weight, device)}
+    if group is not None:
+        inputs["group"] = as_tensor(group, device)
     return Dataset(inputs, as_tensor(y, device))
 
 

@@ -141,6 +141,7 @@ def _can_be_captured(net, iterator):
     return (
         type(iterator) is TensorBatches
         and iterator.y.is_cuda
+        and iterator.group is None
         and iterator.n_batches > 1
         and is_plain_likelihood(net)
         # Any other callback may change something that a graph would not notice.
