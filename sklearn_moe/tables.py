@@ -30,7 +30,15 @@ ROWS_PER_KNOT = 25
 NUMBERS_OF_PIECE = 2**20
 
 # Knots that are closer than this, in standard deviations, become one knot.
-SMALLEST_GAP = 1e-6
+SMALLEST_GAP = 1e-9
+
+# Hat functions with closer knots than this need double precision. Others lose 1e-4 at most by
+# rounding.
+FINE_GAP = 4e-3
+
+# The inner range of a column, which shows whether it has outliers, leaves out this share of the
+# values at both ends.
+OUTERMOST = 0.01
 
 # Warn about a later column whose median distance from the first mean is larger than this, in
 # standard deviations.
@@ -40,8 +48,9 @@ FAR_AWAY = 5
 # as being so far away.
 FARTHEST = 100
 
-# Numbers with larger exponents of two are scaled, so that squares do not leave double precision.
-LARGEST_EXPONENT = 400
+# Numbers with larger exponents of two are scaled, so that fourth powers do not leave double
+# precision.
+LARGEST_EXPONENT = 200
 
 
 def clip_smoothly(X: NDArray) -> NDArray:
@@ -66,8 +75,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
     is_categorical_ : ndarray of shape (n_features,)
         True for columns that hold categories.
     mean_, scale_ : ndarray of shape (n_numbers,)
-        Mean and standard deviation of each column of numbers, divided by two to the power of its
-        ``exponent_``, which is 0 unless the numbers are extreme.
+        Mean and standard deviation of each column of numbers, without outliers (see
+        ``TableEncoder``), divided by two to the power of its ``exponent_``, which is 0 unless the
+        numbers are extreme.
     is_constant_ : ndarray of shape (n_numbers,)
         True for columns of numbers whose values were all the same.
     has_missing_ : ndarray of shape (n_numbers,)
@@ -120,21 +130,19 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         """
         self.is_categorical_ = is_categorical
         weight = np.ones(len(X)) if sample_weight is None else sample_weight.astype(np.float64)
-        self._fit_scales(X.numbers, weight)
-        self._fit_knots(X.numbers, weight)
+        may_have_outliers = self._fit_scales(X.numbers, weight)
+        self._fit_columns(X.numbers, weight, may_have_outliers)
         self._fit_categories(X)
         return self
 
     def _fit_scales(self, numbers, weight):
+        """Learn mean and scale, and return which columns may have outliers."""
         n_columns = numbers.shape[1]
         lowest, highest = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
         for rows in self._pieces(numbers):
             lowest = np.fmin(lowest, np.fmin.reduce(numbers[rows], axis=0))
             highest = np.fmax(highest, np.fmax.reduce(numbers[rows], axis=0))
-        exponent = np.frexp(np.fmax(np.abs(lowest), np.abs(highest)))[1]
-        is_extreme = np.isfinite(lowest) & (np.abs(exponent) > LARGEST_EXPONENT)
-        # A factor with a larger exponent than 1000 would overflow, and none is needed.
-        self.exponent_ = np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
+        self.exponent_ = _exponent(lowest, highest)
 
         total, self.mean_ = np.zeros(n_columns), np.zeros(n_columns)
         self.has_missing_ = np.zeros(n_columns, dtype=bool)
@@ -146,39 +154,52 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             self.mean_ += weight[rows] @ np.where(missing, 0, piece)
         total[total == 0] = 1
         self.mean_ /= total
-        variance = np.zeros(n_columns)
+        variance, fourth = np.zeros(n_columns), np.zeros(n_columns)
         for rows in self._pieces(numbers):
-            deviation = np.nan_to_num(self._scaled_down(numbers[rows]) - self.mean_)
-            variance += weight[rows] @ np.square(deviation)
-        self.scale_ = np.sqrt(variance / total)
-        # Rounding leaves a standard deviation of about this size in a constant column.
-        rounding = 8 * np.finfo(np.float64).eps * np.abs(self.mean_)
-        self.is_constant_ = self.scale_ <= rounding
+            square = np.square(np.nan_to_num(self._scaled_down(numbers[rows]) - self.mean_))
+            variance += weight[rows] @ square
+            fourth += weight[rows] @ np.square(square, out=square)
+        variance /= total
+        self.scale_ = np.sqrt(variance)
+        self.is_constant_ = self.scale_ <= _rounding(self.mean_)
         self.scale_[self.is_constant_] = 1
+        # With a smaller kurtosis, no standard deviation is larger than the inner range.
+        smallest = 0.25 / OUTERMOST if len(numbers) * OUTERMOST >= 1 else 0
+        return ~self.is_constant_ & (fourth / total > smallest * variance**2)
 
-    def _fit_knots(self, numbers, weight):
-        self.knots_ = [np.empty(0)] * numbers.shape[1]
-        if self.n_knots is None:
-            return
-        bent = [
-            column for column in range(len(self.knots_)) if _has_many(column_of(numbers, column))
-        ]
-        n_knots, least = self.n_knots, 0
+    def _fit_columns(self, numbers, weight, may_have_outliers):
+        """Learn what takes the sorted values of a column: a scale without outliers, and knots."""
+        n_columns = numbers.shape[1]
+        self.knots_ = [np.empty(0)] * n_columns
+        n_knots, least, bent = self.n_knots, 0, set()
+        if n_knots is not None:
+            bent = {i for i in range(n_columns) if _has_many(column_of(numbers, i))}
         if n_knots == "auto":
-            if len(bent) > min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN):
-                return
             n_knots, least = 7, ROWS_PER_KNOT / len(numbers)
-        for column in bent:
-            distinct = self._distinct(numbers, column, weight)
-            self.knots_[column] = choose_knots(*distinct, n_knots, least)
+            if len(bent) > min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN):
+                bent = set()
+        for column in sorted(bent.union(np.flatnonzero(may_have_outliers).tolist())):
+            values, codes = np.unique(column_of(numbers, column), return_inverse=True)
+            known = ~np.isnan(values)
+            values, weights = values[known], np.bincount(codes, weights=weight)[known]
+            if may_have_outliers[column] and len(values) > 1:
+                self._resist_outliers(column, values, weights, weight.mean())
+            if column in bent:
+                values = self._standardised(values, column)
+                self.knots_[column] = choose_knots(values, weights, n_knots, least)
 
-    def _distinct(self, numbers, column, weight):
-        """Return the distinct values of a column, standardised, and their weights."""
-        values, codes = np.unique(column_of(numbers, column), return_inverse=True)
-        weight = np.bincount(codes, weights=weight)
-        values = self._standardised(values, column)
-        known = ~np.isnan(values)
-        return values[known], weight[known]
+    def _resist_outliers(self, column, values, weight, weight_of_row):
+        """Take mean and scale from clipped values, if outliers determine them."""
+        values = values.astype(np.float64)
+        lowest, highest = inner_range(values, weight, weight_of_row)
+        low, high = self._scaled_down(np.array([lowest, highest]), column)
+        is_more_than_rounding = lowest + _rounding(lowest) < highest - _rounding(highest)
+        if is_more_than_rounding and self.scale_[column] > high - low:
+            self.exponent_[column] = _exponent(lowest, highest)
+            clipped = self._scaled_down(np.clip(values, lowest, highest), column)
+            self.mean_[column] = np.average(clipped, weights=weight)
+            variance = np.average(np.square(clipped - self.mean_[column]), weights=weight)
+            self.scale_[column] = np.sqrt(variance)
 
     def _fit_categories(self, table):
         self.categories_, self.has_infrequent_ = [], []
@@ -368,7 +389,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
     def _scaled_down(self, numbers, columns=slice(None)):
         numbers = numbers.astype(np.float64, order="C")  # so that all layouts round sums alike
         exponent = self.exponent_[columns]
-        return np.ldexp(numbers, -exponent) if exponent.any() else numbers
+        with np.errstate(over="ignore"):  # outliers may become infinite
+            return np.ldexp(numbers, -exponent) if exponent.any() else numbers
 
     def _standardised(self, values, column):
         with np.errstate(over="ignore"):
@@ -420,10 +442,11 @@ class TableLayer(nn.Module):
         knots = np.concatenate([np.empty(0), *fitted.knots_])
         is_first = np.diff(column, prepend=-1) > 0
         self._keep("column", column)
-        self._keep("knots", knots.astype(np.float32))
         # After the last knot of a column, no hat function falls.
         gap = np.where(np.diff(column, append=-1) == 0, np.diff(knots, append=0), np.inf)
-        self._keep("gap", gap.astype(np.float32))
+        precision = np.float32 if gap.min(initial=np.inf) >= FINE_GAP else np.float64
+        self._keep("knots", knots.astype(precision))
+        self._keep("gap", gap.astype(precision))
         self._keep("is_first", is_first.astype(np.float32))
 
         widths = [
@@ -447,7 +470,8 @@ class TableLayer(nn.Module):
             numbers = x[:, : self.n_numbers].double()
             if self.is_extreme:
                 numbers = numbers * self.factor
-            standard = ((numbers - self.mean) / self.scale).clamp(-1e18, 1e18).float()
+            standard = ((numbers - self.mean) / self.scale).clamp(-1e18, 1e18)
+            standard = standard.to(self.knots.dtype)
             squashed = (standard / (1 + (standard / 3).square()).sqrt()).nan_to_num(0.0)
             encoded.append(
                 squashed if self.squash else standard.clamp(-FARTHEST, FARTHEST).nan_to_num(0.0)
@@ -466,7 +490,7 @@ class TableLayer(nn.Module):
             shape = len(x), self.n_categories + 1
             one_hot = x.new_zeros(shape, dtype=torch.float32).scatter_(1, places, 1.0)
             encoded.append(one_hot[:, : self.n_categories])
-        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
+        return (encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)).float()
 
 
 def _has_many(values):
@@ -475,6 +499,48 @@ def _has_many(values):
         if len(np.unique(part[~np.isnan(part)])) > 4:
             return True
     return False
+
+
+def _rounding(values):
+    """Return about the standard deviation that rounding leaves in columns of these values."""
+    return 8 * np.finfo(np.float64).eps * np.abs(values)
+
+
+def _exponent(lowest, highest):
+    """Return the exponents of two by which columns with these extremes are scaled down."""
+    exponent = np.frexp(np.fmax(np.abs(lowest), np.abs(highest)))[1]
+    is_extreme = np.isfinite(lowest) & (np.abs(exponent) > LARGEST_EXPONENT)
+    # A factor with a larger exponent than 1000 would overflow, and none is needed.
+    return np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
+
+
+def inner_range(values: NDArray, weight: NDArray, weight_of_row: float = 1) -> tuple[float, float]:
+    """Return the range of a column without its outermost values.
+
+    These are a hundredth at both ends, but at least one row and at most a quarter. If one value is
+    so frequent that it would be all of the range, it counts no more than all the others.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_distinct,)
+        The distinct values of the column, in ascending order.
+    weight : ndarray of shape (n_distinct,)
+        How often each value occurs.
+    weight_of_row : float, default=1
+        Weight of an ordinary row.
+
+    Returns
+    -------
+    lowest, highest : float
+    """
+    most = weight.argmax()
+    weight = weight.copy()
+    weight[most] = min(weight[most], weight.sum() - weight[most])
+    total = weight.sum()
+    left_out = min(max(OUTERMOST * total, weight_of_row), total / 4)
+    lowest = np.searchsorted(weight.cumsum(), left_out, side="right")
+    highest = np.searchsorted(weight[::-1].cumsum(), left_out, side="right")
+    return values[lowest], values[::-1][highest]
 
 
 def choose_knots(

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from sklearn_moe import MoEClassifier
-from sklearn_moe.tables import choose_knots
+from sklearn_moe.tables import choose_knots, inner_range
 
 
 def make(**params):
@@ -336,13 +336,111 @@ def test_hat_functions_are_continuous_at_ties(share_of_zeros):
     )
 
 
-@pytest.mark.parametrize("degrees_of_freedom", [1, 1.5])
-def test_heavy_tails_are_the_same_in_single_precision(degrees_of_freedom):
-    rng = np.random.RandomState(0)
-    X = rng.standard_t(degrees_of_freedom, (1000, 3))
-    y = X[:, 0] > 0
-    one, other = make().fit(X, y), make().fit(X.astype(np.float32), y)
+HEAVY = {
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "t 1.5": lambda rng, shape: rng.standard_t(1.5, shape),
+    "t 1": lambda rng, shape: rng.standard_t(1, shape),
+    "t 0.5": lambda rng, shape: rng.standard_t(0.5, shape),
+    "lognormal": lambda rng, shape: np.exp(8 * rng.normal(size=shape)),
+    "with zeros": lambda rng, shape: np.where(
+        rng.uniform(size=shape) < 0.7, 0, np.exp(8 * rng.normal(size=shape))
+    ),
+    "outliers": lambda rng, shape: np.r_[[[1e12] * shape[1]], rng.normal(size=shape)],
+}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_heavy_tails_in_single_and_double_precision(kind):
+    X = HEAVY[kind](np.random.RandomState(0), (1000, 3))
+    single = X.astype(np.float32)
+    y = X[:, 0] > np.median(X[:, 0])
+    one, other = make(max_iter=1).fit(X, y), make(max_iter=1).fit(single, y)
+    np.testing.assert_allclose(one.encoder_.scale_, other.encoder_.scale_, rtol=1e-6)
+    assert list(map(len, one.encoder_.knots_)) == list(map(len, other.encoder_.knots_))
+    encoded = one.encoder_.transform(X)
+    np.testing.assert_allclose(encoded, other.encoder_.transform(single), atol=1e-4)
     np.testing.assert_allclose(one.predict_proba(X), other.predict_proba(X), atol=1e-4)
+    one, other = make(max_iter=40).fit(X, y), make(max_iter=40).fit(single, y)
+    proba = one.predict_proba(X)
+    np.testing.assert_allclose(one.predict_proba(single), proba, atol=1e-4)
+    assert one.score(X, y) > 0.85
+    # Long trainings magnify the rounding of the data, also where columns are normal.
+    assert np.abs(other.predict_proba(single) - proba).mean() < 1e-3
+    for column in range(3):
+        order = np.argsort(X[:, column])
+        z = (X[order, column] - one.encoder_.mean_[column]) / one.encoder_.scale_[column]
+        squashed, risen = z / np.hypot(1, z / 3), encoded[order, column].astype(float)
+        assert (np.diff(risen) >= -1e-6).all()
+        assert (np.diff(risen)[np.diff(squashed) > 1e-6] > 0).all()
+
+
+@pytest.mark.parametrize("n_samples", [100, 600])
+@pytest.mark.parametrize("outlier", [1e3, -1e8, 1e10, 1e100, 1e154, -1e200, 1.7e308])
+def test_one_outlier_in_training_leaves_a_column_alone(n_samples, outlier):
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(2000, 6))
+    y = X[:, 0] > 0
+    train, test = slice(n_samples), slice(n_samples, None)
+    expected = make(max_iter=40).fit(X[train], y[train]).score(X[test], y[test])
+    Z = X.copy()
+    Z[5, 0] = outlier
+    clf = make(max_iter=40).fit(Z[train], y[train])
+    assert clf.score(X[test], y[test]) > expected - 0.04
+    if abs(outlier) < 1e300:
+        clf.fit(Z[train] * 1e-200, y[train])
+        assert clf.score(X[test] * 1e-200, y[test]) > expected - 0.04
+
+
+@pytest.mark.parametrize(
+    "ordinary",
+    [
+        lambda rng, n: rng.normal(size=n) + 1e4,
+        lambda rng, n: np.where(rng.uniform(size=n) < 0.95, 0, rng.exponential(size=n)),
+        lambda rng, n: (rng.uniform(size=n) < 0.4).astype(float),
+        lambda rng, n: rng.randint(0, 4, n).astype(float),
+    ],
+)
+@pytest.mark.parametrize("weight", [None, 3.0])
+def test_an_outlier_does_not_count_in_the_scale(ordinary, weight):
+    column = ordinary(np.random.RandomState(0), 600)
+    with_outlier = np.r_[column, 1e12][:, None]
+    weight = None if weight is None else np.full(601, weight)
+    one = make(max_iter=1).fit(column[:, None], np.arange(600) % 2).encoder_
+    other = make(max_iter=1).fit(with_outlier, np.arange(601) % 2, weight).encoder_
+    assert 0.5 < other.scale_[0] / one.scale_[0] < 2
+    assert abs(other.mean_ - one.mean_) < 0.1 * one.scale_
+
+
+def test_rare_values_and_rounding_are_no_outliers():
+    rare = np.zeros(1000)
+    rare[:10] = np.arange(10) + 5.0  # a hundredth of the rows
+    rounded = np.where(np.arange(1000) % 3 == 0, 0.1 + 0.2, 0.3)
+    rounded[:5] = 1.0
+    far = np.where(np.arange(1000) % 10 == 0, 1e6, np.arange(1000.0))  # a code of its own
+    X = np.c_[rare, rounded, far]
+    encoder = make(max_iter=1).fit(X, np.arange(1000) % 2).encoder_
+    np.testing.assert_allclose(encoder.scale_, X.std(axis=0))
+
+
+def test_outliers_in_the_first_chunk_of_a_stream():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(3000, 3))
+    y = X[:, 0] > 0
+    first = X[:100].copy()
+    first[[1, 2, 3], [0, 1, 2]] = 1e12
+    clf = make().partial_fit(first, y[:100], classes=[False, True])
+    for start in range(100, 2000, 100):
+        clf.partial_fit(X[start : start + 100], y[start : start + 100])
+    assert clf.score(X[2000:], y[2000:]) > 0.9
+
+
+def test_inner_range_by_hand():
+    values = np.arange(1000.0)
+    assert inner_range(values, np.ones(1000)) == (10, 989)
+    assert inner_range(values[:20], np.ones(20)) == (1, 18)
+    assert inner_range(values[:20], np.full(20, 0.5), 0.5) == (1, 18)
+    assert inner_range(values[:3], np.ones(3)) == (0, 2)
+    assert inner_range(np.array([0, 1, 2, 1e9]), np.array([900, 50, 49, 1])) == (0, 2)
 
 
 def test_knots_by_hand():
@@ -352,7 +450,7 @@ def test_knots_by_hand():
     for least, n_knots in ((30, 4), (40, 3), (60, 2), (200, 2)):
         assert len(choose_knots(values, np.r_[1000, np.ones(99)], 5, least / 1099)) == n_knots
     assert choose_knots(values[:4], np.ones(4), 5).tolist() == [0, 1, 2, 3]
-    assert choose_knots(np.array([0, 1e-9, 1.0]), np.ones(3), 5).tolist() == [0, 1]
+    assert choose_knots(np.array([0, 1e-10, 1.0]), np.ones(3), 5).tolist() == [0, 1]
 
 
 # Images

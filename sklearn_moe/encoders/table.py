@@ -17,6 +17,9 @@ class TableEncoder(Encoder):
 
     Columns of numbers are standardised, and outliers are squashed smoothly into (-3, 3) by
     :math:`x / \sqrt{1 + (x / 3)^2}` (Holzmueller, Grinsztajn, Steinwart 2024, arXiv 2407.04491).
+    If the standard deviation of a column is larger than the range of its values without the
+    hundredth at each end, it tells of outliers only. Mean and standard deviation are then those of
+    the values clipped to this range, in which a very frequent value counts as half of the values.
     A missing value becomes the column's mean. If the training set has missing values in a column,
     one more column marks them. Columns of categories become one column per category; a missing
     value counts as a category, too, if the training set has one. A category that did not occur in
