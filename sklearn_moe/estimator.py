@@ -541,9 +541,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Warns
         -----
         UserWarning
-            If a column has new categories or missing values for the first time, or if its numbers
-            lie more than five standard deviations from the mean of the first training. Each column
-            is named once.
+            If a column has new categories or missing values for the first time, if its numbers are
+            no longer constant, if half of them lie more than 5 standard deviations from the mean
+            of the first training, or a tenth of them more than 30, or if they vary much less than
+            in the first training, about a hundredth as much. Each column is named once. In a
+            column with a level for infrequent categories, new ones count as infrequent, without a
+            warning.
         """
         if self.early_stopping:
             raise ValueError(

@@ -40,9 +40,16 @@ FINE_GAP = 4e-3
 # values at both ends.
 OUTERMOST = 0.01
 
-# Warn about a later column whose median distance from the first mean is larger than this, in
-# standard deviations.
-FAR_AWAY = 5
+# Warn about a later column of which more than half of the values, or more than a tenth, are
+# farther from the first mean than this, in standard deviations. These are quantiles.
+FAR_AWAY = {0.5: 5, 0.9: 30}
+
+# Warn about a later column whose values, without a twentieth at both ends, have a range that is
+# smaller than this, in interquartile ranges of the first training ...
+NARROW = 0.01
+
+# ... if at least this many values are not the most frequent one.
+VALUES_THAT_TELL = 20
 
 # Without squashing, values that are farther from the mean than this, in standard deviations, count
 # as being so far away.
@@ -78,6 +85,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         Mean and standard deviation of each column of numbers, without outliers (see
         ``TableEncoder``), divided by two to the power of its ``exponent_``, which is 0 unless the
         numbers are extreme.
+    spread_ : ndarray of shape (n_numbers,)
+        How far ordinary values of each column lie apart, likewise divided: about the interquartile
+        range, or ``scale_`` where the two are alike.
     is_constant_ : ndarray of shape (n_numbers,)
         True for columns of numbers whose values were all the same.
     has_missing_ : ndarray of shape (n_numbers,)
@@ -161,8 +171,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             fourth += weight[rows] @ np.square(square, out=square)
         variance /= total
         self.scale_ = np.sqrt(variance)
-        self.is_constant_ = self.scale_ <= _rounding(self.mean_)
+        has_one_value = np.isfinite(lowest) & (lowest == highest)
+        self.mean_[has_one_value] = self._scaled_down(lowest)[has_one_value]
+        self.is_constant_ = has_one_value | (self.scale_ <= _rounding(self.mean_))
         self.scale_[self.is_constant_] = 1
+        self.spread_ = self.scale_.copy()
         # With a smaller kurtosis, no standard deviation is larger than the inner range.
         smallest = 0.25 / OUTERMOST if len(numbers) * OUTERMOST >= 1 else 0
         return ~self.is_constant_ & (fourth / total > smallest * variance**2)
@@ -182,8 +195,10 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             values, codes = np.unique(column_of(numbers, column), return_inverse=True)
             known = ~np.isnan(values)
             values, weights = values[known], np.bincount(codes, weights=weight)[known]
-            if may_have_outliers[column] and len(values) > 1:
+            if may_have_outliers[column]:
                 self._resist_outliers(column, values, weights, weight.mean())
+            quartiles = inner_range(values, weights, weight.mean(), share=0.25)
+            self.spread_[column] = np.ptp(self._scaled_down(np.array(quartiles), column))
             if column in bent:
                 values = self._standardised(values, column)
                 self.knots_[column] = choose_knots(values, weights, n_knots, least)
@@ -240,14 +255,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             known = values[~np.isnan(values)]
             if len(known) < len(values) and not self.has_missing_[j]:
                 news[position] = "has missing values for the first time"
-            distance = np.median(np.abs(known - self.mean_[j])) if len(known) else 0.0
-            if self.is_constant_[j] and distance > 0:
-                news[position] = "was constant so far"
-            elif distance > FAR_AWAY * self.scale_[j]:
-                news[position] = (
-                    f"has values about {distance / self.scale_[j]:.3g} standard deviations from "
-                    "the mean of the first training"
-                )
+            new = self._new_scale(known, j) if len(known) else None
+            if new:
+                news[position] = new
         for j, position in enumerate(np.flatnonzero(self.is_categorical_).tolist()):
             present = [table.levels[j][code] for code in np.unique(table.codes[:, j])]
             new = [level for level in present if level not in self.categories_[j]]
@@ -255,6 +265,27 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 new = "missing values" if new[0] is None else f"the category {new[0]!r}"
                 news[position] = f"has {new} for the first time"
         return news
+
+    def _new_scale(self, values, column):
+        """Say how the known values of a later column differ from those of the first training."""
+        mean, scale, spread = self.mean_[column], self.scale_[column], self.spread_[column]
+        with np.errstate(over="ignore", invalid="ignore"):
+            distance = np.quantile(np.abs(values - mean), list(FAR_AWAY), method="lower") / scale
+            if self.is_constant_[column]:
+                is_new = distance[-1] > np.finfo(np.float32).eps * np.abs(mean)
+                return "was constant so far" if is_new else None
+            far = distance[distance > list(FAR_AWAY.values())]
+            if len(far):
+                return (
+                    f"has values about {far[0]:.3g} standard deviations from the mean of the "
+                    "first training"
+                )
+            values, counts = np.unique(values, return_counts=True)
+            if counts.sum() - counts.max() >= VALUES_THAT_TELL:
+                width = np.ptp(inner_range(values, counts, share=0.05))
+                if 0 < width < NARROW * spread:
+                    return f"varies {spread / width:.3g} times less than in the first training"
+        return None
 
     def arrange(self, table: Table) -> NDArray:
         """Return the array that the net reads: numbers, then positions of categories.
@@ -514,11 +545,13 @@ def _exponent(lowest, highest):
     return np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
 
 
-def inner_range(values: NDArray, weight: NDArray, weight_of_row: float = 1) -> tuple[float, float]:
+def inner_range(
+    values: NDArray, weight: NDArray, weight_of_row: float = 1, share: float = OUTERMOST
+) -> tuple[float, float]:
     """Return the range of a column without its outermost values.
 
-    These are a hundredth at both ends, but at least one row and at most a quarter. If one value is
-    so frequent that it would be all of the range, it counts no more than all the others.
+    These are a share of the rows at both ends, but at least one row and at most a quarter. If one
+    value is so frequent that it would be all of the range, it counts no more than all the others.
 
     Parameters
     ----------
@@ -528,16 +561,20 @@ def inner_range(values: NDArray, weight: NDArray, weight_of_row: float = 1) -> t
         How often each value occurs.
     weight_of_row : float, default=1
         Weight of an ordinary row.
+    share : float, default=0.01
+        Share of the rows that is left out at both ends.
 
     Returns
     -------
     lowest, highest : float
     """
+    if len(values) == 1:
+        return values[0], values[0]
     most = weight.argmax()
     weight = weight.copy()
     weight[most] = min(weight[most], weight.sum() - weight[most])
     total = weight.sum()
-    left_out = min(max(OUTERMOST * total, weight_of_row), total / 4)
+    left_out = min(max(share * total, weight_of_row), total / 4)
     lowest = np.searchsorted(weight.cumsum(), left_out, side="right")
     highest = np.searchsorted(weight[::-1].cumsum(), left_out, side="right")
     return values[lowest], values[::-1][highest]

@@ -14,6 +14,8 @@ from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_sco
 from skorch.callbacks import Callback, EarlyStopping
 
 from sklearn_moe import Importance, MLPExperts, MoEClassifier, SoftmaxGate
+from sklearn_moe.containers import read_table
+from sklearn_moe.tables import TableTransformer
 
 
 def make(**params):
@@ -213,6 +215,11 @@ def frame(**columns):
         ({"kind": ["a", None] * 20}, "Column 'kind' has missing values for the first time"),
         ({"number": [1.0, np.nan] * 20}, "Column 'number' has missing values for the first"),
         ({"number": np.arange(40) + 1e4}, "Column 'number' has values about 866 standard dev"),
+        (
+            {"number": np.where(np.arange(40) % 5 < 2, 1e6, np.arange(40.0))},
+            "Column 'number' has values about .* standard dev",
+        ),
+        ({"number": np.arange(40) / 1000 + 20}, "Column 'number' varies .* times less than in"),
     ],
 )
 def test_news_of_later_chunks_are_told_once(news, message, incremental):
@@ -228,6 +235,43 @@ def test_news_of_later_chunks_are_told_once(news, message, incremental):
         train(later)
     assert warned[0].filename == __file__ and len(warned) == 1
     train(later)
+
+
+ORDINARY = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "exponential": lambda rng, n: rng.exponential(size=n),
+    "large": lambda rng, n: 1e9 + rng.normal(size=n),
+    "Cauchy": lambda rng, n: rng.standard_t(1, n),
+    "zeros": lambda rng, n: np.where(rng.uniform(size=n) < 0.6, 0, rng.exponential(size=n)),
+    "counts": lambda rng, n: rng.poisson(0.5, n).astype(float),
+}
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_chunks_of_another_scale_are_news_and_ordinary_ones_are_not(kind):
+    draw, rng, numbers = ORDINARY[kind], np.random.RandomState(0), np.array([False])
+
+    def read(values):
+        return read_table(values[:, None], numbers)
+
+    fitted = TableTransformer().fit(read(draw(rng, 500)), is_categorical=numbers)
+    for _ in range(200):
+        assert fitted.news(read(draw(rng, rng.randint(10, 51)))) == {}
+    later = draw(rng, 100)
+    assert "standard deviations" in fitted.news(read(later * 1000))[0]
+    moved = np.where(rng.uniform(size=100) < 0.4, later + 1e4 * fitted.scale_, later)
+    assert "standard deviations" in fitted.news(read(moved))[0]
+    fitted.fit(read(draw(rng, 500) * 1000), is_categorical=numbers)
+    assert 0 in fitted.news(read(later))
+
+
+@pytest.mark.parametrize("n_samples", [3, 1000, 100_000])
+def test_constant_columns_are_constant(n_samples):
+    X, numbers = read_table(np.full((n_samples, 1), 0.1), np.array([False])), np.array([False])
+    fitted = TableTransformer().fit(X, is_categorical=numbers)
+    assert fitted.is_constant_.all() and fitted.news(X) == {}
+    single = read_table(np.full((50, 1), 0.1, dtype=np.float32), numbers)
+    assert fitted.news(single) == {}
 
 
 def test_a_first_chunk_of_one_row():
