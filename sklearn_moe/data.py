@@ -68,8 +68,8 @@ class Reader:
     selected : dict of ndarray of bool by str
         For each part that does not read all columns, which columns it reads.
     scale : {"bytes", "fractions"} or None
-        Scale of the training images: bytes from 0 to 255, or fractions from 0 to 1. None if it is
-        not known.
+        Scale of the training images: bytes from 0 to 255, or fractions from 0 to 1, which masks of
+        zeros and ones are, too. None if it is not known.
     """
 
     def __init__(
@@ -163,11 +163,11 @@ class Reader:
             return X.astype(np.float32, copy=False)
         if not reset:
             return self._on_scale(X, is_whole)
-        if X.dtype == np.uint8:
-            self.scale = "bytes"
-        elif X.min() >= 0 and X.max() <= 1:
+        if X.min() >= 0 and X.max() <= 1:
             self.scale = "fractions"
-        return X
+        elif X.dtype == np.uint8:
+            self.scale = "bytes"
+        return self._on_scale(X, is_whole)
 
     def _on_scale(self, X, is_whole):
         """Return images on the scale of the training images."""

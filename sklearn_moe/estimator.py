@@ -456,8 +456,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             polars, pyarrow, dask) with missing values, text and categories, or images of shape
             (height, width), (height, width, n_channels) with at most 4 channels, or (n_channels,
             height, width). Sparse matrices become dense batch by batch. Images of bytes (uint8)
-            are divided by 255, batch by batch. A mixture that was fitted on bytes also divides
-            other whole numbers by 255.
+            are divided by 255, batch by batch, unless all are 0 or 1, as in masks. A mixture that
+            was fitted on bytes also divides other whole numbers by 255.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None

@@ -474,6 +474,30 @@ def test_images_have_the_scale_of_the_training(digits):
         fractions.predict(X)
 
 
+def test_masks_are_the_same_in_any_type(digits):
+    X = digits[0].reshape(-1, 8, 8) > 0.5
+    y = digits[1]
+    train, test = slice(1000), slice(1000, None)
+    kinds = (np.uint8, np.float32, np.int64, bool)
+    expected = make(max_iter=10).fit(X[train].astype(float), y[train]).predict_proba(X[test])
+    for kind in kinds:
+        clf = make(max_iter=10).fit(X[train].astype(kind), y[train])
+        assert clf.score(X[test], y[test]) > 0.8
+        for other in kinds:
+            proba = clf.predict_proba(X[test].astype(other))
+            np.testing.assert_allclose(proba, expected, atol=1e-6)
+        with pytest.raises(ValueError, match=r"whole numbers up to 255.*fitted on .*from 0 to 1"):
+            clf.predict(X[test].astype(np.uint8) * 255)
+    flat = make(max_iter=10, input_shape=(8, 8)).fit(X.reshape(-1, 64).astype(np.uint8), y)
+    assert flat.score(X.reshape(-1, 64), y) > 0.8
+    # A dark batch of bytes stays one of bytes.
+    shades = (digits[0].reshape(-1, 8, 8) * 255).astype(np.uint8)
+    clf = make(max_iter=1).fit(shades, y)
+    expected = clf.predict_proba(X / 255)
+    for kind in (np.uint8, np.int64):
+        np.testing.assert_allclose(clf.predict_proba(X.astype(kind)), expected, atol=1e-6)
+
+
 # What numpy, torch and data frames say of it in words of their own
 
 
