@@ -120,11 +120,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         uses a constant rate.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.7 for tables with more classes, and 0 for everything else;
-        ``partial_fit`` takes a 40th of it. As weight decay acts in each step, "auto" is multiplied
-        by 16 / steps if an epoch has more than 16 steps (as with more than 4,000 samples). It is
-        also multiplied by (4,000 / samples) to the power of 3/4 above 4,000 samples, and by
-        120 / epochs above 120 epochs. A number is used unchanged.
+        tables with two classes, 0.7 for tables with more classes, and 0 for everything else. As
+        weight decay acts in each step, ``fit`` multiplies "auto" by 16 / steps if an epoch has
+        more than 16 steps (as with more than 4,000 samples). It also multiplies it by
+        (4,000 / samples) to the power of 3/4 above 4,000 samples, and by 120 / epochs above 120
+        epochs. ``partial_fit`` takes a 40th of "auto" and none of these factors, however large the
+        chunk. A number is used unchanged.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. The batches of an epoch are as equal in size as possible.

@@ -36,6 +36,15 @@ def test_weight_decay_does_not_grow_with_the_steps(n_classes, epochs, batch_size
         before = each
 
 
+@pytest.mark.parametrize("batch_size", [1, 256, -1])
+@pytest.mark.parametrize("n_samples", [1, 4000, 500_000])
+def test_a_chunk_of_a_stream_has_a_40th_of_the_weight_decay(n_samples, batch_size):
+    for n_classes, expected in ((2, 2 / 40), (3, 0.7 / 40)):
+        sizes = {"n_classes": n_classes, "batch_size": batch_size}
+        assert decay(n_samples, epochs=None, **sizes) == expected
+
+
 def test_other_networks_have_no_weight_decay():
     sizes = {"n_classes": 2, "n_samples": 10**6, "batch_size": 256, "epochs": 40}
-    assert automatic_weight_decay(RECIPES["other"], **sizes) == 0.0
+    for epochs in (40, None):
+        assert automatic_weight_decay(RECIPES["other"], **{**sizes, "epochs": epochs}) == 0.0
