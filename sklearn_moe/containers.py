@@ -34,8 +34,9 @@ class Table:
     codes : ndarray of shape (n_samples, n_categorical)
         The columns of categories, as positions in ``levels``.
     levels : list of lists
-        The distinct values of each column of categories: numbers as float, anything else as str,
-        and None for a missing value.
+        The distinct values of each column of categories: numbers as float, or as numpy's float32
+        or float16 where a column had this type; anything else as str, and None for a missing
+        value.
     """
 
     numbers: NDArray | SparseRows
@@ -281,7 +282,9 @@ def _levels(values, name):
     """Return the codes of a column of categories, and the categories that they stand for."""
     if values.dtype.kind in "fiub":
         distinct, codes = np.unique(values, return_inverse=True)
-        return codes, [None if value != value else float(value) for value in distinct.tolist()]
+        if values.dtype.kind != "f" or values.dtype.itemsize >= 8:
+            distinct = distinct.astype(np.float64).tolist()
+        return codes, [None if value != value else value for value in distinct]
     if values.dtype.kind in "mM":
         raise _temporal(name, values.dtype)
     positions: dict[float | str | None, int] = {}

@@ -226,7 +226,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             if self.has_infrequent_[-1]:
                 frequent = set(sorted(used, key=lambda code: -counts[code])[: most - 1])
                 used = [code for code in used if code in frequent]
-            self.categories_.append([levels[code] for code in used])
+            self.categories_.append([_category(levels[code]) for code in used])
 
     def read(self, X: ArrayLike) -> NDArray:
         """Read a table into the array that the net, ``module_`` and its gate take.
@@ -260,8 +260,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 news[position] = new
         for j, position in enumerate(np.flatnonzero(self.is_categorical_).tolist()):
             present = [table.levels[j][code] for code in np.unique(table.codes[:, j])]
-            new = [level for level in present if level not in self.categories_[j]]
-            if new and not self.has_infrequent_[j]:
+            places = self._places(present, self.categories_[j], self.has_infrequent_[j])
+            new = [_category(present[code]) for code in np.flatnonzero(places < 0)]
+            if new:
                 new = "missing values" if new[0] is None else f"the category {new[0]!r}"
                 news[position] = f"has {new} for the first time"
         return news
@@ -315,10 +316,26 @@ class TableTransformer(TransformerMixin, BaseEstimator):
 
     @staticmethod
     def _places(levels, categories, has_infrequent):
-        """Return the position of each level among the categories."""
+        """Return the position of each level among the categories.
+
+        If a number is not among them, it may be one in its own precision, or one as text. If text
+        is not among them, it may be a number.
+        """
         place = {category: i for i, category in enumerate(categories)}
-        unknown = len(place) if has_infrequent else -1
-        return np.array([place.get(level, unknown) for level in levels], dtype=np.float32)
+        kinds = {type(level) for level in levels if isinstance(level, np.floating)}
+        for i, category in enumerate(categories):
+            number = _number_of(category)
+            if number is not None:
+                with np.errstate(over="ignore"):
+                    for kind in (float, *kinds):
+                        place.setdefault(kind(number), i)
+        unknown = len(categories) if has_infrequent else -1
+        found = np.full(len(levels), unknown, dtype=np.float32)
+        for i, level in enumerate(levels):
+            number = _number_of(level)
+            of_number = unknown if number is None else place.get(number, unknown)
+            found[i] = place.get(level, of_number)
+        return found
 
     def make_layer(self) -> TableLayer:
         """Return the torch layer that encodes what :meth:`arrange` returns."""
@@ -629,6 +646,20 @@ def _capped(weight, n_knots):
             break
         weight = np.minimum(weight, most)
     return weight
+
+
+def _category(level):
+    """Return a level as it is kept: float32 as the shortest number that rounds to it."""
+    return float(str(level)) if isinstance(level, np.floating) else level
+
+
+def _number_of(level):
+    """Return a number, or the number that a text stands for; None for anything else."""
+    try:
+        number = float(level) if isinstance(level, str) else level
+    except ValueError:
+        return None
+    return number if number == number else None
 
 
 def _key(level):

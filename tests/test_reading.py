@@ -211,6 +211,54 @@ def test_numbers_as_categories_whatever_holds_them(missing):
         assert np.array_equal(other.predict_proba(floats), expected)
 
 
+@pytest.mark.parametrize("first", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("later", [np.float64, np.float32])
+def test_numbers_of_less_precision_are_the_same_categories(first, later):
+    kind = np.random.RandomState(0).choice([0.1, 0.2, 0.7, np.nan], 120)
+    X, y = np.c_[kind, np.zeros(120)], (kind > 0.15).astype(int)
+    clf = make(max_iter=30, categorical_features=[0]).fit(X, y)
+    expected = clf.predict_proba(X)
+    assert clf.score(X, y) == 1
+    clf.fit(X.astype(first), y)
+    assert clf.encoder_.categories_[0] == [0.1, 0.2, 0.7, None]
+    np.testing.assert_allclose(clf.predict_proba(X.astype(later)), expected, atol=1e-6)
+    for frame in (pd.DataFrame(X.astype(later)), pl.DataFrame(X.astype(later))):
+        assert np.array_equal(clf.encoder_.transform(frame), clf.encoder_.transform(X))
+
+
+def test_thirds_and_long_numbers_as_categories():
+    X = np.array([[1 / 3], [2 / 3], [123456789.0], [123456792.0]] * 20)
+    clf = make(categorical_features=[0]).fit(X, [0, 1, 1, 0] * 20)
+    encoded = clf.encoder_.transform(X[:4])
+    assert np.array_equal(encoded, np.eye(4))
+    assert np.array_equal(clf.encoder_.transform(X[:2].astype(np.float32)), encoded[:2])
+    assert clf.encoder_.transform([[123456791.0]]).sum() == 0
+
+
+def test_text_that_is_a_number():
+    y = np.arange(60) % 2
+    text = pd.DataFrame({"k": ["1", "2", "x", None] * 15})
+    numbers = pd.DataFrame({"k": [1, 2, 3] * 20})
+    of_text = make().fit(text, y)
+    of_numbers = make(categorical_features=["k"]).fit(numbers, y)
+    expected = of_text.encoder_.transform(text)
+    for later in ([1, 2], [1.0, 2.0], np.array([1, 2], dtype=np.float32), ["1.0", "2.0"]):
+        frame = pd.DataFrame({"k": later})
+        assert np.array_equal(of_text.encoder_.transform(frame), expected[:2])
+    new = pd.DataFrame({"k": ["y", "nan", 3, None]})
+    assert of_text.encoder_.transform(new).sum(axis=1).tolist() == [0, 0, 0, 1]
+    expected = of_numbers.encoder_.transform(numbers)
+    for later in (["1", "2"], ["1.0", "2.0"], [np.float32(1), "2"]):
+        frame = pd.DataFrame({"k": later})
+        assert np.array_equal(of_numbers.encoder_.transform(frame), expected[:2])
+    with pytest.warns(UserWarning, match="has the category 'nan' for the first time"):
+        of_numbers.partial_fit(pd.DataFrame({"k": ["1", "nan"] * 30}), y)
+    both = make().fit(pd.DataFrame({"k": [1, "1", "01"] * 20}), y)
+    assert both.encoder_.categories_ == [[1.0, "01", "1"]]
+    later = pd.DataFrame({"k": [1, "1", "01", "1.0"]})
+    assert both.encoder_.transform(later).argmax(axis=1).tolist() == [0, 2, 1, 0]
+
+
 def test_mixed_columns_are_categories(coloured):
     X, y = coloured
     mixed = X.assign(size=[int(size) if size < 5 else "many" for size in X["size"]])

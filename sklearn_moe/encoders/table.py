@@ -24,6 +24,8 @@ class TableEncoder(Encoder):
     one more column marks them. Columns of categories become one column per category; a missing
     value counts as a category, too, if the training set has one. A category that did not occur in
     training is zero in all of these columns, or counts as a rare one (see ``max_categories``).
+    Later numbers of float32 are the categories that round to them. Later text such as "1" is the
+    number 1, and a later number is the text that stands for it, unless training had the other.
 
     Columns of numbers with more than four values are also encoded by hat functions: piecewise
     linear functions with their tops at quantiles of the column. They let the first layer bend at
