@@ -267,6 +267,33 @@ def _number(value, name):
     )
 
 
+def check_numbers(X: Any) -> None:
+    """Raise an error that names the first column of a frame with values that are no numbers.
+
+    Parameters
+    ----------
+    X : data frame or ndarray
+        Samples that are read without an encoder.
+
+    Raises
+    ------
+    ValueError
+        If there is such a column.
+    """
+    frame = as_frame(X)
+    if frame is None:  # scikit-learn says what is wrong with an array
+        return
+    for position in range(X.shape[1]):
+        values, name = _column(X, frame, position)
+        for value in values.tolist():
+            if is_missing(value) or not isinstance(value, (Real, Decimal, np.bool_)):
+                raise ValueError(
+                    f"Column {name} of X holds {value!r}, which is no number. Leave "
+                    "encoder='auto', which reads text, categories and missing values, or make "
+                    "numbers of it first."
+                )
+
+
 def _check_finite(numbers, X, frame, positions):
     try:
         with np.errstate(over="ignore", invalid="ignore"):

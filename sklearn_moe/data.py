@@ -33,6 +33,7 @@ from sklearn_moe.containers import (
     as_frame,
     as_objects,
     categorical_columns,
+    check_numbers,
     has_single_precision,
     is_missing,
     read_table,
@@ -476,6 +477,7 @@ def _checked(X, estimator, *, reset, **checks):
         with reading("X"):
             return validate_data(estimator, X, reset=reset, **checks)
     except (ValueError, TypeError) as error:
+        check_numbers(X)
         for complaint, advice in _ADVICE.items():
             if complaint in str(error):
                 what = str(error).splitlines()[0].rstrip(".")

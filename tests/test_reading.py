@@ -599,6 +599,31 @@ def test_odd_values_without_an_encoder(value, table):
         make(encoder=None).fit(X, table[1])
 
 
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ([*range(59), pd.NA], "'odd' of X holds <NA>, which is no number. Leave encoder='auto'"),
+        (pd.array([*range(59), None], dtype="Int64"), "'odd' .* Leave encoder='auto'"),
+        ([*range(59), np.nan], "'odd' of X holds nan"),
+        ([*range(59), "x"], "'odd' of X holds 'x'"),
+        (["x", "y"] * 30, "'odd' of X holds 'x'"),
+        (pd.Categorical(["x", "y"] * 30), "'odd' of X holds 'x'"),
+        (pd.period_range("2020", periods=60, freq="D"), "'odd' .*Period.* numbers of it first"),
+        (pd.date_range("2020", periods=60), "'odd' of X holds Datetime.*make numbers of times"),
+        (pd.interval_range(0, 60), "'odd' .*Interval"),
+        ([[1, 2]] * 60, r"'odd' .*\[1, 2\]"),
+        ([1j] * 60, "'odd' .*1j"),
+    ],
+)
+def test_odd_columns_of_frames_without_an_encoder_are_named(column, message):
+    X = pd.DataFrame({"fine": np.arange(60.0), "odd": column})
+    with pytest.raises(ValueError, match=f"Column {message}"):
+        make(encoder=None).fit(X, np.arange(60) % 2)
+    clf = make(encoder=None, max_iter=1).fit(X.assign(odd=1.0), np.arange(60) % 2)
+    with pytest.raises(ValueError, match=f"Column {message}"):
+        clf.predict(X)
+
+
 def test_sparse_frames_without_an_encoder(halves):
     X, y = halves
     held = pd.DataFrame(X, columns=NAMES).astype(pd.SparseDtype(float))

@@ -116,8 +116,10 @@ def test_wrong_categorical_features(categorical_features, message, table):
 
 def test_what_has_no_encoder_says_what_to_do(table, digits):
     X, y = table
-    with pytest.raises(ValueError, match=r"string to float: 'blue'. Leave encoder='auto'"):
+    with pytest.raises(ValueError, match=r"'colour' of X holds '.*'. .* Leave encoder='auto'"):
         make(encoder=None).fit(X[["colour"]], y)
+    with pytest.raises(ValueError, match=r"string to float: .*'blue'.*Leave encoder='auto'"):
+        make(encoder=None).fit(np.array([["blue"], ["1"]]), [0, 1])
     with pytest.raises(ValueError, match="categorical_features needs a table and encoder"):
         make(encoder=None, categorical_features=[0]).fit(X[["size"]], y)
     with pytest.raises(ValueError, match="'table' is for tables, got images"):
