@@ -414,7 +414,7 @@ def _select_constant(reader, estimator, samples, group, labels):
     elif (chosen & ~is_constant).any():
         column = np.flatnonzero(chosen & ~is_constant)[0]
         name = getattr(estimator, "feature_names_in_", np.arange(len(places))).tolist()[column]
-        label = labels[group[varies[:, places == column].argmax()]]
+        label = labels.tolist()[group[varies[:, places == column].argmax()]]
         raise ValueError(
             f"The gate chooses one expert for a group, but its column {name!r} varies within the "
             f"group {label!r}. Leave it out of gate_features."

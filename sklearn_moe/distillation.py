@@ -34,6 +34,7 @@ from sklearn_moe.decomposition import (
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.gates import SoftmaxGate
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.building import build_gate_of
 from sklearn_moe.training.callbacks import usual_callbacks
 from sklearn_moe.training.defaults import usual_defaults
 from sklearn_moe.training.prediction import CHUNK_SIZE
@@ -205,7 +206,7 @@ def _with_new_gate(net, gate, seed):
     hidden_size = module.experts.hidden_size
     with usual_defaults():
         shape = output_shape(module.encoder, output_shape(module.table, net.input_shape))
-        student = net.build_gate(shape, net.n_experts, hidden_size, generator)
+        student = build_gate_of(net, shape, net.n_experts, hidden_size, generator)
     module.experts.check_gate(student)
     teacher.teach(student.to(net.device))
     module.gate = student

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
-from sklearn_moe.checks import check_y, explained_memory
-from sklearn_moe.data import read_training_data
+from sklearn_moe.checks import check_y
 from sklearn_moe.encoders import ENCODERS
 from sklearn_moe.experts import EXPERTS
 from sklearn_moe.fitted import FittedMixture
+from sklearn_moe.fitting import train
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
-from sklearn_moe.measures import usage_entropy
+from sklearn_moe.notices import warn_of_collapse, warn_of_disagreement, warn_of_separation
 from sklearn_moe.parameters import (
-    check_enough_samples,
     check_nested,
-    check_parameters,
-    chooses_by_validation,
-    encoder_of,
     encodes_tables,
-    net_for,
     parameters_in_list,
-    search_of,
     set_parameters_in_list,
 )
 from sklearn_moe.regularizers import REGULARIZERS
-from sklearn_moe.training.callbacks import ScikitLearnCallbacks, StopEarly, usual_callbacks
-from sklearn_moe.training.session import Session, fitted_attributes
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -47,11 +34,6 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 
     class CallbackSupportMixin:
         pass
-
-
-# Log-odds that change by more than this, per standard deviation of a column, say that the column
-# separates the classes.
-LARGEST_COEFFICIENT = 15
 
 
 class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEstimator):
@@ -571,7 +553,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         incremental = classes is not None
         going_on = (incremental or self.warm_start) and hasattr(self, "net_")
         new = self._snapshot()
-        interrupted = new._train(self, X, y, sample_weight, validation, classes, groups, going_on)
+        interrupted = train(new, self, X, y, sample_weight, validation, classes, groups, going_on)
         n_new = new.n_iter_ - (self.n_iter_ if going_on else 0)
         if interrupted and n_new == 0:
             raise KeyboardInterrupt(
@@ -586,131 +568,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
                 f"epoch{'s' * (n_new > 1)}; the mixture keeps the weights that it had by then."
             )
         if not incremental:  # a single chunk of a stream may well belong to one expert
-            self._warn_of_collapse()
-            self._warn_of_disagreement()
-            self._warn_of_separation()
+            warn_of_collapse(self)
+            warn_of_disagreement(self)
+            warn_of_separation(self)
         return self
-
-    def _train(self, estimator, X, y, sample_weight, validation, classes, groups, going_on):
-        """Train this copy of an estimator, and return whether a user interrupted it."""
-        incremental = classes is not None
-        check_parameters(self)
-        n_init, annealing = search_of(self)
-        if going_on or incremental:
-            n_init, annealing = 1, None
-        if going_on:
-            random_state = deepcopy(self._random_state)
-        else:
-            seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            random_state = np.random.RandomState(seed)
-        data = read_training_data(
-            self,
-            X,
-            y,
-            sample_weight,
-            validation,
-            encoder=encoder_of(self),
-            classes=classes,
-            going_on=going_on,
-            needs_validation=self.early_stopping or (n_init > 1 and chooses_by_validation(self)),
-            random_state=random_state,
-            groups=groups,
-        )
-        self._warn_of_news(data.news)
-        if not incremental:
-            check_enough_samples(self, data)
-        build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
-        more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
-        with explained_memory(self.n_experts):
-            net = net_for(self, data, build_seed, going_on=going_on, incremental=incremental)
-        epochs = 1 if incremental else net.max_epochs
-        n_iter_before = self.n_iter_ if going_on else 0
-        self.reader_, self.encoder_ = data.reader, data.reader.table
-        self.classes_ = data.classes
-        self._random_state = random_state
-        callbacks = usual_callbacks(self, epochs, incremental=incremental, annealing=annealing)
-        if hasattr(self, "_skl_callbacks"):
-            task = data.task(sample_weight)
-            callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(self)), **task))
-        if self.early_stopping:  # last, as callbacks after it would miss the epoch that it ends
-            callbacks.append(StopEarly(self.n_iter_no_change, self.tol))
-        with explained_memory(self.n_experts):
-            session = Session(
-                net,
-                data.X,
-                data.y,
-                data.sample_weight,
-                data.validation,
-                seed=train_seed,
-                callbacks=callbacks,
-                read=partial(self.reader_.read, estimator=self),
-                group=data.group,
-                seeds=[build_seed, *more.tolist()],
-                chooses_by_validation=chooses_by_validation(self),
-            )
-            interrupted = session.run(1 if incremental else None)
-        self.__dict__.update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))
-        self.__dict__.update(session.results(data.total_weight))
-        return interrupted
-
-    def _warn_of_news(self, news):
-        """Warn about columns with values that the encoding, which is kept, does not know."""
-        told = getattr(self, "_told", [])
-        for column in sorted(set(news) - set(told)):
-            name = getattr(self, "feature_names_in_", range(self.n_features_in_))[column]
-            warnings.warn(
-                f"Column {name!r} {news[column]}. partial_fit and warm starts keep the encoding "
-                "of the first training. Start with more of the data, or fit anew.",
-                stacklevel=6,
-            )
-        self._told = sorted(set(told) | set(news))
-
-    def _warn_of_collapse(self):
-        usage = self.expert_usage_
-        if usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
-            warnings.warn(
-                f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
-                "of the training samples. Use a regularization that spreads the work, such as "
-                "regularization='importance' or 'sample_similarity', or fewer experts.",
-                stacklevel=5,  # at the user's call
-            )
-
-    def _warn_of_disagreement(self):
-        if self.init_scores_ is None:
-            return
-        agreement, n_init = self.init_agreement_, len(self.init_scores_)
-        if agreement is None or agreement < 0.8:
-            found = "no other restart comes near its score"
-            if agreement is not None:
-                found = (
-                    "those with nearly its score divide the samples differently (adjusted Rand "
-                    f"index {agreement:.2f})"
-                )
-            warnings.warn(
-                f"The best of {n_init} restarts may not be the best decomposition: {found}. Raise "
-                "n_init, give the gate columns of its own (gate_features), or take fewer experts.",
-                stacklevel=5,  # at the user's call
-            )
-
-    def _warn_of_separation(self):
-        experts = self.module_.experts
-        if not (experts.is_linear and experts.l2 == experts.l1 == 0):
-            return
-        weight = experts.weight.detach()
-        size = weight.amax(dim=1) - weight.amin(dim=1)
-        if size.max() > LARGEST_COEFFICIENT:
-            expert, column = divmod(int(size.argmax()), size.shape[1])
-            columns = self.module_.expert_columns
-            column = column if columns is None else int(columns[column])
-            if self.encoder_ is not None:
-                names = getattr(self, "feature_names_in_", None)
-                column = self.encoder_.get_feature_names_out(names)[column]
-            warnings.warn(
-                f"The coefficient of column {column!r} in expert {expert} has grown to "
-                f"{size.max():.0f} per standard deviation: the column separates the classes "
-                "there. Pass experts=LinearExperts(l2=1e-4), which keeps coefficients finite.",
-                stacklevel=5,  # at the user's call
-            )
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")

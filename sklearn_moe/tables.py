@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sklearn_moe.containers import (
     Table,
@@ -18,6 +16,8 @@ from sklearn_moe.containers import (
     column_of,
     read_table,
 )
+from sklearn_moe.quantiles import OUTERMOST, choose_knots, inner_range
+from sklearn_moe.table_layer import TableLayer
 
 # With fewer rows or more columns, hat functions did more harm than good (digits, breast_cancer).
 ROWS_PER_COLUMN = 50
@@ -29,17 +29,6 @@ ROWS_PER_KNOT = 25
 # Tables are processed in pieces of about this many numbers, as double precision takes memory.
 NUMBERS_OF_PIECE = 2**20
 
-# Knots that are closer than this, in standard deviations, become one knot.
-SMALLEST_GAP = 1e-9
-
-# Hat functions with closer knots than this need double precision. Others lose 1e-4 at most by
-# rounding.
-FINE_GAP = 4e-3
-
-# The inner range of a column, which shows whether it has outliers, leaves out this share of the
-# values at both ends.
-OUTERMOST = 0.01
-
 # Warn about a later column of which more than half of the values, or more than a tenth, are
 # farther from the first mean than this, in standard deviations. These are quantiles.
 FAR_AWAY = {0.5: 5, 0.9: 30}
@@ -50,10 +39,6 @@ NARROW = 0.01
 
 # ... if at least this many values are not the most frequent one.
 VALUES_THAT_TELL = 20
-
-# Without squashing, values that are farther from the mean than this, in standard deviations, count
-# as being so far away.
-FARTHEST = 100
 
 # Numbers with larger exponents of two are scaled, so that fourth powers do not leave double
 # precision.
@@ -447,100 +432,6 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             return clip_smoothly(np.clip(deviation / self.scale_[column], -1e100, 1e100))
 
 
-class TableLayer(nn.Module):
-    r"""The first layer of a mixture for tables. It encodes a batch of raw columns.
-
-    Numbers :math:`x` are standardised in double precision, so that small differences of large
-    numbers survive, and squashed to :math:`s = z / \sqrt{1 + (z / 3)^2}` with
-    :math:`z = (x - \mu) / \sigma`. After these come a column of zeros and ones for each column
-    that had missing values, which marks them; hat functions of :math:`s`; and one column for each
-    category. Between two knots, a hat function falls from 1 to 0 and the next one rises. Before
-    the first knot the first one is 1, and after the last knot the last one is 1. With
-    ``squash=False`` the first columns are :math:`z` itself, up to 100 standard deviations.
-
-    It has no weights to train.
-
-    Parameters
-    ----------
-    fitted : TableTransformer
-        A fitted transformer, whose encoding the layer applies.
-
-    Attributes
-    ----------
-    n_out : int
-        Number of encoded columns.
-    """
-
-    has_known_gradient = True
-    can_be_captured = True
-
-    def __init__(self, fitted: TableTransformer):
-        super().__init__()
-        self.n_numbers = len(fitted.mean_)
-        self.squash = fitted.squash
-        self.is_extreme = bool(fitted.exponent_.any())
-        self.has_hats = any(map(len, fitted.knots_))
-        self.has_categories = bool(fitted.categories_)
-        self._keep("mean", fitted.mean_)
-        self._keep("scale", fitted.scale_)
-        self._keep("factor", np.ldexp(1.0, -fitted.exponent_))
-        self._keep("with_missing", np.flatnonzero(fitted.has_missing_))
-
-        column = np.repeat(np.arange(self.n_numbers), [len(knots) for knots in fitted.knots_])
-        knots = np.concatenate([np.empty(0), *fitted.knots_])
-        is_first = np.diff(column, prepend=-1) > 0
-        self._keep("column", column)
-        # After the last knot of a column, no hat function falls.
-        gap = np.where(np.diff(column, append=-1) == 0, np.diff(knots, append=0), np.inf)
-        precision = np.float32 if gap.min(initial=np.inf) >= FINE_GAP else np.float64
-        self._keep("knots", knots.astype(precision))
-        self._keep("gap", gap.astype(precision))
-        self._keep("is_first", is_first.astype(np.float32))
-
-        widths = [
-            len(categories) + has_infrequent
-            for categories, has_infrequent in zip(
-                fitted.categories_, fitted.has_infrequent_, strict=True
-            )
-        ]
-        self.n_categories = sum(widths)
-        self._keep("start", np.cumsum([0, *widths])[:-1])
-        self.n_out = self.n_numbers + len(self.with_missing) + len(column) + self.n_categories
-
-    def _keep(self, name, values):
-        # Not persistent, as the state of the net already holds them in its TableTransformer.
-        self.register_buffer(name, torch.from_numpy(values), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode a batch (n_samples, n_features) to (n_samples, n_out)."""
-        encoded = []
-        if self.n_numbers:
-            numbers = x[:, : self.n_numbers].double()
-            if self.is_extreme:
-                numbers = numbers * self.factor
-            standard = ((numbers - self.mean) / self.scale).clamp(-1e18, 1e18)
-            standard = standard.to(self.knots.dtype)
-            squashed = (standard / (1 + (standard / 3).square()).sqrt()).nan_to_num(0.0)
-            encoded.append(
-                squashed if self.squash else standard.clamp(-FARTHEST, FARTHEST).nan_to_num(0.0)
-            )
-        if len(self.with_missing):
-            encoded.append(standard.index_select(1, self.with_missing).isnan().float())
-        if self.has_hats:
-            risen = squashed.index_select(1, self.column)
-            # How far the next hat function has risen, which is how far this one has fallen.
-            risen = risen.sub_(self.knots).div_(self.gap).clamp_(0, 1)
-            encoded.append(F.pad(risen, (1, -1)).add_(self.is_first).sub_(risen))
-        if self.has_categories:
-            places = x[:, self.n_numbers :]
-            # Unknown categories go to one more column at the end, which is cut off.
-            places = torch.where(places >= 0, places + self.start, self.n_categories).long()
-            shape = len(x), self.n_categories + 1
-            one_hot = x.new_zeros(shape, dtype=torch.float32).scatter_(1, places, 1.0)
-            encoded.append(one_hot[:, : self.n_categories])
-        return (encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)).float()
-
-
 def _has_many(values):
     """Whether a column has more than four distinct values; usually the first rows tell."""
     for part in (values[:1000], values):
@@ -562,90 +453,9 @@ def _exponent(lowest, highest):
     return np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
 
 
-def inner_range(
-    values: NDArray, weight: NDArray, weight_of_row: float = 1, share: float = OUTERMOST
-) -> tuple[float, float]:
-    """Return the range of a column without its outermost values.
-
-    These are a share of the rows at both ends, but at least one row and at most a quarter. If one
-    value is so frequent that it would be all of the range, it counts no more than all the others.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_distinct,)
-        The distinct values of the column, in ascending order.
-    weight : ndarray of shape (n_distinct,)
-        How often each value occurs.
-    weight_of_row : float, default=1
-        Weight of an ordinary row.
-    share : float, default=0.01
-        Share of the rows that is left out at both ends.
-
-    Returns
-    -------
-    lowest, highest : float
-    """
-    if len(values) == 1:
-        return values[0], values[0]
-    most = weight.argmax()
-    weight = weight.copy()
-    weight[most] = min(weight[most], weight.sum() - weight[most])
-    total = weight.sum()
-    left_out = min(max(share * total, weight_of_row), total / 4)
-    lowest = np.searchsorted(weight.cumsum(), left_out, side="right")
-    highest = np.searchsorted(weight[::-1].cumsum(), left_out, side="right")
-    return values[lowest], values[::-1][highest]
-
-
-def choose_knots(
-    values: NDArray, weight: NDArray, n_knots: int, least_share: float = 0
-) -> NDArray:
-    """Return the knots of a column, where its hat functions have their tops: at quantiles.
-
-    If several quantiles fall on one frequent value, it gets one knot, and the other knots go to
-    the rest of the values. So all knots differ.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_distinct,)
-        The distinct values of the column, in ascending order.
-    weight : ndarray of shape (n_distinct,)
-        How often each value occurs.
-    n_knots : int
-        The largest number of knots.
-    least_share : float, default=0
-        Smallest share of the weight between two knots. To reach it, the number of knots falls, but
-        not below three.
-
-    Returns
-    -------
-    ndarray of at most ``n_knots`` values
-    """
-    least = least_share * weight.sum()
-    capped = _capped(weight, n_knots)
-    while capped.sum() < least * (n_knots - 1) and n_knots > 3:
-        n_knots -= 1
-        capped = _capped(weight, n_knots)
-    if len(values) > n_knots:
-        cumulated = capped.cumsum()
-        wanted = np.arange(1, n_knots - 1) / (n_knots - 1) * cumulated[-1]
-        inner = np.searchsorted(cumulated, wanted * (1 - 1e-9))
-        values = values[np.unique(np.r_[0, inner, len(values) - 1])]
-    kept = [values[0]]
-    for value in values[1:]:
-        if value - kept[-1] > SMALLEST_GAP:
-            kept.append(value)
-    return np.array(kept)
-
-
-def _capped(weight, n_knots):
-    """Cap the weights, so that no value has more weight than lies between two knots."""
-    for _ in range(50):
-        most = weight.sum() / (n_knots - 1)
-        if weight.max() <= most:
-            break
-        weight = np.minimum(weight, most)
-    return weight
+def _key(level):
+    """Sort numbers before text, and a missing value last."""
+    return (2, 0) if level is None else (isinstance(level, str), level)
 
 
 def _category(level):
@@ -660,8 +470,3 @@ def _number_of(level):
     except ValueError:
         return None
     return number if number == number else None
-
-
-def _key(level):
-    """Sort numbers before text, and a missing value last."""
-    return (2, 0) if level is None else (isinstance(level, str), level)

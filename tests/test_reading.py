@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from sklearn_moe import MoEClassifier
-from sklearn_moe.tables import choose_knots, inner_range
+from sklearn_moe.quantiles import choose_knots, inner_range
 
 
 def make(**params):

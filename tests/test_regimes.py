@@ -208,10 +208,13 @@ def test_a_validation_set_decides_between_flexible_mixtures(data):
 # Annealing
 
 
+@pytest.mark.parametrize("group", [None, np.arange(50) // 3])
 @pytest.mark.parametrize("b", [1.0, 0.3])
-def test_annealed_gradient_in_closed_form(b, generator):
+def test_annealed_gradient_in_closed_form(b, group, generator):
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(50, 6)))
+    if group is not None:
+        x[:, :2] = x[3 * group, :2]
     y, weight = torch.from_numpy(rng.integers(3, size=50)), torch.from_numpy(rng.uniform(size=50))
     gate = build_gate(SoftmaxGate((4,)), (2,), 3, 3, generator)
     gate.group_columns([0, 1])
@@ -226,6 +229,7 @@ def test_annealed_gradient_in_closed_form(b, generator):
         y,
         regularizations=[penalty],
         inverse_temperature=b,
+        group=None if group is None else torch.from_numpy(group),
     )
     gradients = {name: each.grad.clone() for name, each in mixture.named_parameters()}
     mixture.zero_grad()
@@ -236,8 +240,15 @@ def test_annealed_gradient_in_closed_form(b, generator):
     scores = hidden @ gate.network.layers[1].weight[0].mT + gate.network.layers[1].bias[0]
     weights, biases = experts.layers[0].weight, experts.layers[0].bias
     logits = torch.einsum("nd,ecd->nec", x[:, 1:], weights) + biases
-    joint = scores.log_softmax(1) + logits.log_softmax(2)[torch.arange(50), :, y]
-    expected = -((b * joint).logsumexp(1) / b) @ weight / 50
+    log_gate = scores.log_softmax(1)
+    of_class = logits.log_softmax(2)[torch.arange(50), :, y]
+    if group is None:
+        expected = -((b * (log_gate + of_class)).logsumexp(1) / b) @ weight / 50
+    else:
+        expected = 0
+        for rows in (np.flatnonzero(group == each) for each in range(17)):
+            joint = log_gate[rows[0]] + weight[rows] @ of_class[rows]
+            expected = expected - (b * joint).logsumexp(0) / b / 50
     expected = expected + 0.1 * weights.square().sum() + 0.05 * weights.abs().sum()
     norms = gate.network.layers[0].weight[0].norm(dim=0)
     expected = expected + 0.1 * norms.sum()
@@ -409,3 +420,56 @@ def test_streams_and_images():
     clf = MoEClassifier(2, experts="linear", n_init=2, max_iter=5, random_state=0)
     clf.fit(images, images[:, 0, 0] > 0.5)
     assert clf.gate_columns_ is None and clf.bic_ is not None
+
+
+# Groups
+
+
+def visits(n_units):
+    """Sectors where each unit has five rows and one regime, which its first two columns tell."""
+    X, _, regime, *_ = sectors(5 * n_units, 0)
+    rng, unit = np.random.default_rng(1), np.repeat(np.arange(n_units), 5)
+    X[:, :2], regime = X[::5, :2][unit], regime[::5][unit]
+    rules = np.array([[3, -2, 2, 2.5], [-2, 3, 2, -3], [2, 2.5, -3, 2]])
+    proba = 1 / (1 + np.exp(-np.einsum("nd,nd->n", X[:, 2:], rules[regime])))
+    return X, (rng.random(len(X)) < proba).astype(int), unit, regime
+
+
+def test_groups_get_one_expert():
+    X, y, unit, regime = visits(240)
+    order = np.random.default_rng(0).permutation(len(X))  # units need not be in one piece
+    X, y, regime, names = X[order], y[order], regime[order], np.array([f"unit {i}" for i in unit])
+    names = names[order]
+    clf = MoEClassifier(3, experts="linear", random_state=0).fit(X, y, groups=names)
+    assert clf.gate_columns_ == [0, 1]
+    assert adjusted_rand_score(clf.apply(X), regime) > 0.65
+    gate, of_class = clf.gate_proba(X), clf.expert_log_likelihood(X, y)
+    joint = pd.DataFrame(of_class).groupby(names).sum()
+    joint += np.log(pd.DataFrame(gate).groupby(names).first())
+    expected = np.logaddexp.reduce(joint.to_numpy(), axis=1).sum()
+    assert clf.log_likelihood_ == pytest.approx(expected, rel=1e-4)
+    # The same without the closed form, which a function cannot have.
+    params = {"experts": "linear", "n_init": 1, "annealing": None, "random_state": 0}
+    one, other = (
+        MoEClassifier(3, regularization=each, max_iter=2, batch_size=len(y), **params)
+        .fit(X, y, groups=names)
+        .loss_curve_
+        for each in (None, lambda mixture, x, y, weight: 0.0)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "params, groups, match",
+    [
+        ({}, np.arange(100) % 7, "groups needs a column for the gate that is constant"),
+        ({"gate_features": [0, 3]}, np.arange(100) // 5, r"column 3 varies within the group 0"),
+        ({}, [None] * 100, "groups has missing values"),
+        ({}, np.arange(3), "inconsistent numbers of samples"),
+        ({"early_stopping": True}, np.arange(100) // 5, "With groups, early stopping"),
+    ],
+)
+def test_wrong_groups(params, groups, match):
+    X, y, *_ = visits(20)
+    with pytest.raises(ValueError, match=match):
+        MoEClassifier(3, experts="linear", **params).fit(X, y, groups=groups)

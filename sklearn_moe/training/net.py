@@ -19,12 +19,10 @@ from skorch.dataset import Dataset
 from skorch.history import History
 from torch import Tensor
 
-from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.experts import EXPERTS, build_experts
-from sklearn_moe.gates import GateModule, build_gate
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training import prediction
 from sklearn_moe.training.batches import TensorBatches
+from sklearn_moe.training.building import build_mixture
 from sklearn_moe.training.callbacks import (
     Log,
     RefitGate,
@@ -171,62 +169,8 @@ class MoENet(NeuralNetClassifier):
     def build(self, seed: int) -> MixtureOfExperts:
         """Build a mixture, with initial weights from a seed."""
         with usual_defaults():
-            module = self._build(torch.Generator().manual_seed(seed))
+            module = build_mixture(self, torch.Generator().manual_seed(seed))
         return module.eval()  # as at all times except during training steps
-
-    def _build(self, generator):
-        table = None if self.table is None else self.table.make_layer()
-        shape = self.input_shape if table is None else (table.n_out,)
-        encoder = build_encoder(self.encoder, shape, generator)
-        shape = output_shape(encoder, shape)
-        experts_of = self.experts
-        if isinstance(experts_of, str):
-            experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
-
-        def experts_for(n_experts):
-            own_shape = _shape_of(self.expert_columns, shape)
-            return build_experts(experts_of, own_shape, n_experts, self.n_classes, generator)
-
-        def gate_for(n_experts):
-            return self.build_gate(shape, n_experts, experts.hidden_size, generator)
-
-        experts = _make(experts_for, self.steps_["experts"])
-        gate = _make(gate_for, self.steps_["gate"])
-        return self.module(
-            experts,
-            gate,
-            mixing=self.mixing,
-            encoder=encoder,
-            table=table,
-            gate_columns=self.gate_columns,
-            expert_columns=self.expert_columns,
-        )
-
-    def build_gate(
-        self,
-        shape: tuple[int, ...],
-        n_experts: int,
-        hidden_size: int,
-        generator: torch.Generator,
-    ) -> GateModule:
-        """Build the gate for samples that have this shape after the encoder."""
-        own_shape = _shape_of(self.gate_columns, shape)
-        gate = build_gate(self.gate, own_shape, n_experts, hidden_size, generator)
-        sources = None
-        if self.table is not None and self.encoder_is_of_tables:
-            sources = self.table.sources_
-        elif self.table is None and self.encoder is None and len(shape) == 1:
-            sources = np.arange(*shape)
-        if sources is not None:
-            gate.group_columns(
-                sources if self.gate_columns is None else sources[self.gate_columns]
-            )
-        return gate
-
-    @property
-    def encoder_is_of_tables(self) -> bool:
-        """Whether gate and experts read the columns of a table, without a backbone before them."""
-        return self.encoder is None or self.encoder.needs_tables
 
     def initialize_criterion(self):
         with _of_net_params("criterion"):
@@ -529,23 +473,3 @@ class MoENet(NeuralNetClassifier):
         self.module_.to(device)
         # An optimizer that loads its own state moves its tensors to the device of its parameters.
         self.optimizer_.load_state_dict(self.optimizer_.state_dict())
-
-
-def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]]):
-    """Build experts or a gate, and repeat the changes that pruning has made since."""
-    part = None
-    for step, value in steps:
-        if step == "build":
-            part = build(value)
-        elif step == "keep":
-            part.keep(value)
-        elif step == "merge":
-            part = part.merge(value)
-        elif step == "take":
-            part.take(value)
-    return part
-
-
-def _shape_of(columns, shape):
-    """Return the shape of a sample of which only some columns are read."""
-    return shape if columns is None else (len(columns),)

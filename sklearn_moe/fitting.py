@@ -1,0 +1,120 @@
+"""What ``fit`` and ``partial_fit`` do, from the data to the fitted attributes."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from sklearn_moe.checks import explained_memory
+from sklearn_moe.data import read_training_data
+from sklearn_moe.notices import warn_of_news
+from sklearn_moe.parameters import (
+    check_enough_samples,
+    check_parameters,
+    chooses_by_validation,
+    encoder_of,
+    net_for,
+    search_of,
+)
+from sklearn_moe.training.callbacks import ScikitLearnCallbacks, StopEarly, usual_callbacks
+from sklearn_moe.training.session import Session, fitted_attributes
+
+
+def train(
+    new: BaseEstimator,
+    estimator: BaseEstimator,
+    X: Any,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None,
+    validation: tuple[Any, ArrayLike | None, ArrayLike | None],
+    classes: NDArray | None,
+    groups: ArrayLike | None,
+    going_on: bool,
+) -> bool:
+    """Train a copy of an estimator, and set its fitted attributes.
+
+    Parameters
+    ----------
+    new : MoEClassifier
+        The copy.
+    estimator : MoEClassifier
+        The estimator that a user has, for scikit-learn's callbacks.
+    X, y, sample_weight, groups
+        As in ``MoEClassifier.fit``.
+    validation : tuple of X_val, y_val and sample_weight_val
+        Likewise.
+    classes : ndarray or None
+        All classes that will ever occur, in a call of ``partial_fit``.
+    going_on : bool
+        Whether to go on from the weights of the copy.
+
+    Returns
+    -------
+    bool
+        Whether a user interrupted the training.
+    """
+    incremental = classes is not None
+    check_parameters(new)
+    n_init, annealing = search_of(new)
+    if going_on or incremental:
+        n_init, annealing = 1, None
+    if going_on:
+        random_state = deepcopy(new._random_state)
+    else:
+        seed = check_random_state(new.random_state).randint(np.iinfo(np.int32).max)
+        random_state = np.random.RandomState(seed)
+    data = read_training_data(
+        new,
+        X,
+        y,
+        sample_weight,
+        validation,
+        encoder=encoder_of(new),
+        classes=classes,
+        going_on=going_on,
+        needs_validation=new.early_stopping or (n_init > 1 and chooses_by_validation(new)),
+        random_state=random_state,
+        groups=groups,
+    )
+    warn_of_news(new, data.news)
+    if not incremental:
+        check_enough_samples(new, data)
+    build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
+    more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
+    with explained_memory(new.n_experts):
+        net = net_for(new, data, build_seed, going_on=going_on, incremental=incremental)
+    epochs = 1 if incremental else net.max_epochs
+    n_iter_before = new.n_iter_ if going_on else 0
+    new.reader_, new.encoder_ = data.reader, data.reader.table
+    new.classes_ = data.classes
+    new._random_state = random_state
+    callbacks = usual_callbacks(new, epochs, incremental=incremental, annealing=annealing)
+    if hasattr(new, "_skl_callbacks"):
+        task = data.task(sample_weight)
+        callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(new)), **task))
+    if new.early_stopping:  # last, as callbacks after it would miss the epoch that it ends
+        callbacks.append(StopEarly(new.n_iter_no_change, new.tol))
+    with explained_memory(new.n_experts):
+        session = Session(
+            net,
+            data.X,
+            data.y,
+            data.sample_weight,
+            data.validation,
+            seed=train_seed,
+            callbacks=callbacks,
+            read=partial(new.reader_.read, estimator=new),
+            group=data.group,
+            seeds=[build_seed, *more.tolist()],
+            chooses_by_validation=chooses_by_validation(new),
+        )
+        interrupted = session.run(1 if incremental else None)
+    vars(new).update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))
+    vars(new).update(session.results(data.total_weight))
+    return interrupted

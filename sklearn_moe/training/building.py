@@ -1,0 +1,92 @@
+"""Build the mixture of a net, also again after pruning has changed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sklearn_moe.encoders import build_encoder, output_shape
+from sklearn_moe.experts import EXPERTS, build_experts
+from sklearn_moe.gates import GateModule, build_gate
+from sklearn_moe.mixture import MixtureOfExperts
+
+if TYPE_CHECKING:
+    from sklearn_moe.training.net import MoENet
+
+
+def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
+    """Build a mixture with the parameters of a net, and initial weights from a generator."""
+    table = None if net.table is None else net.table.make_layer()
+    shape = net.input_shape if table is None else (table.n_out,)
+    encoder = build_encoder(net.encoder, shape, generator)
+    shape = output_shape(encoder, shape)
+    experts_of = net.experts
+    if isinstance(experts_of, str):
+        experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
+
+    def experts_for(n_experts):
+        own_shape = _shape_of(net.expert_columns, shape)
+        return build_experts(experts_of, own_shape, n_experts, net.n_classes, generator)
+
+    def gate_for(n_experts):
+        return build_gate_of(net, shape, n_experts, experts.hidden_size, generator)
+
+    experts = _make(experts_for, net.steps_["experts"])
+    gate = _make(gate_for, net.steps_["gate"])
+    return net.module(
+        experts,
+        gate,
+        mixing=net.mixing,
+        encoder=encoder,
+        table=table,
+        gate_columns=net.gate_columns,
+        expert_columns=net.expert_columns,
+    )
+
+
+def build_gate_of(
+    net: MoENet,
+    shape: tuple[int, ...],
+    n_experts: int,
+    hidden_size: int,
+    generator: torch.Generator,
+) -> GateModule:
+    """Build the gate of a net, for samples that have this shape after the encoder."""
+    own_shape = _shape_of(net.gate_columns, shape)
+    gate = build_gate(net.gate, own_shape, n_experts, hidden_size, generator)
+    sources = _sources(net, shape)
+    if sources is not None:
+        gate.group_columns(sources if net.gate_columns is None else sources[net.gate_columns])
+    return gate
+
+
+def _sources(net: MoENet, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Return from which column of a table each encoded number comes, if from a single one."""
+    if net.table is not None:
+        is_direct = net.encoder is None or net.encoder.needs_tables
+        return net.table.sources_ if is_direct else None
+    return np.arange(*shape) if net.encoder is None and len(shape) == 1 else None
+
+
+def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]]):
+    """Build experts or a gate, and repeat the changes that pruning has made since."""
+    part = None
+    for step, value in steps:
+        if step == "build":
+            part = build(value)
+        elif step == "keep":
+            part.keep(value)
+        elif step == "merge":
+            part = part.merge(value)
+        elif step == "take":
+            part.take(value)
+    return part
+
+
+def _shape_of(columns: NDArray | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a sample of which only some columns are read."""
+    return shape if columns is None else (len(columns),)
