@@ -265,8 +265,8 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     has_backbone = encoder is not None and not encoder.needs_tables
     gate = resolve("gate", estimator.gate, GATES)
     if has_linear_experts(estimator) and not has_backbone:
-        if not is_flat:
-            return RECIPES["linear, images"]
+        if not (is_flat and getattr(gate, "has_input_weight", False) and gate.encoder is None):
+            return RECIPES["linear, no columns"]
         has_layers = np.size(getattr(gate, "hidden_layer_sizes", ())) > 0
         return RECIPES["linear, gate with layers" if has_layers else "linear"]
     if not is_flat or has_backbone or _is_function(estimator.experts):

@@ -103,7 +103,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # To find regimes.
     "linear": {**_LINEAR, "regularization": [SparseGate(1e-3)]},
     "linear, gate with layers": {**_LINEAR, "regularization": [SparseGate(3e-3)]},
-    "linear, images": _LINEAR,
+    "linear, no columns": _LINEAR,
 }
 """Settings for tables, for tables with an attentive gate, for everything else, and for linear
 experts: the learning rate for each schedule, the weight decay by the number of classes, the

@@ -11,6 +11,7 @@ from sklearn_moe import (
     REGULARIZERS,
     ComplexityExperts,
     ConvExperts,
+    LinearExperts,
     MLPExperts,
     MoEClassifier,
     MPOExperts,
@@ -28,6 +29,7 @@ KINDS = {
     "auto": "auto",
     "mlp": MLPExperts((5,)),
     "conv": ConvExperts((2,), (5,), pooling=1),
+    "linear": LinearExperts(),
     "mpo": MPOExperts((5,)),
     "orthogonal": OrthogonalExperts((5,)),
     "complexity": ComplexityExperts(2, 5),
@@ -42,6 +44,8 @@ SENSELESS = {
 }
 NO_NOISE = "regularization='load' needs a gate that draws noise and keeps the top k experts"
 
+NO_COLUMNS = "regularization='sparse_gate' needs a gate whose first layer reads the columns"
+
 PAIRS = [(gate, experts) for gate in GATES for experts in KINDS]
 
 
@@ -55,6 +59,7 @@ def make(gate, experts, regularization):
         input_shape=(2, 2) if experts == "conv" else None,
         batch_size=60,
         max_iter=2,
+        n_init=1,
         random_state=0,
     )
 
@@ -84,6 +89,8 @@ def test_fits_or_says_why_not(gate, experts):
         message = SENSELESS.get((gate, experts))
         if message is None and regularization == "load" and gate != "noisy_top_k":
             message = NO_NOISE
+        if message is None and regularization == "sparse_gate":
+            message = NO_COLUMNS if gate == "kmeans" or experts == "conv" else None
         predicts_or_says_why_not(message, make(gate, experts, regularization).fit, X, Y)
 
 

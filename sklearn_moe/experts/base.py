@@ -96,9 +96,12 @@ class ExpertsModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method forward(x, generator).")
 
-    def penalty(self) -> Tensor:
-        """Return the penalty on the weights of each expert, which is added to the loss."""
-        return torch.zeros(len(self.costs), device=next(self.parameters()).device)
+    def penalty(self) -> Tensor | None:
+        """Return the penalty on the weights of each expert (E,), which is added to the loss.
+
+        None if there is none. With a ``backward`` in closed form, this also sets its gradient.
+        """
+        return None
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         """Return the logits of some experts in prediction; ``x`` has one batch for each."""

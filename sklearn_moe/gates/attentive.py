@@ -61,6 +61,8 @@ class AttentiveGate(Gate):
         "key_size": [Interval(Integral, 1, None, closed="left")],
     }
 
+    has_input_weight = True
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (64,),

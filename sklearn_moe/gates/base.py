@@ -269,9 +269,13 @@ class Gate(BaseEstimator):
     needs_hidden : bool, default=True
         Whether the gate reads the experts' hidden vectors, as in :class:`GateModule`. If True,
         ``MoEClassifier(learning_rate="auto")`` takes a lower learning rate.
+    has_input_weight : bool, default=False
+        Whether the module has an ``input_weight`` if the gate has no encoder. If True,
+        ``regularization="auto"`` makes it sparse for linear experts.
     """
 
     needs_hidden = True
+    has_input_weight = False
 
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],

@@ -63,6 +63,8 @@ class CosineGate(Gate):
 
     needs_hidden = False
 
+    has_input_weight = True
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (),

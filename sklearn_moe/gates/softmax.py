@@ -63,6 +63,7 @@ class SoftmaxGate(Gate):
     }
 
     needs_hidden = False
+    has_input_weight = True
 
     def __init__(
         self,

@@ -170,7 +170,9 @@ def likelihood_gradient(
         loss = loss + penalty.detach()
         upstream = upstream + of_penalty.mT
     module.gate.network.backward(gate_trail, upstream / temperature)
-    loss = loss + module.experts.penalty().unflatten(0, (n_restarts, -1)).sum(dim=1)
+    of_experts = module.experts.penalty()
+    if of_experts is not None:
+        loss = loss + of_experts.unflatten(0, (n_restarts, -1)).sum(dim=1)
     for each in of_weights:
         loss = loss + each.strength * each.add_gradient(module.gate)
     if n_restarts == 1:

@@ -6,6 +6,7 @@ trained in a ``Session``, which holds the data of one training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -268,7 +269,10 @@ class MoENet(NeuralNetClassifier):
         if n_restarts > 1:
             self.module_.losses = losses
         self.history.new_batch()
-        self.history.record_batch(f"{prefix}_loss", losses.nan_to_num(torch.inf).amin().item())
+        if n_restarts > 1:  # of which some may fail
+            losses = losses[losses.isfinite()]
+        loss = losses.min().item() if len(losses) else math.nan
+        self.history.record_batch(f"{prefix}_loss", loss)
         self.history.record_batch(f"{prefix}_batch_size", sum(sizes))
         self.history.record(f"{prefix}_batch_count", len(sizes))
 

@@ -184,11 +184,14 @@ def penalty_on_weights(net: MoENet) -> float:
     """Return what the penalties on the weights take from the score of a net, in nats."""
     module = net.module_
     with torch.no_grad():
-        penalty = module.experts.penalty().sum()
-        for each in net.regularizations:
-            if getattr(each, "of_weights", False):
-                penalty = penalty + each.strength * each.penalty_of(module.gate).sum()
-    return float(penalty)
+        of_experts = module.experts.penalty()
+        penalties = [
+            each.strength * each.penalty_of(module.gate)
+            for each in net.regularizations
+            if getattr(each, "of_weights", False)
+        ]
+    penalties += [] if of_experts is None else [of_experts]
+    return sum(float(each.sum()) for each in penalties)
 
 
 def mean_log_likelihood(

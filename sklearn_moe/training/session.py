@@ -67,7 +67,10 @@ def likelihood(
             parts = log_gate / counts.unsqueeze(1) + log_of_class * sample_weight.unsqueeze(1)
             joint = torch.zeros_like(parts).index_add_(0, group, parts)[group]
             losses = -(b * joint).logsumexp(dim=1) / (b * counts * sample_weight)
-    loss = (losses * sample_weight).mean() + net.module_.experts.penalty().sum()
+    loss = (losses * sample_weight).mean()
+    of_experts = net.module_.experts.penalty()
+    if of_experts is not None:
+        loss = loss + of_experts.sum()
     for regularization in net.regularizations:
         penalty = regularization(mixture, mixture.x, y, sample_weight)
         loss = loss + check_penalty(regularization, penalty)
