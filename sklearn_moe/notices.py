@@ -41,7 +41,7 @@ def warn_of_collapse(estimator: BaseEstimator) -> None:
 
 def warn_of_disagreement(estimator: BaseEstimator) -> None:
     """Warn if no other restart has found the same decomposition as the best."""
-    if estimator.init_scores_ is None:
+    if estimator.init_scores_ is None or estimator.n_experts == 1:
         return
     agreement, n_init = estimator.init_agreement_, len(estimator.init_scores_)
     if agreement is None or agreement < 0.8:
