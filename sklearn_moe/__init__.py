@@ -8,6 +8,7 @@ from sklearn_moe.display import (
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
+    NExpertsDisplay,
     ParetoFrontDisplay,
     TrainingDisplay,
 )
@@ -24,7 +25,14 @@ from sklearn_moe.measures import (
     usage_entropy,
 )
 from sklearn_moe.mixture import MixtureOutput
-from sklearn_moe.model_selection import MoESearchCV, compare, cross_validate, tune
+from sklearn_moe.model_selection import (
+    MoESearchCV,
+    choose_n_experts,
+    compare,
+    cross_validate,
+    likelihood_ratio_test,
+    tune,
+)
 from sklearn_moe.persistence import TRUSTED_TYPES
 from sklearn_moe.pruning import PruningReport, prune_experts
 from sklearn_moe.regularizers import *
@@ -49,9 +57,11 @@ __all__ = [
     "MixtureOutput",
     "MoEClassifier",
     "MoESearchCV",
+    "NExpertsDisplay",
     "ParetoFrontDisplay",
     "PruningReport",
     "TrainingDisplay",
+    "choose_n_experts",
     "compare",
     "cross_validate",
     "decomposition_entropy",
@@ -60,6 +70,7 @@ __all__ = [
     "distill",
     "distillation_report",
     "expert_class_information",
+    "likelihood_ratio_test",
     "prune_experts",
     "sample_entropy",
     "specialization",

@@ -6,6 +6,7 @@ artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and do not c
 
 from sklearn_moe.display.decomposition import DecompositionDisplay
 from sklearn_moe.display.gate import GateDisplay
+from sklearn_moe.display.n_experts import NExpertsDisplay
 from sklearn_moe.display.pareto_front import ParetoFrontDisplay
 from sklearn_moe.display.regions import ExpertRegionsDisplay
 from sklearn_moe.display.samples import ExpertSamplesDisplay
@@ -18,6 +19,7 @@ __all__ = [
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "GateDisplay",
+    "NExpertsDisplay",
     "ParetoFrontDisplay",
     "TrainingDisplay",
 ]

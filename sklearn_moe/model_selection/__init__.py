@@ -1,4 +1,4 @@
-"""Cross-validation with measures of the decomposition, and tuning with Optuna."""
+"""Cross-validation with measures of the decomposition, the number of experts, and tuning."""
 
 from sklearn_moe.model_selection.cross_validation import (
     Comparison,
@@ -6,6 +6,11 @@ from sklearn_moe.model_selection.cross_validation import (
     compare,
     cross_validate,
 )
+from sklearn_moe.model_selection.likelihood_ratio import (
+    LikelihoodRatioTest,
+    likelihood_ratio_test,
+)
+from sklearn_moe.model_selection.n_experts import NExpertsChoice, choose_n_experts
 from sklearn_moe.model_selection.search import MoESearchCV
 from sklearn_moe.model_selection.spaces import suggest_parameters
 from sklearn_moe.model_selection.tune import tune
@@ -13,9 +18,13 @@ from sklearn_moe.model_selection.tune import tune
 __all__ = [
     "Comparison",
     "CrossValidation",
+    "LikelihoodRatioTest",
     "MoESearchCV",
+    "NExpertsChoice",
+    "choose_n_experts",
     "compare",
     "cross_validate",
+    "likelihood_ratio_test",
     "suggest_parameters",
     "tune",
 ]

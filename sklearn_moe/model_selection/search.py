@@ -277,7 +277,7 @@ class MoESearchCV(BaseSearchCV):
             "scores": list(scorers) if isinstance(scorers, dict) else [_name(self.scoring)],
             "train_scores": self.return_train_score,
             # Scores of other folds must not be mixed with these, for example in a nested search.
-            "data": joblib.hash([folds, _values(X), np.asarray(y)]),
+            "data": joblib.hash([folds, values_of(X), np.asarray(y)]),
         }
         try:
             self._search(evaluation, X, y, shape)
@@ -483,7 +483,7 @@ class MoESearchCV(BaseSearchCV):
         return dict(zip(names, values, strict=False))
 
 
-def _values(X):
+def values_of(X):
     """Return arrays with the values of X, which are the same for equal samples."""
     if not sparse.issparse(X):
         return np.asarray(X)

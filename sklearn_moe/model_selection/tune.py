@@ -104,7 +104,14 @@ def tune(
         random_state=random_state,
         verbose=verbose,
     )
+    params = {} if groups is None else {"groups": groups}
+    return search.fit(X, y, **params, **fit_params(estimator, sample_weight))
+
+
+def fit_params(estimator: BaseEstimator, sample_weight: ArrayLike | None) -> dict[str, Any]:
+    """Return the parameters of ``fit`` that give weights to a mixture, also in a pipeline."""
+    if sample_weight is None:
+        return {}
     is_pipeline = isinstance(estimator, Pipeline) and not _routing_enabled()
-    weight_name = f"{estimator.steps[-1][0]}__sample_weight" if is_pipeline else "sample_weight"
-    params = {weight_name: sample_weight, "groups": groups}
-    return search.fit(X, y, **{name: each for name, each in params.items() if each is not None})
+    step = f"{estimator.steps[-1][0]}__" if is_pipeline else ""
+    return {f"{step}sample_weight": sample_weight}
