@@ -193,8 +193,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         None without restarts.
     init_agreement_ : float or None
         Whether other restarts found the same: the mean adjusted Rand index between the experts
-        that the best restart chooses and those of the restarts that come within 0.002 nats of its
-        score. 1 is the same decomposition; None if no other restart came so near.
+        that the best restart chooses and those of the restarts that come within 0.002 nats per
+        sample of its score (or 2 nats in all). 1 is the same decomposition, though not always the
+        best one; None if no other restart came so near.
     log_likelihood_ : float or None
         Log-likelihood of the training samples, each counted with its weight. This and the next
         four attributes are for linear experts under a soft gate without a backbone, and None for
@@ -268,6 +269,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     >>> clf.gate_proba(X_test).shape
     (143, 4)
     """
+
+    # Groups of a splitter are no groups of ``fit``, unless a user asks for it.
+    __metadata_request__fit = {"groups": False}
 
     _parameter_constraints: dict = {
         # Making more experts than this one by one would take hours.

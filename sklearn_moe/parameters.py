@@ -60,9 +60,9 @@ def check_enough_samples(estimator: BaseEstimator, data: TrainingData) -> None:
     rarest = counts.argmin()
     if counts[rarest] < n_experts:
         warnings.warn(
-            f"Class {data.classes.tolist()[rarest]!r} has {counts[rarest]} training samples, "
-            f"fewer than the {n_experts} experts, and most of them can't learn it. Take fewer "
-            "experts, or join rare classes.",
+            f"Class {data.classes.tolist()[rarest]!r} has fewer training samples "
+            f"({counts[rarest]}) than there are experts ({n_experts}), and most of them can't "
+            "learn it. Take fewer experts, or join rare classes.",
             stacklevel=6,  # at the user's call
         )
 
@@ -251,7 +251,9 @@ def search_of(estimator: BaseEstimator) -> tuple[int, float | None]:
             f"annealing={annealing!r} changes the likelihood, and net_params has another "
             "criterion. Set annealing=None, or leave out the criterion."
         )
-    return recipe["n_init"] if _is_auto(n_init) else n_init, annealing
+    if _is_auto(n_init):
+        n_init = recipe["n_init"] if estimator.n_experts > 1 else 1
+    return n_init, annealing
 
 
 def chooses_by_validation(estimator: BaseEstimator) -> bool:

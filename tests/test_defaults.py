@@ -57,6 +57,7 @@ def usual():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:The best of")
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_defaults_of_a_user_change_nothing(name, usual):
     rng = np.random.default_rng(0)

@@ -147,6 +147,7 @@ IMAGES = {
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:The best of")
 def test_mixtures_by_name(params):
     X, y = data()
     gate = {"complexity": "hard", "load": "noisy_top_k"}.get(params.get("regularization"))

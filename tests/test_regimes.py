@@ -306,7 +306,7 @@ def test_wrong_data():
     with pytest.raises(ValueError, match="gate_features needs a table, got images"):
         MoEClassifier(2, gate_features=[0]).fit(np.zeros((4, 5, 5)), [0, 1, 0, 1])
     clf = MoEClassifier(3, experts="linear", n_init=1, max_iter=1)
-    with pytest.warns(UserWarning, match="Class 0 has 2 training samples, fewer than the 3"):
+    with pytest.warns(UserWarning, match=r"Class 0 has fewer training samples \(2\) than there are experts"):
         clf.fit(X, y)
 
 
@@ -386,6 +386,14 @@ def test_columns_under_any_gate(gate, data):
         pruned = prune_experts(clf, n_experts=2, X=X, y=y, method="similarity")
         assert pruned.predict_proba(X).shape == (300, 2)
         assert pruned.log_likelihood_ is None
+
+
+def test_penalty_of_a_sparse_gate(generator):
+    gate = build_gate(SoftmaxGate(), (5,), 3, 3, generator)
+    gate.group_columns([0, 0, 0, 2, 4])  # three of one column, and one each of two others
+    weight = gate.network.layers[0].weight[0]
+    expected = 3**0.5 * weight[:, :3].norm() + weight[:, 3].norm() + weight[:, 4].norm()
+    torch.testing.assert_close(SparseGate().penalty_of(gate), expected[None])
 
 
 def test_a_sparse_gate_of_other_experts_drops_columns(data):

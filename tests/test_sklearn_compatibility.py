@@ -8,6 +8,8 @@ from sklearn_moe import EXPERTS, GATES, REGULARIZERS, MoEClassifier, TableEncode
 pytestmark = [
     # One of the checks fits a single sample, others ten: few samples may go to one expert.
     pytest.mark.filterwarnings("ignore:The gate has collapsed"),
+    pytest.mark.filterwarnings("ignore:The best of"),  # so early
+    pytest.mark.filterwarnings("ignore:Class .* has"),
 ]
 
 

@@ -6,7 +6,6 @@ trained in a ``Session``, which holds the data of one training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -265,20 +264,23 @@ class MoENet(NeuralNetClassifier):
                 callback.on_batch_end(self, training=True, **step)
             sizes.append(len(step["batch"][1]))
             total.add_(step["loss"], alpha=sizes[-1])
-        losses = total / sum(sizes)
-        if n_restarts > 1:
-            self.module_.losses = losses
         self.history.new_batch()
-        if n_restarts > 1:  # of which some may fail
-            losses = losses[losses.isfinite()]
-        loss = losses.min().item() if len(losses) else math.nan
+        loss = self._take_down(total / sum(sizes)).item()
         self.history.record_batch(f"{prefix}_loss", loss)
         self.history.record_batch(f"{prefix}_batch_size", sum(sizes))
         self.history.record(f"{prefix}_batch_count", len(sizes))
 
     def train_step_single(self, batch, **fit_params):
         self._set_training(True)
-        return gradient_for(self)(self, *on_device(self, batch), with_prediction=True)
+        step = gradient_for(self)(self, *on_device(self, batch), with_prediction=True)
+        return {**step, "loss": self._take_down(step["loss"])}
+
+    def _take_down(self, losses):
+        """Return the lowest loss of all restarts, of which some may fail."""
+        if self.module_.n_restarts == 1:
+            return losses
+        self.module_.losses = losses
+        return losses.nan_to_num(torch.inf).min()
 
     def validation_step(self, batch, **fit_params):
         inputs, y = on_device(self, batch)

@@ -108,7 +108,7 @@ def _drop_columns(target: _Trained | _Objective) -> None:
     n = int((norms < SMALL * norms.max()).sum())
     while n > 0 and not attempt(n):
         n //= 2
-    while n_dropped < len(order) - 1 and attempt(n_dropped + 1):
+    while n_dropped < len(order) and attempt(n_dropped + 1):
         pass
 
 

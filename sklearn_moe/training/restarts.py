@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
     from sklearn_moe.training.session import Session
 
-# Restarts whose scores are closer than this to the best, in nats per sample, count as near it.
-NEAR = 2e-3
+# Restarts whose scores are closer than this to the best count as near it: in nats per sample, and,
+# where there are few samples, in nats.
+NEAR, NEAR_IN_ALL = 2e-3, 2.0
 
 # Agreement of restarts is measured on at most this many samples.
 SAMPLES_TO_AGREE = 4096
@@ -128,7 +129,7 @@ def keep_best(net: MoENet, score: Callable[[MoENet], float], X) -> Starts:
         net.module_ = mixture
         ends.append(_end(net, score, X))
     mixtures = [end.module for end in ends]
-    return _take_best(net, mixtures, ends)
+    return _take_best(net, mixtures, ends, len(X))
 
 
 def shortlist(
@@ -150,7 +151,7 @@ def shortlist(
         ends.append(_end(net, score, X))
     net.max_epochs = max_epochs
     net.initialize_history()
-    return _take_best(net, [end.module for end in ends], ends)
+    return _take_best(net, [end.module for end in ends], ends, len(X))
 
 
 class _End(NamedTuple):
@@ -165,12 +166,11 @@ def _end(net, score, X):
     return _End(net.module_, score(net), choice)
 
 
-def _take_best(net, mixtures, ends):
+def _take_best(net, mixtures, ends, n_samples):
     scores = np.array([end.score for end in ends])
     best = int(np.nan_to_num(scores, nan=-np.inf).argmax())
-    near = [
-        end.choice for i, end in enumerate(ends) if i != best and end.score >= scores[best] - NEAR
-    ]
+    lowest = scores[best] - max(NEAR, NEAR_IN_ALL / n_samples)
+    near = [end.choice for i, end in enumerate(ends) if i != best and end.score >= lowest]
     agreement = None
     if near:
         own = ends[best].choice

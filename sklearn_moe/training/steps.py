@@ -118,7 +118,7 @@ def make_step(net: MoENet, gradient: ClosedForm | Autograd, batch: Any) -> dict[
 
     def closure():  # some optimizers call it several times
         steps.append(gradient(net, *batch))
-        return steps[-1]["loss"]
+        return steps[-1]["loss"].sum()  # of all restarts
 
     net.optimizer_.step(closure)
     return {**steps[0], "batch": batch}
