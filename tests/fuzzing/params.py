@@ -20,6 +20,7 @@ from sklearn_moe import (
     FlipCrop,
     Importance,
     KMeansGate,
+    LinearExperts,
     Load,
     MLPExperts,
     MPOExperts,
@@ -27,6 +28,7 @@ from sklearn_moe import (
     SampleSimilarity,
     SoftmaxGate,
     SoftOrthogonality,
+    SparseGate,
     TableEncoder,
     ZeroComputationExperts,
     ZLoss,
@@ -39,6 +41,10 @@ def linear_expert(input_shape, n_outputs):
 
 def backbone(input_shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), 4), nn.Tanh())
+
+
+def first_column(X):
+    return [0]
 
 
 def penalty(mixture, x, y, sample_weight):
@@ -62,6 +68,7 @@ PARAMS = {
             MLPExperts((), activation="tanh"),
             MLPExperts(4, dropout=0.5),
             MLPExperts([8, 8], activation="gelu"),
+            *["linear", LinearExperts(), LinearExperts(l2=0.0, l1=0.1)],
             MPOExperts((8,)),
             MPOExperts((8, 4), n_tensors=2, bond=2, mask_probability=1.0),
             OrthogonalExperts((8,)),
@@ -86,6 +93,8 @@ PARAMS = {
             MLPExperts((8, "8")),
             MLPExperts([[8]]),
             MLPExperts(2.5),
+            LinearExperts(l2=-1.0),
+            LinearExperts(l1="0"),
             MPOExperts((8,), bond=0),
             MPOExperts((8,), n_tensors=50),
             ZeroComputationExperts((8,), n_zero=99),
@@ -158,6 +167,8 @@ PARAMS = {
             "competence",
             "z_loss",
             "orthogonality",
+            "sparse_gate",
+            ["importance", SparseGate(0.1)],
             [],
             ["importance", Entropy(0.1)],
             (Importance(0), Competence(2)),
@@ -320,6 +331,16 @@ PARAMS = {
             "nonsense",
         ],
         0.08,
+    ),
+    "n_init": ([1, 2, 3, "auto"], [0, -1, 1.5, True, "many", None, 10**9, [2]], 0.15),
+    "annealing": ([None, 0.2, 0.7, 1, "auto"], [0, -1, 2, "hot", True, [0.2], np.nan], 0.15),
+    **dict.fromkeys(
+        ("gate_features", "expert_features"),
+        (
+            [None, [0], first_column],
+            [[99], [-1], ["nonsense"], [], [True], [[0]], 3.5, "nonsense", len, {0}, [None]],
+            0.1,
+        ),
     ),
     "input_shape": (
         [],
