@@ -141,15 +141,21 @@ def likelihood_gradient(
         unit_weight = torch.full_like(weight[: len(counts)], 1 / n_samples)
         parts = gate_log_proba * (gate_weight * n_samples) + log_of_class * sample_weight
         log_joint = parts.new_zeros(*parts.shape[:2], len(counts)).index_add_(2, group, parts)
-    log_joint.mul_(b.view(-1, 1, 1) if isinstance(b, Tensor) else b)
+    is_annealed = isinstance(b, Tensor) or b != 1
+    if is_annealed:
+        log_joint.mul_(b.view(-1, 1, 1) if isinstance(b, Tensor) else b)
     log_responsibility = log_joint.log_softmax(dim=1)
     # For each expert, the two differ by the log-likelihood of the sample.
     nats = log_responsibility.amax(dim=1) - log_joint.amax(dim=1)
-    loss = (nats @ unit_weight).div_(b)
-    responsibility = log_responsibility.exp_()
-    if group is not None:
+    loss = nats @ unit_weight
+    if is_annealed:
+        loss = loss / b
+    gate_proba, responsibility = gate_log_proba.exp(), log_responsibility.exp_()
+    if group is None:
+        responsibility = of_experts = responsibility * weight
+    else:
         responsibility = responsibility.index_select(2, group)
-    of_experts = responsibility * weight
+        of_experts, responsibility = responsibility * weight, responsibility * gate_weight
     if competence:
         loss = loss - competence * (log_of_class.mean(dim=1) @ weight)
         of_experts = of_experts + competence / of_experts.shape[1] * weight
@@ -158,14 +164,13 @@ def likelihood_gradient(
     upstream = expert_proba * of_experts.unsqueeze(2)
     upstream.scatter_add_(2, of_class, -of_experts.unsqueeze(2))
     module.experts.backward(expert_trail, upstream.flatten(0, 1))
-    gate_proba = gate_log_proba.exp()
-    upstream = (gate_proba - responsibility).mul_(gate_weight)
+    upstream = gate_proba * gate_weight - responsibility
     for each in known:
-        for restart, proba in enumerate(gate_proba):
+        for proba, of_gate, total in zip(gate_proba, upstream, loss, strict=True):
             value, slope = each.penalty_and_gradient(proba.mT, sample_weight)
-            loss[restart] += each.strength * value
+            total.add_(each.strength * value)
             slope = slope.mT * each.strength
-            upstream[restart] += proba * (slope - (proba * slope).sum(dim=0))
+            of_gate.add_(proba * (slope - (proba * slope).sum(dim=0)))
     if others:
         loss = loss + penalty.detach()
         upstream = upstream + of_penalty.mT
