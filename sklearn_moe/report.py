@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Largest number of experts in the report, which shows those that are chosen most often.
 MOST_EXPERTS = 16
 
+# Largest number of columns of the gate in the report.
+MOST_COLUMNS = 5
+
 # Words for how much the expert says about the class, below these shares of the possible maximum.
 SAYS = (
     (0.1, "almost nothing"),
@@ -103,8 +106,9 @@ def decomposition_report(
         for an expert that is never chosen.
 
         The dict also has ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
-        ``n_parameters``, ``cost``, ``relative_cost`` and ``skipping_share`` (see
-        :class:`Decomposition`), ``sample_entropy``, ``usage_entropy``,
+        ``n_parameters``, ``gate_columns`` (those that the gate uses; None for all), ``cost``,
+        ``relative_cost`` and ``skipping_share`` (see :class:`Decomposition`),
+        ``sample_entropy``, ``usage_entropy``,
         ``expert_class_information``, ``specialization`` and ``specialization_to_best`` in bits,
         the first three also as ``normalized_*``, ``verdict`` (three str: "even" or "uneven",
         "sure" or "unsure", and "interchangeable", "partly specialized" or "specialized"),
@@ -152,6 +156,7 @@ def decomposition_report(
         "experts": _experts(decomposition),
         "accuracy": accuracy,
         "n_parameters": model.n_parameters_,
+        "gate_columns": _gate_columns(model),
         **{name: getattr(decomposition, name) for name in _MEASURES},
         "verdict": verdict,
         "advice": advice,
@@ -198,6 +203,12 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
             }
         )
     return experts
+
+
+def _gate_columns(model):
+    """Return the columns that the gate uses, or None if it uses all or reads no columns."""
+    columns = getattr(model, "gate_columns_", None)
+    return None if columns is None or len(columns) == model.n_features_in_ else columns
 
 
 def _in_short(stability):
@@ -279,6 +290,11 @@ def _text(
         f"size      {report['n_parameters']:,} parameters; {report['cost']:,.0f} multiply-adds of "
         f"the experts per sample, {report['relative_cost']:.0%} of all",
     ]
+    columns = report["gate_columns"]
+    if columns is not None:
+        names = ", ".join(cut(columns[:MOST_COLUMNS], 12)) or "none"
+        others = f" and {len(columns) - MOST_COLUMNS} more" if len(columns) > MOST_COLUMNS else ""
+        lines.append(f"gate      chooses by the columns: {names}{others}")
     if report["skipping_share"] > 0:
         lines.append(
             f"skipping  {report['skipping_share']:.1%} of the samples run none of the costliest "

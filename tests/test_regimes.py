@@ -18,6 +18,7 @@ from sklearn_moe import (
     MoEClassifier,
     SoftmaxGate,
     SparseGate,
+    decomposition_report,
     distill,
     prune_experts,
 )
@@ -82,6 +83,11 @@ def test_regimes_are_found_and_found_again(fitted):
     for clf in fitted:
         assert clf.gate_columns_ == [0, 1]
         assert clf.init_scores_.shape == (10,) and clf.init_agreement_ > 0.95
+
+
+def test_the_report_names_the_columns_of_the_gate(data, fitted):
+    assert "gate      chooses by the columns: 0, 1\n" in decomposition_report(fitted[0], *data)
+    assert decomposition_report(fitted[0], *data, output_dict=True)["gate_columns"] == [0, 1]
 
 
 def test_criteria(data, fitted):
