@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
             for name in (
                 "quickstart",
                 "table",
+                "regimes",
                 "images",
                 "collapse",
                 "attentive_gate",

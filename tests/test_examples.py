@@ -16,7 +16,8 @@ EXAMPLES = [path for path in EXAMPLES if path.stem != "plot_quickstart"]  # in t
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-@pytest.mark.filterwarnings("ignore:The gate has collapsed")  # so early
+# So early, gates collapse and restarts disagree.
+@pytest.mark.filterwarnings("ignore:The gate has collapsed", "ignore:The best of")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, monkeypatch, short_trainings, capsys):
     matplotlib.use("agg")
