@@ -66,6 +66,28 @@ epochs to 0.545 after 120.
 An attentive gate learns best with a lower learning rate. On digits, with importance or sample
 similarity, its log loss is 0.146 with 3e-2 and 0.104 with 1e-2, and its sample entropy is 0.23 and
 0.13 bits.
+
+The recipe for linear experts was chosen for the regimes that it finds in the made tables of
+``benchmarks/regimes.py``. The figures are the adjusted Rand index of the chosen expert and the
+true regime on new rows, as means over three data sets with 2,000 training rows and two fits of
+each (three of one start). The last column is *exclusive or*, under a gate with a hidden layer:
+
+=============================================== ======= ======== ========== ===== ============
+training                                        sectors clusters thresholds codes exclusive or
+=============================================== ======= ======== ========== ===== ============
+one start                                       .445    .928     .701       .889  .000
+two starts                                      .615    .979     .885       1.000 .197
+two starts, one of them annealed                .729    .979     .967       1.000 .197
+ten starts                                      .729    .979     .967       1.000 .585
+ten starts, annealing in all                    .729    .903     .967       1.000 .000
+ten starts, annealing in every second           .729    .979     .967       1.000 .584
+(without the sparse gate)                       .632    .821     .846       .802  .154
+(sparse gate of 1e-3 for a gate with layers)                                      .386
+=============================================== ======= ======== ========== ===== ============
+
+So an annealed start finds the best more often than another, but all of them tend to the same
+optimum, and where this is not the best, all are wrong. The learning rate hardly matters: with 0.1
+in place of 0.2, the first four figures of the recipe are the same.
 """
 
 from __future__ import annotations
