@@ -47,7 +47,7 @@ class LinearExperts(Experts):
     >>> from sklearn.datasets import make_classification
     >>> from sklearn_moe import LinearExperts, MoEClassifier
     >>> X, y = make_classification(random_state=0)
-    >>> clf = MoEClassifier(3, experts=LinearExperts(l2=1e-3), random_state=0).fit(X, y)
+    >>> clf = MoEClassifier(3, experts=LinearExperts(l2=1e-3), n_init=1, random_state=0).fit(X, y)
     >>> clf.expert_proba(X).shape
     (100, 3, 2)
     """
