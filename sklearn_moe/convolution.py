@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from sklearn_moe.images import channels_first
 from sklearn_moe.layers import ACTIVATIONS, check_layer_sizes, fill_like_linear, keep_rows
 
-# For images of one channel and at most this many output channels, pooling in our own way is faster
-# than torch's (see ``StackedConv._convolve_places``).
+# For images of one channel and at most this many output channels, pooling two by two in our own
+# way is faster than torch's (see ``StackedConv._convolve_places``).
 CHANNELS_AT_ONCE = 32
 
 # If a layer has at least this many outputs for a sample, a CPU runs networks faster one by one.
@@ -151,7 +151,7 @@ class StackedConv(nn.Module):
         lost = self.weight.shape[-1] - 1 - 2 * self.padding
         divides = all((length - lost) % self.pooling == 0 for length in x.shape[2:])
         return (
-            self.pooling > 1
+            self.pooling == 2  # the work grows with the square of the pooling
             and (self.normalization is None or (self.normalization == "batch" and divides))
             and x.shape[1] == 1
             and len(weight) <= CHANNELS_AT_ONCE

@@ -110,6 +110,15 @@ def test_both_ways_of_pooling_agree_under_batch_normalization(generator, monkeyp
     torch.testing.assert_close(*results)
 
 
+def test_large_pooling_is_left_to_torch(generator, monkeypatch):
+    # Our own way takes as many convolutions as a window has pixels: 784 for whole images.
+    monkeypatch.setattr(convolution.StackedConv, "_convolve_places", None)
+    stack = build(generator, (28, 28), channels=(2,), pooling=28)
+    x = torch.randn(N, 28, 28, generator=generator, dtype=torch.float64)
+    expected = torch.stack([separate(stack, e, x.unsqueeze(1)).mT for e in range(E)])
+    torch.testing.assert_close(stack(x), expected)
+
+
 def test_weights_start_as_those_of_a_convolution(generator):
     layer = build(generator, (64, 20, 20), channels=(64,)).layers[0]
     bound = (64 * 9) ** -0.5
