@@ -221,17 +221,12 @@ class FittedMixture:
     @property
     def gate_columns_(self) -> list | None:
         """Names or positions of the columns of a table that the gate uses."""
-        module, table = self.module_, self.reader_.table
-        gate = module.gate
-        if gate.column_groups is None:
+        gate = self.module_.gate
+        if gate.sources is None:
             return None
-        sources = np.arange(self.n_features_in_) if table is None else table.sources_
-        if module.gate_columns is not None:
-            sources = sources[module.gate_columns.cpu()]
-        if gate.input_weight is not None:
-            sources = sources[gate.input_weight.detach().any(dim=1)[0].cpu()]
+        sources = gate.sources if gate.input_weight is None else gate.sources[gate.used_inputs]
         names = getattr(self, "feature_names_in_", np.arange(self.n_features_in_))
-        return names[np.unique(sources)].tolist()
+        return names[sources.unique().cpu().numpy()].tolist()
 
     @property
     def n_parameters_(self) -> int:

@@ -17,8 +17,8 @@ from sklearn_moe.notices import warn_of_news
 from sklearn_moe.parameters import (
     check_enough_samples,
     check_parameters,
-    chooses_by_validation,
     encoder_of,
+    has_linear_experts,
     net_for,
     search_of,
 )
@@ -64,6 +64,8 @@ def train(
     n_init, annealing = search_of(new)
     if going_on or incremental:
         n_init, annealing = 1, None
+    # Flexible experts overfit, so the training samples cannot tell which restart is best.
+    chooses_by_validation = n_init > 1 and not has_linear_experts(new)
     if going_on:
         random_state = deepcopy(new._random_state)
     else:
@@ -78,7 +80,7 @@ def train(
         encoder=encoder_of(new),
         classes=classes,
         going_on=going_on,
-        needs_validation=new.early_stopping or (n_init > 1 and chooses_by_validation(new)),
+        needs_validation=new.early_stopping or chooses_by_validation,
         random_state=random_state,
         groups=groups,
     )
@@ -112,7 +114,7 @@ def train(
             read=partial(new.reader_.read, estimator=new),
             group=data.group,
             seeds=[build_seed, *more.tolist()],
-            chooses_by_validation=chooses_by_validation(new),
+            chooses_by_validation=chooses_by_validation,
         )
         interrupted = session.run(1 if incremental else None)
     vars(new).update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))

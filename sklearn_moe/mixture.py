@@ -117,12 +117,6 @@ class MixtureOfExperts(nn.Module):
             self.register_buffer(name, columns, persistent=False)
 
     @property
-    def n_inputs(self) -> int:
-        """Number of columns that the gate's first layer reads; 0 if there is no such layer."""
-        weight = self.gate.input_weight
-        return 0 if weight is None else weight.shape[2]
-
-    @property
     def best(self) -> MixtureOfExperts:
         return self
 

@@ -256,11 +256,6 @@ def search_of(estimator: BaseEstimator) -> tuple[int, float | None]:
     return n_init, annealing
 
 
-def chooses_by_validation(estimator: BaseEstimator) -> bool:
-    """Whether a validation set decides between restarts, as flexible experts overfit."""
-    return search_of(estimator)[0] > 1 and not has_linear_experts(estimator)
-
-
 def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     """Return what "auto" means for samples that are rows of numbers, or images."""
     encoder = encoder_of(estimator)

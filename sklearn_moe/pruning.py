@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sklearn_moe.decomposition import (
 from sklearn_moe.grouping import cka, divergence, group_experts
 from sklearn_moe.measures import running_cost
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.callbacks import AnnealTopK
 from sklearn_moe.training.session import NO_SEARCH
 
@@ -278,7 +278,7 @@ def _check_fine_tuning(model, n_experts, y, top_k):
 
 def _similar(model, X, n_experts, similarity):
     """Return groups of similar experts, the most used of each first, and the usage of all."""
-    X = _evenly(X, SAMPLES_TO_COMPARE)
+    X = X[evenly(len(X), SAMPLES_TO_COMPARE)]
     gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba).astype(np.float64)
     logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
     usage = gate_proba.mean(axis=0)
@@ -305,7 +305,8 @@ def _reduce(pruned, groups, usage, X, reduce):
         (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
         for own in shares
     ]
-    x = net.evaluate(_evenly(X, SAMPLES_TO_MATCH_UNITS), MixtureOfExperts.encode)
+    X = X[evenly(len(X), SAMPLES_TO_MATCH_UNITS)]
+    x = net.evaluate(X, MixtureOfExperts.encode)
     net.merge(groups, shares, torch.from_numpy(x).to(net.device))
 
 
@@ -339,10 +340,6 @@ def _encode(model, X):
     X = model.reader_.read(X, model)
     check_shape("X", X, model.net_.input_shape)
     return X
-
-
-def _evenly(X, n_samples):
-    return X[:: math.ceil(len(X) / n_samples)]
 
 
 def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):

@@ -10,7 +10,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import softmax
@@ -30,6 +30,7 @@ from sklearn_moe.measures import (
     specialization,
     usage_entropy,
 )
+from sklearn_moe.parallel import run_all
 from sklearn_moe.report import MOST_EXPERTS
 
 # From this agreement on, two fits, or two experts, count as the same.
@@ -383,14 +384,12 @@ def decomposition_stability(
     first = _measure(reference, X, y)
     template = clone(reference)
     draws = check_random_state(random_state).randint(np.iinfo(np.int32).max, size=n_refits)
-    refits = Parallel(n_jobs=n_jobs, return_as="generator")(
+    tasks = (
         delayed(_refit)(template, X, y, params, resample, seed, first.responsibilities)
         for seed in draws.tolist()
     )
-    if verbose:
-        from tqdm.auto import tqdm  # warns in notebooks without ipywidgets
-
-        refits = tqdm(refits, total=n_refits, unit="refit", desc="decomposition_stability")
+    total = n_refits if verbose else None
+    refits = run_all(tasks, n_jobs, total=total, name="decomposition_stability", unit="refit")
     fits = [first, *refits]
     index = np.eye(len(fits))
     for one, other in combinations(range(len(fits)), 2):

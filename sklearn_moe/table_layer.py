@@ -71,14 +71,8 @@ class TableLayer(nn.Module):
         self._keep("gap", gap.astype(precision))
         self._keep("is_first", is_first.astype(np.float32))
 
-        widths = [
-            len(categories) + has_infrequent
-            for categories, has_infrequent in zip(
-                fitted.categories_, fitted.has_infrequent_, strict=True
-            )
-        ]
-        self.n_categories = sum(widths)
-        self._keep("start", np.cumsum([0, *widths])[:-1])
+        self.n_categories = sum(fitted.widths_)
+        self._keep("start", np.cumsum([0, *fitted.widths_])[:-1])
         self.n_out = self.n_numbers + len(self.with_missing) + len(column) + self.n_categories
 
     def _keep(self, name, values):

@@ -388,21 +388,25 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return np.array(out, dtype=object)
 
     @property
-    def sources_(self) -> NDArray[np.int64]:
-        """Position of the column of the table from which each encoded column comes."""
-        numbers = np.flatnonzero(~self.is_categorical_)
-        widths = [
+    def widths_(self) -> list[int]:
+        """Number of encoded columns of each column of categories."""
+        return [
             len(categories) + has_infrequent
             for categories, has_infrequent in zip(
                 self.categories_, self.has_infrequent_, strict=True
             )
         ]
+
+    @property
+    def sources_(self) -> NDArray[np.int64]:
+        """Position of the column of the table from which each encoded column comes."""
+        numbers = np.flatnonzero(~self.is_categorical_)
         return np.concatenate(
             [
                 numbers,
                 numbers[self.has_missing_],
                 np.repeat(numbers, [len(knots) for knots in self.knots_]),
-                np.repeat(np.flatnonzero(self.is_categorical_), widths),
+                np.repeat(np.flatnonzero(self.is_categorical_), self.widths_),
             ]
         )
 

@@ -82,9 +82,11 @@ class GateModule(nn.Module):
     refits : bool, default=False
         Whether the gate learns without gradients. Then ``refit`` is called before each epoch. It
         gets at most as many samples as the gate's attribute ``max_samples``.
+    sources : Tensor of shape (n_inputs,) or None
+        For each number that the gate reads, the column of the table that it comes from. None for
+        images and after a backbone.
     column_groups : Tensor of shape (n_inputs,) or None
-        For each number that the gate reads, the column of the table that it comes from, counted
-        over the columns that the gate reads. None for images and after a backbone.
+        The same, counted over the columns that the gate reads.
     group_sizes : Tensor of shape (n_columns,) or None
         Number of inputs that come from each of these columns.
     """
@@ -97,12 +99,13 @@ class GateModule(nn.Module):
         self.temperature = temperature
         self.top_k = top_k
         self.noise = noise
-        self.register_buffer("column_groups", None, persistent=False)
-        self.register_buffer("group_sizes", None, persistent=False)
+        for name in ("sources", "column_groups", "group_sizes"):
+            self.register_buffer(name, None, persistent=False)
 
     def group_columns(self, sources: ArrayLike) -> None:
         """Take down which column of a table each input comes from."""
         groups = np.unique(sources, return_inverse=True)[1]
+        self.sources = torch.as_tensor(sources)
         self.column_groups = torch.from_numpy(groups)
         self.group_sizes = torch.from_numpy(np.bincount(groups).astype(np.float32))
 
@@ -113,6 +116,17 @@ class GateModule(nn.Module):
         None if no layer reads it directly.
         """
         return None
+
+    @property
+    def used_inputs(self) -> Tensor:
+        """Which inputs (n_inputs,) have a weight that is not zero."""
+        return self.input_weight.detach()[0].any(dim=0)
+
+    def column_squares(self) -> Tensor:
+        """Return the sum of the squared weights of each column, (n_restarts, n_columns)."""
+        squares = self.input_weight.square().sum(dim=1)
+        totals = squares.new_zeros(len(squares), len(self.group_sizes))
+        return totals.index_add_(1, self.column_groups, squares)
 
     def forward(
         self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None

@@ -15,7 +15,8 @@ from sklearn.utils.validation import _is_fitted, indexable
 
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import check_labels, final_model
-from sklearn_moe.model_selection.n_experts import LIKELIHOOD, check_mixture, run_all
+from sklearn_moe.model_selection.n_experts import LIKELIHOOD, check_mixture
+from sklearn_moe.parallel import run_all
 from sklearn_moe.parameters import has_linear_experts
 
 # A class that is missing in this many simulated samples in a row is too rare for the test.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import log_loss
@@ -25,6 +25,7 @@ from sklearn_moe.fitted import is_mixture
 from sklearn_moe.measures import usage_entropy
 from sklearn_moe.model_selection.search import values_of
 from sklearn_moe.model_selection.tune import fit_params
+from sklearn_moe.parallel import run_all
 from sklearn_moe.parameters import has_linear_experts
 
 CRITERIA = {"aic": "AIC", "bic": "BIC", "icl": "ICL", "log_loss": "log loss"}
@@ -292,23 +293,6 @@ def with_n_experts(estimator: BaseEstimator, number: int) -> BaseEstimator:
     candidate = clone(estimator)
     final_model(candidate)[0].set_params(n_experts=number)
     return candidate
-
-
-def run_all(tasks: Iterator, n_jobs: int | None, *, total: int | None, name: str) -> Iterator:
-    """Run tasks of joblib, and yield their results in order.
-
-    With a ``total`` number of tasks, there is a progress bar of this name.
-    """
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
-    shown = results
-    try:
-        if total is not None:
-            from tqdm.auto import tqdm  # only here, as it warns in notebooks without ipywidgets
-
-            shown = tqdm(results, total=total, unit="fit", desc=name)
-        yield from shown
-    finally:
-        results.close()  # ends the workers if one has failed
 
 
 def _check_numbers(n_experts, n_samples) -> list[int]:

@@ -61,13 +61,10 @@ class SparseGate(Regularizer):
 
     def _norms(self, gate):
         """Return the norm of each group in each restart, and the sizes of the groups."""
-        weight, groups, size = gate.input_weight, gate.column_groups, gate.group_sizes
-        if weight is None or groups is None:
+        if gate.input_weight is None or gate.column_groups is None:
             raise ValueError(
                 "regularization='sparse_gate' needs a gate whose first layer reads the columns of "
                 f"a table, such as gate='softmax', got {type(gate).__name__}."
             )
-        squares = weight.square().sum(dim=1)
-        squares = squares.new_zeros(len(squares), len(size)).index_add_(1, groups, squares)
         # So far from zero that the slope stays finite.
-        return (squares + 1e-10).sqrt(), size
+        return (gate.column_squares() + 1e-10).sqrt(), gate.group_sizes

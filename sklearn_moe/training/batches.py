@@ -136,6 +136,11 @@ def is_memory_map(array: np.ndarray) -> bool:
     return array is not None
 
 
+def evenly(n_rows: int, n_samples: int) -> slice:
+    """Return a slice of at most ``n_samples`` evenly spaced rows."""
+    return slice(None, None, -(-n_rows // n_samples))
+
+
 def spaced(weight: Tensor, n_samples: int) -> tuple[slice | Tensor, Tensor]:
     """Return at most ``n_samples`` rows, evenly spaced along their summed weights, and weights."""
     if len(weight) <= n_samples:

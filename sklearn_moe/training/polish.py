@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.closed_form import has_known_gradient, likelihood_gradient
 from sklearn_moe.training.restarts import log_joint
 
@@ -61,7 +62,8 @@ def finish(
     """
     is_sparse = any(getattr(each, "of_weights", False) for each in net.regularizations)
     data = X, y, sample_weight
-    if can_be_polished(net) and len(X) * net.module_.n_inputs <= LARGEST_TABLE:
+    weight = net.module_.gate.input_weight
+    if can_be_polished(net) and len(X) * weight.shape[2] <= LARGEST_TABLE:
         _polish(net, is_sparse, *data, group)
     elif is_sparse:
         _drop_columns(_Trained(net, *data))
@@ -75,7 +77,8 @@ def _polish(net, is_sparse, *data):
         objective.minimise(FIRST_STEPS)
         _drop_columns(objective)
     objective.minimise(LAST_STEPS)
-    if not (is_sparse or objective() < before):
+    after = objective()
+    if not (after.isfinite() if is_sparse else after < before):
         return
     with torch.no_grad():
         for name, parameter in objective.mixture.named_parameters():
@@ -86,19 +89,18 @@ def _polish(net, is_sparse, *data):
 def _drop_columns(target: _Trained | _Objective) -> None:
     """Set the gate's weights of columns to zero where this lowers the BIC."""
     gate = target.mixture.gate
-    groups, squares = gate.column_groups, gate.input_weight.square().sum(dim=(0, 1))
-    norms = squares.new_zeros(len(gate.group_sizes)).index_add_(0, groups, squares).sqrt()
+    norms = gate.column_squares()[0].sqrt()
     order = norms.argsort()
     best, n_dropped = target.bic(), 0
 
     def attempt(n):
         nonlocal best, n_dropped
         before = target.dropped, deepcopy(target.mixture.state_dict())
-        target.dropped = torch.isin(groups, order[:n])
+        target.dropped = torch.isin(gate.column_groups, order[:n])
         gate.input_weight[:, :, target.dropped] = 0
         target.minimise(STEPS_OF_ATTEMPT)
         bic = target.bic()
-        if bic > best:
+        if not bic <= best:  # it may be nan
             target.dropped, state = before
             target.mixture.load_state_dict(state)
             return False
@@ -118,7 +120,7 @@ class _Trained:
     dropped: Tensor | None = None
 
     def __init__(self, net, X, y, sample_weight):
-        rows = slice(None, None, -(-len(X) // SAMPLES))
+        rows = evenly(len(X), SAMPLES)
         self.net, self.mixture = net, net.module_
         self.n_samples = len(X)
         self.data = X[rows], y[rows], sample_weight[rows]
@@ -181,9 +183,10 @@ class _Objective:
 
     def bic(self) -> float:
         """Return the BIC, as far as it depends on the columns that the gate reads."""
-        weight, x = self.mixture.gate.input_weight, self.mixture.for_gate(self.batch["x"])
-        used, n_samples = weight[0].any(dim=0), len(x)
-        n_parameters = (len(weight[0]) - 1) * _rank(x[:: -(-n_samples // SAMPLES), used])
+        gate, x = self.mixture.gate, self.mixture.for_gate(self.batch["x"])
+        n_samples, n_outputs = len(x), gate.input_weight.shape[1]
+        rows = evenly(n_samples, SAMPLES)
+        n_parameters = (n_outputs - 1) * _rank(x[rows, gate.used_inputs])
         loss = self([]) - self.mixture.experts.penalty().sum()
         return float(2 * n_samples * loss) + n_parameters * np.log(n_samples)
 
@@ -225,13 +228,12 @@ def information_criteria(
 
 def _n_identifiable(net, X):
     module = net.module_
-    rows = slice(None, None, max(1, len(X) // SAMPLES))
-    encoded = net.evaluate(X[rows], MixtureOfExperts.encode)
+    encoded = net.evaluate(X[evenly(len(X), SAMPLES)], MixtureOfExperts.encode)
     encoded = torch.from_numpy(encoded).to(net.device).flatten(1)
     of_gate = sum(parameter.numel() for parameter in module.gate.parameters())
     if len(module.gate.network.layers) == 1:
-        used = module.gate.input_weight.detach()[0].any(dim=0)
-        of_gate = (net.n_experts - 1) * _rank(module.for_gate(encoded)[:, used])
+        inputs = module.for_gate(encoded)[:, module.gate.used_inputs]
+        of_gate = (net.n_experts - 1) * _rank(inputs)
     of_experts = net.n_experts * (net.n_classes - 1) * _rank(module.for_experts(encoded))
     return of_gate + of_experts
 

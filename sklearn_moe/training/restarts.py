@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
+from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.steps import ClosedForm
 
 if TYPE_CHECKING:
@@ -128,30 +129,27 @@ def keep_best(net: MoENet, score: Callable[[MoENet], float], X) -> Starts:
     for mixture in net.module_.mixtures:
         net.module_ = mixture
         ends.append(_end(net, score, X))
-    mixtures = [end.module for end in ends]
-    return _take_best(net, mixtures, ends, len(X))
+    return _take_best(net, ends, len(X))
 
 
 def shortlist(
     net: MoENet,
     seeds: list[int],
-    session_for: Callable[[MoENet], Session],
+    session_for: Callable[[MoENet, int], Session],
     score: Callable[[MoENet], float],
     X,
 ) -> Starts:
     """Train from each start for a part of the epochs, and let the net go on with the best."""
-    ends, max_epochs = [], net.max_epochs
-    net.max_epochs = max(1, round(SHORT * max_epochs))
+    ends, epochs = [], max(1, round(SHORT * net.max_epochs))
     for i, seed in enumerate(seeds):
         if i > 0:
             net.module_ = net.build(seed).to(net.device)
             net.initialize_optimizer()
-        if session_for(net).run():
+        if session_for(net, epochs).run(epochs):
             raise KeyboardInterrupt("The training was interrupted while it tried several starts.")
         ends.append(_end(net, score, X))
-    net.max_epochs = max_epochs
     net.initialize_history()
-    return _take_best(net, [end.module for end in ends], ends, len(X))
+    return _take_best(net, ends, len(X))
 
 
 class _End(NamedTuple):
@@ -161,12 +159,12 @@ class _End(NamedTuple):
 
 
 def _end(net, score, X):
-    rows = slice(None, None, max(1, len(X) // SAMPLES_TO_AGREE))
-    choice = net.evaluate(X[rows], lambda module, x: module.gate_proba(x).argmax(dim=1))
+    rows = X[evenly(len(X), SAMPLES_TO_AGREE)]
+    choice = net.evaluate(rows, lambda module, x: module.gate_proba(x).argmax(dim=1))
     return _End(net.module_, score(net), choice)
 
 
-def _take_best(net, mixtures, ends, n_samples):
+def _take_best(net, ends, n_samples):
     scores = np.array([end.score for end in ends])
     best = int(np.nan_to_num(scores, nan=-np.inf).argmax())
     lowest = scores[best] - max(NEAR, NEAR_IN_ALL / n_samples)
@@ -175,7 +173,7 @@ def _take_best(net, mixtures, ends, n_samples):
     if near:
         own = ends[best].choice
         agreement = float(np.mean([adjusted_rand_score(own, choice) for choice in near]))
-    net.module_ = deepcopy(mixtures[best]).eval()  # with weights of its own
+    net.module_ = deepcopy(ends[best].module).eval()  # with weights of its own
     net.initialize_optimizer()
     return Starts(scores, agreement)
 

@@ -130,7 +130,7 @@ class Session:
         chooses_by_validation: bool = False,
     ):
         self.net = net
-        self.data = (X, y, sample_weight) if group is None else (X, y, sample_weight, group)
+        self.data = X, y, sample_weight, group
         self.held_out = validation
         self.seeds = seeds
         self.chooses_by_validation = chooses_by_validation
@@ -192,14 +192,12 @@ class Session:
             net.forget_batches()
         return self.interrupted
 
-    def _short(self, net):
+    def _short(self, net, epochs):
         """Return a session that trains a net from one of several starts."""
-        epochs = net.max_epochs
         callbacks = [
             each.for_epochs(epochs) for each in self.callbacks if hasattr(each, "for_epochs")
         ]
-        X, y, sample_weight, *group = self.data
-        group = group[0] if group else None
+        X, y, sample_weight, group = self.data
         return Session(net, X, y, sample_weight, seed=self.seed, callbacks=callbacks, group=group)
 
     def _score(self, net):
