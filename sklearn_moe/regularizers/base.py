@@ -31,9 +31,10 @@ class Regularizer(BaseEstimator):
         If the weighted penalty is a multiple of the experts' mean negative log-likelihood, and
         nothing else, the factor. Training is then faster.
     of_weights : bool, default=False
-        Whether the penalty reads only the weights of the gate. Then there are two more methods,
-        which return the penalty of each restart: ``penalty_of(gate)`` and ``add_gradient(gate)``,
-        which also adds the gradient, times ``strength``, to that of the gate's weights.
+        Whether the penalty reads only the weights of the gate. Then there are three more methods:
+        ``penalty_of(gate)`` and ``add_gradient(gate)`` return the penalty of each restart, and
+        the second one adds the gradient, times ``strength``, to that of the gate's weights;
+        ``slope(gate)`` returns this gradient, divided by the weight, for each input.
     balances : bool, default=False
         Whether a higher strength makes the use of the experts more even. The report then advises
         it if the experts are used unevenly.

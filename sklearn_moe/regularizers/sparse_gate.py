@@ -54,10 +54,15 @@ class SparseGate(Regularizer):
     def add_gradient(self, gate) -> Tensor:
         """Add the weighted gradient to that of the gate's weights; return the penalties."""
         norm, size = self._norms(gate)
-        root, weight = size.sqrt(), gate.input_weight
-        slope = (self.strength * root / norm)[:, gate.column_groups]
-        weight.grad.addcmul_(weight, slope.unsqueeze(1))
-        return norm @ root
+        weight = gate.input_weight
+        weight.grad.addcmul_(weight, self.slope(gate).unsqueeze(1))
+        return norm @ size.sqrt()
+
+    @torch.no_grad()
+    def slope(self, gate) -> Tensor:
+        """Return the weighted gradient over the weight, (n_restarts, n_inputs)."""
+        norm, size = self._norms(gate)
+        return (self.strength * size.sqrt() / norm)[:, gate.column_groups]
 
     def _norms(self, gate):
         """Return the norm of each group in each restart, and the sizes of the groups."""

@@ -1,0 +1,614 @@
+"""The coefficients of linear experts and their gate, in the units of the columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import chi2, norm
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from sklearn_moe.checks import check_weight, encode
+from sklearn_moe.decomposition import check_labels, cut, final_model, signed
+from sklearn_moe.interpretation.inference import Design, Likelihood
+from sklearn_moe.interpretation.terms import Terms, column_names
+from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.stability import SAME, DecompositionStability
+from sklearn_moe.training.polish import can_be_polished
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The maximum of the likelihood without the penalties of the experts is another decomposition if
+# fewer samples have the same most responsible expert.
+SAME_EXPERTS = 0.9
+
+# Differences with a smaller p-value are marked.
+SIGNIFICANT = 0.05
+
+COLUMNS = ("part", "expert", "class", "feature", "coefficient", "odds_ratio", "standard_error")
+COLUMNS += ("lower", "upper", "p_value")
+
+# Characters of a column's name in the printed table, and lines of it.
+NAME, LINES = 36, 40
+
+# So many coefficients without a standard error are named.
+MOST_NAMED = 4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExpertSummary:
+    """What :func:`expert_summary` says about linear experts and their gate; it prints tables.
+
+    Attributes
+    ----------
+    coefficients : dict of list
+        The columns of :meth:`to_frame`.
+    differences : dict of list
+        Wald tests of the hypothesis that a coefficient is the same in all experts: ``class``,
+        ``feature``, ``statistic``, ``degrees_of_freedom`` and ``p_value``, corrected by Holm's
+        method. Empty if there are no standard errors.
+    alike : dict of tuple of int to float
+        For each two experts, the BIC of the mixture with one expert in place of both, less the BIC
+        of the mixture. A negative number means that the data do not tell the two apart.
+    classes : ndarray of shape (n_classes,)
+        Class labels. The first one is the one that others are compared with.
+    usage : ndarray of shape (n_experts,)
+        Mean gate probability of each expert.
+    n_samples : float
+        The number of samples or, with groups, of groups; if there are weights, their sum.
+    log_likelihood : float
+        The logarithm of the likelihood.
+    confidence : float
+        Probability that an interval covers the true coefficient.
+    notes : list of str
+        Why there are no standard errors, if so, and other limits.
+    """
+
+    coefficients: dict[str, list]
+    differences: dict[str, list]
+    alike: dict[tuple[int, int], float]
+    classes: NDArray
+    usage: NDArray[np.float64]
+    n_samples: float
+    log_likelihood: float
+    confidence: float
+    notes: list[str]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the coefficients as a pandas DataFrame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each coefficient: ``part`` is "gate" or "expert"; ``expert`` its number;
+            ``class`` the class whose odds it changes (None for the gate); ``feature`` the column,
+            with the values that are compared, or "intercept"; then ``coefficient``,
+            ``odds_ratio``, ``standard_error``, ``lower``, ``upper`` and ``p_value``.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.coefficients)
+
+    @property
+    def are_different(self) -> bool:
+        """Whether the data tell each two experts apart."""
+        return all(difference > 0 for difference in self.alike.values())
+
+    @property
+    def sentences(self) -> list[str]:
+        """Which experts differ, and in what."""
+        n_experts = len(self.usage)
+        if n_experts == 1:
+            return ["There is one expert: this is a logistic regression."]
+        same = [pair for pair, difference in self.alike.items() if difference <= 0]
+        if len(same) == len(self.alike):
+            return [
+                "The experts do not differ: with one in place of any two, the BIC is lower. Do "
+                "not read",
+                "them as different rules.",
+            ]
+        sentences = [
+            f"Experts {one} and {other} do not differ: with one in place of both, the BIC is "
+            "lower."
+            for one, other in same
+        ] or ["All experts differ: with one in place of any two, the BIC is higher."]
+        differing = [
+            feature
+            for feature, value in zip(
+                self.differences.get("feature", []),
+                self.differences.get("p_value", []),
+                strict=True,
+            )
+            if value < SIGNIFICANT
+        ]
+        if differing:
+            names = ", ".join(dict.fromkeys(differing))
+            sentences.append(f"These coefficients differ between experts: {names}.")
+        return sentences
+
+    def __repr__(self) -> str:
+        n_experts = len(self.usage)
+        title = f"{n_experts} linear experts" if n_experts > 1 else "One linear expert"
+        lines = [f"{title}, {self.n_samples:,.0f} samples", "", *self.sentences]
+        first = self.classes[0]
+        for label in self.classes[1:]:
+            lines += ["", f"Experts: log odds of class {label} against {first}, per unit"]
+            lines += self._table("expert", label, range(n_experts))
+        if "gate" in self.coefficients["part"]:
+            lines += ["", "Gate: log odds of the expert against expert 0, per unit"]
+            lines += self._table("gate", None, range(1, n_experts))
+        if not np.isnan(self.coefficients["standard_error"]).all():
+            lines += ["", f"In brackets: {100 * self.confidence:.4g}% confidence interval."]
+            if any(value < SIGNIFICANT for value in self.differences.get("p_value", [])):
+                lines[-1] += f" *: differs between experts (p < {SIGNIFICANT}, Wald test, Holm)."
+        return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
+
+    def _table(self, part, label, experts):
+        """Yield the lines of a table with a column for each expert."""
+        rows: dict[str, dict[int, str]] = {}
+        table = self.coefficients
+        for i, feature in enumerate(table["feature"]):
+            if table["part"][i] == part and table["class"][i] == label:
+                cell = _number(table["coefficient"][i])
+                low, high = table["lower"][i], table["upper"][i]
+                if not np.isnan(low):
+                    cell += f" ({_number(low)}, {_number(high)})"
+                rows.setdefault(feature, {})[table["expert"][i]] = cell
+        differing = set()
+        if part == "expert":
+            tests = self.differences
+            differing = {
+                feature
+                for of, feature, value in zip(
+                    tests.get("class", []),
+                    tests.get("feature", []),
+                    tests.get("p_value", []),
+                    strict=True,
+                )
+                if of == label and value < SIGNIFICANT
+            }
+        names = dict(zip(rows, cut(rows, NAME), strict=True))
+        width = max(map(len, names.values()))
+        heads = [f"expert {expert} ({self.usage[expert]:.0%})" for expert in experts]
+        cells = [[row.get(expert, "") for row in rows.values()] for expert in experts]
+        widths = [max(len(head), *map(len, own)) for head, own in zip(heads, cells, strict=True)]
+        yield " " * (width + 2) + "  ".join(
+            f"{head:>{size}}" for head, size in zip(heads, widths, strict=True)
+        )
+        for i, (feature, row) in enumerate(rows.items()):
+            if i == LINES:
+                yield f"{len(rows) - LINES} more coefficients: see to_frame()"
+                return
+            mark = "*" if feature in differing else " "
+            yield f"{names[feature]:{width}}{mark} " + "  ".join(
+                f"{row.get(expert, ''):>{size}}"
+                for expert, size in zip(experts, widths, strict=True)
+            )
+
+
+def _number(value):
+    return f"{signed(float(f'{value:.3g}'), 12):g}"
+
+
+@validate_params(
+    {
+        "confidence": [Interval(Real, 0, 1, closed="neither")],
+        "stability": [DecompositionStability, None],
+    },
+    prefer_skip_nested_validation=False,
+)
+def expert_summary(
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    confidence: float = 0.95,
+    stability: DecompositionStability | None = None,
+) -> ExpertSummary:
+    r"""Return the coefficients of linear experts and their gate, and how certain they are.
+
+    Each expert is a logistic regression,
+
+    .. math:: \log \frac{P(c \mid x, e)}{P(c_0 \mid x, e)}
+              = \beta_{ec0} + \sum_d \beta_{ecd}\, x_d,
+
+    and so is the gate, with expert 0 in place of the first class :math:`c_0`. The coefficients are
+    in the units of the columns: :math:`\beta` is what one more unit adds to the log odds, and
+    :math:`\exp \beta`, the odds ratio, is the factor of the odds. A category has a coefficient
+    against the most frequent one. A column in which the gate bends (it has hat functions) has
+    coefficients for some of its values against the lowest one. The intercept belongs to a sample
+    with 0 in each other column of numbers, and with the values that others are compared with.
+
+    Coefficients, standard errors and tests are those of the maximum likelihood. The penalties
+    ``l2`` and ``l1`` of the experts are left out, so coefficients are a little larger than those
+    of the fitted mixture. The penalty of a sparse gate stays, because without it, a gate that
+    bends would follow chance: read the gate's intervals as those of a penalised spline. Columns
+    that the gate has dropped have no coefficients; that they were chosen by the same data is not
+    accounted for.
+
+    The covariance of the coefficients is the inverse of the observed information of all
+    parameters, including those of the gate. So the standard errors include the uncertainty about
+    the expert of each sample. They hold within the decomposition that was found. There are none
+    if the restarts of the fit found different ones, as it is then not known which rule a
+    coefficient belongs to.
+
+    Two experts *do not differ* if a mixture with one expert in place of both has the lower BIC.
+
+    Parameters
+    ----------
+    estimator : MoEClassifier, Pipeline or search
+        A fitted ``MoEClassifier`` with ``experts="linear"``, or a pipeline that ends in one, or a
+        search for one. In a pipeline, columns and units are those that the last step gets.
+    X : array-like of shape (n_samples, n_features)
+        The training samples.
+    y : array-like of shape (n_samples,)
+        Their labels.
+    sample_weight, groups : array-like of shape (n_samples,), default=None
+        Weights and groups, if ``fit`` got them. Weights must count samples, as those of repeated
+        rows do.
+    confidence : float, default=0.95
+        Probability that an interval covers the true coefficient.
+    stability : DecompositionStability, default=None
+        What :func:`decomposition_stability` has found for this mixture. There are only standard
+        errors if at least 0.8 of the samples keep their expert. By default, ``init_agreement_``
+        of the fit decides.
+
+    Returns
+    -------
+    ExpertSummary
+        It prints tables; ``to_frame()`` returns a data frame.
+
+    Raises
+    ------
+    TypeError
+        If the mixture has no linear experts that read the columns of a table.
+    ValueError
+        If X and y are not the samples of the fit, or the mixture does not allow a likelihood.
+
+    See Also
+    --------
+    CoefficientDisplay : The same as a picture.
+    decomposition_stability : Whether the decomposition comes back.
+
+    References
+    ----------
+    G. J. McLachlan, D. Peel, Finite Mixture Models, 2000, section 2.15 (observed information).
+
+    S. N. Wood, Generalized Additive Models, 2nd edition, 2017, section 6.10 (intervals of
+    penalised splines).
+
+    S. Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of
+    Statistics 6, 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_moe import MoEClassifier, expert_summary
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(1000, 2))
+    >>> slope = np.where(X[:, 0] > 0, 2, -2)
+    >>> y = slope * X[:, 1] + rng.logistic(size=1000) > 0
+    >>> clf = MoEClassifier(
+    ...     2, experts="linear", gate_features=[0], expert_features=[1], n_init=2, random_state=0
+    ... ).fit(X, y)
+    >>> summary = expert_summary(clf, X, y)
+    >>> sorted(round(each) for each in summary.coefficients["coefficient"][1:4:2])
+    [-2, 2]
+    """
+    check_is_fitted(estimator)
+    model, samples = final_model(estimator, X)
+    _check_kind(model)
+    y = check_labels(y)
+    check_consistent_length(samples, y, sample_weight, groups)
+    weight = check_weight(sample_weight, y, "sample_weight")
+    weight = np.ones(len(y)) if weight is None else weight
+    fit = _Fit(model, samples, encode(y, model.classes_, "y"), weight, groups)
+    fit.check_samples()
+    maximum = fit.likelihood.maximise(fit.parameters)
+    reason = _why_no_errors(model, fit, maximum, stability)
+    quantile = norm.ppf((1 + confidence) / 2)
+    return ExpertSummary(
+        coefficients=fit.coefficients(maximum, quantile, with_errors=reason is None),
+        differences={} if reason else fit.differences(maximum),
+        alike=fit.alike(maximum),
+        classes=model.classes_,
+        usage=fit.usage,
+        n_samples=fit.likelihood.n_samples,
+        log_likelihood=maximum.log_likelihood,
+        confidence=confidence,
+        notes=[reason] if reason else fit.notes(maximum),
+    )
+
+
+def _check_kind(model):
+    module = model.module_
+    if not module.experts.is_linear:
+        raise TypeError(
+            "expert_summary needs experts='linear', as other experts have no coefficients; this "
+            f"mixture has experts={model.experts!r}. expert_importance and ExpertEffectDisplay "
+            "show what experts of any kind do with the columns of a table."
+        )
+    table = model.encoder_
+    is_direct = table is not None or model.net_.encoder is None
+    if not is_direct or len(model.net_.input_shape) != 1:
+        raise TypeError(
+            "expert_summary needs experts that read the columns of a table, but encoder="
+            f"{model.encoder!r}, and a sample has the shape {tuple(model.net_.input_shape)}. "
+            "ExpertSamplesDisplay shows the samples of each expert, images, too."
+        )
+    if table is not None and table.squash:
+        raise TypeError(
+            "expert_summary needs experts that are linear in the columns, but the encoder "
+            "squashes outliers. Pass encoder='auto' or TableEncoder(squash=False)."
+        )
+    if module.mixing != "probability" or module.gate.top_k is not None:
+        raise TypeError(
+            "expert_summary needs a mixture with a likelihood: mixing='probability' and a gate "
+            f"with top_k=None, got mixing={module.mixing!r} and top_k={module.gate.top_k}."
+        )
+    if model.class_weight is not None:
+        raise ValueError(
+            f"expert_summary needs class_weight=None, got {model.class_weight!r}: weights of "
+            "classes change the intercepts, and standard errors would be wrong."
+        )
+
+
+class _Fit:
+    """A fitted mixture on its training samples: the likelihood, and the terms of each part."""
+
+    def __init__(self, model, X, y, weight, groups):
+        self.model, module = model, model.module_
+        samples, _ = model.reader_.read_with_precision(X, model)
+        encoded = torch.from_numpy(model.net_.evaluate(samples, MixtureOfExperts.encode))
+        encoded = encoded.to(model.net_.device)
+        self.n_experts, self.classes = len(model.expert_costs_), model.classes_
+        gate_proba = model.net_.evaluate(samples, MixtureOfExperts.gate_proba, np.float64)
+        self.usage = np.average(gate_proba, axis=0, weights=weight)
+        self.group = None if groups is None else np.asarray(groups)
+        self.names = column_names(model)
+
+        columns = np.arange(encoded.shape[1])
+        own = columns if module.expert_columns is None else _numpy(module.expert_columns)
+        self.expert_design = Design(_numpy(module.for_experts(encoded)))
+        self.expert_terms = Terms(model, own, samples)
+        self.gate_design = self.gate_terms = penalty = None
+        gate, parts = module.gate, []
+        if can_be_polished(model.net_) and len(gate.network.layers) == 1:
+            used = _numpy(gate.used_inputs)
+            own = columns if module.gate_columns is None else _numpy(module.gate_columns)
+            self.gate_design = Design(_numpy(module.for_gate(encoded))[:, used])
+            self.gate_terms = Terms(model, own[used], samples)
+            slopes = [
+                _numpy(each.slope(gate))[0, used]
+                for each in model.net_.regularizations
+                if getattr(each, "of_weights", False)
+            ]
+            if slopes and self.n_experts > 1:
+                slope = sum(slopes) * gate.temperature**2
+                penalty = self.gate_design.penalty(slope)
+            layer = gate.network.layers[0]
+            parts = self.gate_design.parameters(
+                _numpy(layer.weight)[0][:, used] / gate.temperature,
+                _numpy(layer.bias)[0] / gate.temperature,
+            )
+            parts = [parts[1:] - parts[:1]]
+        self.likelihood = Likelihood(
+            self.gate_design or np.log(np.maximum(gate_proba, np.finfo(float).tiny)),
+            self.expert_design,
+            y,
+            n_experts=self.n_experts,
+            n_classes=len(self.classes),
+            sample_weight=weight,
+            group=self.group,
+            gate_penalty=penalty,
+        )
+        self.data = y, weight, penalty
+        layer = module.experts.layers[0]
+        for own in zip(_numpy(layer.weight), _numpy(layer.bias), strict=True):
+            part = self.expert_design.parameters(*own)
+            parts.append(part[1:] - part[:1])
+        self.parameters = np.concatenate([part.ravel() for part in parts])
+
+    def check_samples(self):
+        """Raise an error unless these are the samples of the fit."""
+        expected = getattr(self.model, "log_likelihood_", None)
+        if expected is None:
+            return
+        found = self.likelihood.evaluate(self.parameters)[0]
+        if not abs(found - expected) <= 1e-4 * max(abs(expected), 1):
+            raise ValueError(
+                "X and y must be the samples of the fit, with its sample_weight and groups: they "
+                f"have a log-likelihood of {found:.2f}, but log_likelihood_ is {expected:.2f}. "
+                "Standard errors on other samples would not be those of this mixture. Fit a clone "
+                "on these samples if you want their coefficients."
+            )
+
+    def contrasts(self):
+        """Yield part, expert, class, name and contrast of each coefficient.
+
+        The contrast is None if the samples do not determine the coefficient.
+        """
+        if self.gate_terms is not None:
+            for expert in range(1, self.n_experts):
+                yield from self._contrasts("gate", expert, None, 0, expert - 1)
+        for expert in range(self.n_experts):
+            for i, label in enumerate(self.classes[1:].tolist()):
+                yield from self._contrasts("expert", expert, label, expert + 1, i)
+
+    def _contrasts(self, part, expert, label, block, output):
+        terms, design = self.expert_terms, self.expert_design
+        if part == "gate":
+            terms, design = self.gate_terms, self.gate_design
+        block = self.likelihood.block(block)
+        start = block.start + output * design.columns.shape[1]
+        for term in terms.terms:
+            contrast = design.contrast(terms.direction(term))
+            if contrast is not None:
+                placed = np.zeros(self.likelihood.n_parameters)
+                placed[start : start + len(contrast)] = contrast
+                contrast = placed
+            yield part, expert, label, term.name(self.names), contrast
+
+    def coefficients(self, maximum, quantile, *, with_errors):
+        """Return the columns of the table of coefficients."""
+        table = {name: [] for name in COLUMNS}
+        for part, expert, label, name, contrast in self.contrasts():
+            value = error = np.nan
+            if contrast is not None:
+                is_known = _is_known(contrast, maximum)
+                value = contrast @ (maximum.parameters if is_known else self.parameters)
+                if with_errors and is_known:
+                    error = np.sqrt(contrast @ maximum.covariance @ contrast)
+            with np.errstate(over="ignore"):
+                ratio = np.exp(value)
+            row = (part, expert, label, name, value, ratio, error)
+            row += (value - quantile * error, value + quantile * error)
+            row += (2 * norm.sf(abs(value) / error) if error > 0 else np.nan,)
+            for column, each in zip(COLUMNS, row, strict=True):
+                table[column].append(each if column in COLUMNS[:4] else float(each))
+        return table
+
+    def differences(self, maximum):
+        """Return Wald tests of each coefficient being the same in all experts."""
+        tests = {name: [] for name in ("class", "feature", "statistic", "degrees_of_freedom")}
+        values = []
+        by_term = {}
+        for part, _, label, name, contrast in self.contrasts():
+            if part == "expert":
+                by_term.setdefault((label, name), []).append(contrast)
+        for (label, name), contrasts in by_term.items():
+            if len(contrasts) == 1 or any(
+                each is None or not _is_known(each, maximum) for each in contrasts
+            ):
+                continue
+            differences = np.array(contrasts[1:]) - contrasts[0]
+            covariance = differences @ maximum.covariance @ differences.T
+            value = differences @ maximum.parameters
+            statistic = float(value @ np.linalg.solve(covariance, value))
+            for column, each in zip(tests, (label, name, statistic, len(value)), strict=True):
+                tests[column].append(each)
+            values.append(chi2.sf(statistic, len(value)))
+        return {**tests, "p_value": _holm(values)}
+
+    def alike(self, maximum):
+        """Return how the BIC changes with one expert in place of each two."""
+        own = _bic(self.likelihood, maximum)
+        return {
+            pair: _bic(*self._merged(maximum, *pair)) - own
+            for pair in combinations(range(self.n_experts), 2)
+        }
+
+    def _merged(self, maximum, one, other):
+        """Return the likelihood with one expert in place of two, and its maximum."""
+        y, weight, penalty = self.data
+        parts = self.likelihood.unpack(maximum.parameters)
+        share = maximum.responsibilities.sum(axis=0)
+        share = share[[one, other]] / share[[one, other]].sum()
+        experts = parts[1:]
+        experts[one] = share[0] * experts[one] + share[1] * experts[other]
+        del experts[other]
+        gate = self.gate_design
+        if gate is None:
+            gate = self.likelihood.offset.copy()
+            gate[:, one] = np.logaddexp(gate[:, one], gate[:, other])
+            gate, start = np.delete(gate, other, axis=1), np.empty((self.n_experts - 2, 0))
+        else:
+            logits = np.pad(parts[0], ((1, 0), (0, 0)))
+            logits[one] = share[0] * logits[one] + share[1] * logits[other]
+            logits = np.delete(logits, other, axis=0)
+            start = logits[1:] - logits[0]
+        likelihood = Likelihood(
+            gate,
+            self.expert_design,
+            y,
+            n_experts=self.n_experts - 1,
+            n_classes=len(self.classes),
+            sample_weight=weight,
+            group=self.group,
+            gate_penalty=penalty,
+        )
+        start = np.concatenate([start.ravel(), *(part.ravel() for part in experts)])
+        return likelihood, likelihood.maximise(start)
+
+    def notes(self, maximum):
+        """Return which coefficients have no standard error."""
+        unknown = [
+            f"{'the gate' if part == 'gate' else f'expert {expert}'}: {name}"
+            for part, expert, _, name, contrast in self.contrasts()
+            if contrast is None or not _is_known(contrast, maximum)
+        ]
+        if not unknown:
+            return []
+        listed = "; ".join(dict.fromkeys(unknown[:MOST_NAMED]))
+        more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
+        return [
+            f"No standard error: {listed}{more}.",
+            "These separate the classes, or the experts, so the likelihood rises as they grow "
+            "without bound.",
+            "Shown are those of the fitted mixture, which l2 of LinearExperts, or the penalty of "
+            "the gate, keeps finite.",
+        ]
+
+
+def _why_no_errors(model, fit, maximum, stability):
+    """Return why there can be no standard errors; None if there can be."""
+    if fit.gate_design is None and fit.n_experts > 1:
+        return (
+            "No standard errors: the gate is not linear in the columns, so its part of the "
+            "information is not known.\nTake gate='softmax' without hidden layers; it may bend "
+            "along each column."
+        )
+    agreement = model.init_agreement_
+    if stability is not None:
+        agreement = stability.agreement.mean()
+    if agreement is not None and agreement < SAME:
+        which = "the restarts of the fit" if stability is None else "the refits"
+        return (
+            f"No standard errors: {which} found other decompositions (agreement {agreement:.2f}, "
+            f"needed {SAME}),\nso intervals would mix up rules. Raise n_init, give the gate "
+            "columns of its own (gate_features), or\ntake fewer experts."
+        )
+    before = fit.likelihood.responsibilities(fit.parameters).argmax(axis=1)
+    same = np.mean(maximum.responsibilities.argmax(axis=1) == before)
+    if same < SAME_EXPERTS:
+        return (
+            f"No standard errors: without the penalties of the experts, only {same:.0%} of the "
+            "samples keep their expert.\nSo the decomposition depends on the penalties; there may "
+            "be too few samples for so many coefficients."
+        )
+    return None
+
+
+def _is_known(contrast, maximum):
+    """Whether the likelihood determines a contrast."""
+    along = np.linalg.norm(contrast @ maximum.unknown)
+    return along <= 1e-3 * np.linalg.norm(contrast)
+
+
+def _bic(likelihood, maximum):
+    n_parameters = likelihood.n_parameters
+    return n_parameters * np.log(likelihood.n_samples) - 2 * maximum.log_likelihood
+
+
+def _holm(values):
+    """Correct p-values for their number, by Holm's method."""
+    values = np.array(values)
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(steps, 1)
+    return corrected.tolist()
+
+
+def _numpy(tensor):
+    return tensor.detach().cpu().numpy()
