@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,10 @@ SMALLEST = 1e-5
 # A direction in which the likelihood tells the logits of typical samples only up to this standard
 # error cannot be estimated.
 LARGEST_ERROR = 5.0
+
+# A prior precision of all parameters, so weak that it only stops those that would grow without
+# bound.
+STOP = 0.01 * LARGEST_ERROR**-2
 
 # Numbers of a matrix of scores that are held at once.
 AT_ONCE = 2**22
@@ -38,9 +43,14 @@ class Design:
         rank = int(np.sum(sizes > SMALLEST * sizes[0]))
         scale = np.sqrt(len(x))
         self.columns = left[:, :rank] * scale
-        self._to_columns = (sizes[:rank] / scale)[:, np.newaxis] * right[:rank]
         self._from_columns = right[:rank].T / (sizes[:rank] / scale)
         self._right = right[:rank]
+
+    def take(self, rows: NDArray) -> Design:
+        """Return the design with other rows of the samples."""
+        design = copy(self)
+        design.columns = self.columns[rows]
+        return design
 
     def penalty(self, strength: NDArray) -> NDArray[np.float64]:
         r"""Return the matrix of :math:`\sum_d s_d w_d^2` as a function of the parameters.
@@ -58,9 +68,9 @@ class Design:
         cross = self._from_columns.T @ strength @ free
         return known - cross @ np.linalg.pinv(free.T @ strength @ free) @ cross.T
 
-    def parameters(self, weight: NDArray, bias: NDArray) -> NDArray[np.float64]:
-        """Return the parameters (n_outputs, rank) of weights (n_outputs, n_columns) and biases."""
-        return np.column_stack([bias, weight]).astype(np.float64) @ self._to_columns.T
+    def parameters(self, logits: NDArray) -> NDArray[np.float64]:
+        """Return the parameters (n_outputs, rank) of the logits (n_samples, n_outputs)."""
+        return logits.astype(np.float64).T @ self.columns / len(self.columns)
 
     def contrast(self, direction: NDArray) -> NDArray[np.float64] | None:
         """Return a contrast of the parameters that is a contrast of weights; None if unknown.
@@ -75,6 +85,34 @@ class Design:
         if np.linalg.norm(known - direction) > 1e-3 * np.linalg.norm(direction):
             return None
         return direction @ self._from_columns
+
+
+def determined(x: NDArray, sources: NDArray) -> NDArray[np.bool_]:
+    """Return which columns of a table earlier ones determine, with a constant.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples, n_columns)
+        Encoded columns.
+    sources : ndarray of int of shape (n_columns,)
+        The column of the table from which each comes.
+
+    Returns
+    -------
+    ndarray of bool of shape (n_columns,)
+    """
+    basis = np.full((len(x), 1), len(x) ** -0.5)
+    out = np.zeros(len(sources), dtype=bool)
+    for source in np.unique(sources):
+        own = x[:, sources == source].astype(np.float64)
+        size = np.linalg.norm(own)
+        for _ in range(2):  # once more, for the sake of rounding
+            own -= basis @ (basis.T @ own)
+        left, sizes, _ = np.linalg.svd(own, full_matrices=False)
+        left = left[:, sizes > SMALLEST * size]
+        out[sources == source] = left.shape[1] == 0
+        basis = np.hstack([basis, left])
+    return out
 
 
 class Maximum(NamedTuple):
@@ -146,6 +184,7 @@ class Likelihood:
         gate_penalty: NDArray | None = None,
     ):
         unit = np.arange(len(y)) if group is None else np.unique(group, return_inverse=True)[1]
+        self.unit = unit
         order = np.argsort(unit, kind="stable")
         self.starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
         self.n_experts, self.n_classes = n_experts, n_classes
@@ -164,12 +203,12 @@ class Likelihood:
         self.shapes = [(n_experts - 1, columns.shape[1])]
         self.shapes += [(n_classes - 1, experts.columns.shape[1])] * n_experts
         self.ends = np.cumsum([0, *(rows * columns for rows, columns in self.shapes)])
-        self.penalty = np.zeros((self.n_parameters, self.n_parameters))
+        self.penalty = STOP * np.eye(self.n_parameters)
         if gate_penalty is not None:
             # The sum of squares is that of the weights of all experts, less their mean.
             centred = np.eye(n_experts - 1) - 1 / n_experts
             penalty = sample_weight.sum() * np.kron(centred, gate_penalty)
-            self.penalty[self.block(0), self.block(0)] = penalty
+            self.penalty[self.block(0), self.block(0)] += penalty
 
     @property
     def n_parameters(self) -> int:
@@ -229,7 +268,7 @@ class Likelihood:
             jac=lambda parameters: -at(parameters)[1] / n,
             hess=lambda parameters: at(parameters)[2] / n,
             method="trust-exact",
-            options={"gtol": 1e-9, "maxiter": 100},
+            options={"gtol": 1e-9, "maxiter": 60},
         ).x
         value, _, information = at(end)
         sizes, directions = np.linalg.eigh(information)
@@ -325,4 +364,4 @@ def _curvature(proba, weight, columns):
             spread = proba[:, one] * ((one == other) - proba[:, other]) * weight
             out[one, :, other] = columns.T @ (spread[:, np.newaxis] * columns)
             out[other, :, one] = out[one, :, other].T
-    return out.reshape(n * n_columns, -1)
+    return out.reshape(n * n_columns, n * n_columns)

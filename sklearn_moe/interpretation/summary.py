@@ -14,11 +14,12 @@ from scipy.stats import chi2, norm
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from sklearn_moe.checks import check_weight, encode
 from sklearn_moe.decomposition import check_labels, cut, final_model, signed
-from sklearn_moe.interpretation.inference import Design, Likelihood
-from sklearn_moe.interpretation.terms import Terms, column_names
+from sklearn_moe.interpretation.inference import Design, Likelihood, determined
+from sklearn_moe.interpretation.terms import Terms, Words, column_names, in_words
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.stability import SAME, DecompositionStability
 from sklearn_moe.training.polish import can_be_polished
@@ -58,6 +59,12 @@ class ExpertSummary:
     alike : dict of tuple of int to float
         For each two experts, the BIC of the mixture with one expert in place of both, less the BIC
         of the mixture. A negative number means that the data do not tell the two apart.
+    one_for_all : float
+        The BIC of a single logistic regression, less the BIC of the mixture.
+    words : dict of Words by str
+        For each ``feature``, the column and the values that are compared.
+    units : dict of float by str
+        For each ``feature``, one standard deviation of a column of numbers, and 1 for others.
     classes : ndarray of shape (n_classes,)
         Class labels. The first one is the one that others are compared with.
     usage : ndarray of shape (n_experts,)
@@ -75,6 +82,9 @@ class ExpertSummary:
     coefficients: dict[str, list]
     differences: dict[str, list]
     alike: dict[tuple[int, int], float]
+    one_for_all: float
+    words: dict[str, Words]
+    units: dict[str, float]
     classes: NDArray
     usage: NDArray[np.float64]
     n_samples: float
@@ -98,27 +108,22 @@ class ExpertSummary:
         return pd.DataFrame(self.coefficients)
 
     @property
-    def are_different(self) -> bool:
-        """Whether the data tell each two experts apart."""
-        return all(difference > 0 for difference in self.alike.values())
-
-    @property
     def sentences(self) -> list[str]:
         """Which experts differ, and in what."""
         n_experts = len(self.usage)
         if n_experts == 1:
             return ["There is one expert: this is a logistic regression."]
-        same = [pair for pair, difference in self.alike.items() if difference <= 0]
-        if len(same) == len(self.alike):
+        if self.one_for_all <= 0:
             return [
-                "The experts do not differ: with one in place of any two, the BIC is lower. Do "
-                "not read",
-                "them as different rules.",
+                "The experts do not differ: a single logistic regression has the lower BIC. Do "
+                "not read them",
+                "as different rules.",
             ]
         sentences = [
             f"Experts {one} and {other} do not differ: with one in place of both, the BIC is "
             "lower."
-            for one, other in same
+            for (one, other), difference in self.alike.items()
+            if difference <= 0
         ] or ["All experts differ: with one in place of any two, the BIC is higher."]
         differing = [
             feature
@@ -175,7 +180,14 @@ class ExpertSummary:
                 )
                 if of == label and value < SIGNIFICANT
             }
-        names = dict(zip(rows, cut(rows, NAME), strict=True))
+        names, heads_of_rows, column = {}, {}, None
+        for feature in rows:
+            words = self.words[feature]
+            names[feature] = words.column if words.value is None else f"  {words.value}"
+            if words.value is not None and words.column != column:
+                heads_of_rows[feature] = f"{words.column} (against {words.against})"
+            column = words.column
+        names = dict(zip(names, cut(names.values(), NAME), strict=True))
         width = max(map(len, names.values()))
         heads = [f"expert {expert} ({self.usage[expert]:.0%})" for expert in experts]
         cells = [[row.get(expert, "") for row in rows.values()] for expert in experts]
@@ -187,6 +199,8 @@ class ExpertSummary:
             if i == LINES:
                 yield f"{len(rows) - LINES} more coefficients: see to_frame()"
                 return
+            if feature in heads_of_rows:
+                yield heads_of_rows[feature]
             mark = "*" if feature in differing else " "
             yield f"{names[feature]:{width}}{mark} " + "  ".join(
                 f"{row.get(expert, ''):>{size}}"
@@ -195,7 +209,7 @@ class ExpertSummary:
 
 
 def _number(value):
-    return f"{signed(float(f'{value:.3g}'), 12):g}"
+    return "-" if np.isnan(value) else in_words(signed(float(f"{value:.3g}"), 12))
 
 
 @validate_params(
@@ -231,7 +245,7 @@ def expert_summary(
 
     Coefficients, standard errors and tests are those of the maximum likelihood. The penalties
     ``l2`` and ``l1`` of the experts are left out, so coefficients are a little larger than those
-    of the fitted mixture. The penalty of a sparse gate stays, because without it, a gate that
+    of the fitted mixture, which are only shown where there is no standard error. The penalty of a sparse gate stays, because without it, a gate that
     bends would follow chance: read the gate's intervals as those of a penalised spline. Columns
     that the gate has dropped have no coefficients; that they were chosen by the same data is not
     accounted for.
@@ -242,7 +256,8 @@ def expert_summary(
     if the restarts of the fit found different ones, as it is then not known which rule a
     coefficient belongs to.
 
-    Two experts *do not differ* if a mixture with one expert in place of both has the lower BIC.
+    Two experts *do not differ* if a mixture with one expert in place of both has the lower BIC,
+    and no experts differ if a single logistic regression has.
 
     Parameters
     ----------
@@ -314,14 +329,22 @@ def expert_summary(
     weight = np.ones(len(y)) if weight is None else weight
     fit = _Fit(model, samples, encode(y, model.classes_, "y"), weight, groups)
     fit.check_samples()
+    with threadpool_limits(1):  # the matrices are small
+        return _summarise(fit, confidence, stability)
+
+
+def _summarise(fit, confidence, stability):
     maximum = fit.likelihood.maximise(fit.parameters)
-    reason = _why_no_errors(model, fit, maximum, stability)
+    reason = _why_no_errors(fit, maximum, stability)
     quantile = norm.ppf((1 + confidence) / 2)
     return ExpertSummary(
         coefficients=fit.coefficients(maximum, quantile, with_errors=reason is None),
         differences={} if reason else fit.differences(maximum),
         alike=fit.alike(maximum),
-        classes=model.classes_,
+        one_for_all=fit.one_for_all(maximum),
+        words={each.feature: each for each, _ in fit.words()},
+        units={each.feature: unit for each, unit in fit.words()},
+        classes=fit.classes,
         usage=fit.usage,
         n_samples=fit.likelihood.n_samples,
         log_likelihood=maximum.log_likelihood,
@@ -377,17 +400,28 @@ class _Fit:
         self.group = None if groups is None else np.asarray(groups)
         self.names = column_names(model)
 
-        columns = np.arange(encoded.shape[1])
-        own = columns if module.expert_columns is None else _numpy(module.expert_columns)
-        self.expert_design = Design(_numpy(module.for_experts(encoded)))
-        self.expert_terms = Terms(model, own, samples)
+        sources = np.arange(encoded.shape[1])
+        if model.encoder_ is not None:
+            sources = model.encoder_.sources_
+        self.omitted = []
+
+        def part_of(columns, read=slice(None)):
+            """Return the design and the terms of a part, and which of its columns it reads."""
+            columns = np.arange(len(sources)) if columns is None else _numpy(columns)
+            read = np.arange(len(columns))[read]
+            x = _numpy(encoded)[:, columns[read]]
+            follows = determined(x, sources[columns[read]])
+            self.omitted += np.unique(sources[columns[read]][follows]).tolist()
+            read = read[~follows]
+            return Design(x[:, ~follows]), Terms(model, columns[read], samples), read
+
+        self.expert_design, self.expert_terms, _ = part_of(module.expert_columns)
         self.gate_design = self.gate_terms = penalty = None
         gate, parts = module.gate, []
         if can_be_polished(model.net_) and len(gate.network.layers) == 1:
-            used = _numpy(gate.used_inputs)
-            own = columns if module.gate_columns is None else _numpy(module.gate_columns)
-            self.gate_design = Design(_numpy(module.for_gate(encoded))[:, used])
-            self.gate_terms = Terms(model, own[used], samples)
+            self.gate_design, self.gate_terms, used = part_of(
+                module.gate_columns, _numpy(gate.used_inputs)
+            )
             slopes = [
                 _numpy(each.slope(gate))[0, used]
                 for each in model.net_.regularizations
@@ -396,12 +430,9 @@ class _Fit:
             if slopes and self.n_experts > 1:
                 slope = sum(slopes) * gate.temperature**2
                 penalty = self.gate_design.penalty(slope)
-            layer = gate.network.layers[0]
-            parts = self.gate_design.parameters(
-                _numpy(layer.weight)[0][:, used] / gate.temperature,
-                _numpy(layer.bias)[0] / gate.temperature,
-            )
-            parts = [parts[1:] - parts[:1]]
+            logits = model.net_.evaluate(samples, lambda module, x: module.route(x).logits)
+            part = self.gate_design.parameters(logits)
+            parts = [part[1:] - part[:1]]
         self.likelihood = Likelihood(
             self.gate_design or np.log(np.maximum(gate_proba, np.finfo(float).tiny)),
             self.expert_design,
@@ -413,9 +444,9 @@ class _Fit:
             gate_penalty=penalty,
         )
         self.data = y, weight, penalty
-        layer = module.experts.layers[0]
-        for own in zip(_numpy(layer.weight), _numpy(layer.bias), strict=True):
-            part = self.expert_design.parameters(*own)
+        logits = model.net_.evaluate(samples, MixtureOfExperts.expert_logits)
+        for own in logits.transpose(1, 0, 2):
+            part = self.expert_design.parameters(own)
             parts.append(part[1:] - part[:1])
         self.parameters = np.concatenate([part.ravel() for part in parts])
 
@@ -445,6 +476,12 @@ class _Fit:
             for i, label in enumerate(self.classes[1:].tolist()):
                 yield from self._contrasts("expert", expert, label, expert + 1, i)
 
+    def words(self):
+        """Yield the words and the unit of each term."""
+        for terms in (self.gate_terms, self.expert_terms):
+            for term in terms.terms if terms else []:
+                yield term.words(self.names), terms.unit(term)
+
     def _contrasts(self, part, expert, label, block, output):
         terms, design = self.expert_terms, self.expert_design
         if part == "gate":
@@ -457,7 +494,7 @@ class _Fit:
                 placed = np.zeros(self.likelihood.n_parameters)
                 placed[start : start + len(contrast)] = contrast
                 contrast = placed
-            yield part, expert, label, term.name(self.names), contrast
+            yield part, expert, label, term.words(self.names).feature, contrast
 
     def coefficients(self, maximum, quantile, *, with_errors):
         """Return the columns of the table of coefficients."""
@@ -465,9 +502,9 @@ class _Fit:
         for part, expert, label, name, contrast in self.contrasts():
             value = error = np.nan
             if contrast is not None:
-                is_known = _is_known(contrast, maximum)
+                is_known = with_errors and _is_known(contrast, maximum)
                 value = contrast @ (maximum.parameters if is_known else self.parameters)
-                if with_errors and is_known:
+                if is_known:
                     error = np.sqrt(contrast @ maximum.covariance @ contrast)
             with np.errstate(over="ignore"):
                 ratio = np.exp(value)
@@ -504,41 +541,61 @@ class _Fit:
         """Return how the BIC changes with one expert in place of each two."""
         own = _bic(self.likelihood, maximum)
         return {
-            pair: _bic(*self._merged(maximum, *pair)) - own
+            pair: _bic(*self._merged(maximum.responsibilities, *pair)) - own
             for pair in combinations(range(self.n_experts), 2)
         }
 
-    def _merged(self, maximum, one, other):
-        """Return the likelihood with one expert in place of two, and its maximum."""
+    def one_for_all(self, maximum):
+        """Return how the BIC changes with one expert in place of all."""
+        if self.n_experts == 1:
+            return 0.0
+        everyone = np.ones((len(maximum.responsibilities), 1))
+        return _bic(*self._best(everyone)) - _bic(self.likelihood, maximum)
+
+    def _merged(self, responsibilities, one, other):
+        merged = np.delete(responsibilities, other, axis=1)
+        merged[:, one] += responsibilities[:, other]
+        return self._best(merged)
+
+    def _best(self, responsibilities):
+        """Return the likelihood of fewer experts, and its maximum for these responsibilities."""
+        n_experts = responsibilities.shape[1]
+        of_row = responsibilities[self.likelihood.unit]
         y, weight, penalty = self.data
-        parts = self.likelihood.unpack(maximum.parameters)
-        share = maximum.responsibilities.sum(axis=0)
-        share = share[[one, other]] / share[[one, other]].sum()
-        experts = parts[1:]
-        experts[one] = share[0] * experts[one] + share[1] * experts[other]
-        del experts[other]
-        gate = self.gate_design
-        if gate is None:
-            gate = self.likelihood.offset.copy()
-            gate[:, one] = np.logaddexp(gate[:, one], gate[:, other])
-            gate, start = np.delete(gate, other, axis=1), np.empty((self.n_experts - 2, 0))
-        else:
-            logits = np.pad(parts[0], ((1, 0), (0, 0)))
-            logits[one] = share[0] * logits[one] + share[1] * logits[other]
-            logits = np.delete(logits, other, axis=0)
-            start = logits[1:] - logits[0]
+        parts = [
+            self._regression(self.expert_design, y, weight * own, len(self.classes))
+            for own in of_row.T
+        ]
+        gate = np.log(np.maximum(of_row, np.finfo(float).tiny))
+        if self.gate_design is not None and n_experts > 1:
+            gate, n = self.gate_design, len(y)
+            rows, experts = np.tile(np.arange(n), n_experts), np.repeat(np.arange(n_experts), n)
+            repeated = gate.take(rows)
+            weights = (weight[:, np.newaxis] * of_row).T.ravel()
+            parts.insert(0, self._regression(repeated, experts, weights, n_experts))
         likelihood = Likelihood(
             gate,
             self.expert_design,
             y,
-            n_experts=self.n_experts - 1,
+            n_experts=n_experts,
             n_classes=len(self.classes),
             sample_weight=weight,
             group=self.group,
-            gate_penalty=penalty,
+            gate_penalty=penalty if n_experts > 1 else None,
         )
-        start = np.concatenate([start.ravel(), *(part.ravel() for part in experts)])
-        return likelihood, likelihood.maximise(start)
+        return likelihood, likelihood.maximise(np.concatenate(parts))
+
+    def _regression(self, design, y, weight, n_classes):
+        """Return the parameters of a weighted logistic regression."""
+        likelihood = Likelihood(
+            np.zeros((len(y), 1)),
+            design,
+            y,
+            n_experts=1,
+            n_classes=n_classes,
+            sample_weight=weight,
+        )
+        return likelihood.maximise(np.zeros(likelihood.n_parameters)).parameters
 
     def notes(self, maximum):
         """Return which coefficients have no standard error."""
@@ -547,11 +604,16 @@ class _Fit:
             for part, expert, _, name, contrast in self.contrasts()
             if contrast is None or not _is_known(contrast, maximum)
         ]
+        notes = []
+        if self.omitted:
+            names = ", ".join(str(self.names[column]) for column in dict.fromkeys(self.omitted))
+            notes = [f"No coefficient: {names}. Other columns determine it."]
         if not unknown:
-            return []
+            return notes
         listed = "; ".join(dict.fromkeys(unknown[:MOST_NAMED]))
         more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
         return [
+            *notes,
             f"No standard error: {listed}{more}.",
             "These separate the classes, or the experts, so the likelihood rises as they grow "
             "without bound.",
@@ -560,7 +622,7 @@ class _Fit:
         ]
 
 
-def _why_no_errors(model, fit, maximum, stability):
+def _why_no_errors(fit, maximum, stability):
     """Return why there can be no standard errors; None if there can be."""
     if fit.gate_design is None and fit.n_experts > 1:
         return (
@@ -568,7 +630,7 @@ def _why_no_errors(model, fit, maximum, stability):
             "information is not known.\nTake gate='softmax' without hidden layers; it may bend "
             "along each column."
         )
-    agreement = model.init_agreement_
+    agreement = fit.model.init_agreement_
     if stability is not None:
         agreement = stability.agreement.mean()
     if agreement is not None and agreement < SAME:

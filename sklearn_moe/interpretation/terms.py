@@ -31,23 +31,43 @@ class Term(NamedTuple):
     value: object = None
     against: object = None
 
-    def name(self, names: NDArray) -> str:
+    def words(self, names: NDArray) -> Words:
         """Return the term in words, with the names of the columns."""
         if self.kind == "intercept":
-            return "intercept"
+            return Words("intercept", "intercept")
         name = str(names[self.column])
         if self.kind == "number":
-            return name
+            return Words(name, name)
         if self.kind == "missing":
-            return f"{name} missing"
-        return f"{name} = {in_words(self.value)} (against {in_words(self.against)})"
+            return Words(f"{name} missing", name, "missing", "known")
+        value, against = in_words(self.value), in_words(self.against)
+        return Words(f"{name} = {value} (against {against})", name, value, against)
+
+
+class Words(NamedTuple):
+    """A term in words.
+
+    Attributes
+    ----------
+    feature : str
+        All of it.
+    column : str
+        The name of the column, or "intercept".
+    value, against : str or None
+        The values that are compared; None for a number and the intercept.
+    """
+
+    feature: str
+    column: str
+    value: str | None = None
+    against: str | None = None
 
 
 def in_words(value: object) -> str:
     """Return a value of a column as it is shown."""
     if value is None:
         return "missing"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{float(f'{value:.4g}'):,.12g}" if isinstance(value, float) else str(value)
 
 
 def column_names(model: BaseEstimator) -> NDArray:
@@ -81,6 +101,10 @@ class Terms:
             n_encoded = len(table.sources_)
         self.terms.insert(0, Term(-1, "intercept"))
         self._code = _Code(table, n_encoded, columns)
+
+    def unit(self, term: Term) -> float:
+        """Return how many units of a number are one standard deviation; 1 for anything else."""
+        return self._code.scale(term.column) if term.kind == "number" else 1.0
 
     def direction(self, term: Term) -> NDArray[np.float64]:
         """Return the factors of the bias and of the encoded columns in a term."""
@@ -152,7 +176,7 @@ class _Code:
         if self.table is None:
             code[term.column] = 1.0
         elif term.kind == "number":
-            code[self.numbers.index(term.column)] = 1 / self._scale(term.column)
+            code[self.numbers.index(term.column)] = 1 / self.scale(term.column)
         elif term.kind == "missing":
             with_missing = np.flatnonzero(self.table.has_missing_).tolist()
             place = with_missing.index(self.numbers.index(term.column))
@@ -185,6 +209,8 @@ class _Code:
         code[own] = encoded[own]
         return code
 
-    def _scale(self, column):
+    def scale(self, column):
+        if self.table is None:
+            return 1.0
         position = self.numbers.index(column)
-        return np.ldexp(self.table.scale_[position], self.table.exponent_[position])
+        return float(np.ldexp(self.table.scale_[position], self.table.exponent_[position]))
