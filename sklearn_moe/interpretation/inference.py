@@ -125,10 +125,10 @@ class Maximum(NamedTuple):
     log_likelihood : float
         The logarithm of the likelihood, without the penalty.
     covariance : ndarray of shape (n_parameters, n_parameters)
-        Inverse of the observed information and the penalty, without the directions that are
-        unknown.
+        Inverse of the observed information and the penalty.
     unknown : ndarray of shape (n_parameters, n_unknown)
-        Orthonormal directions in which the likelihood has no maximum, or hardly any curvature.
+        The part of it, as a product of this matrix with its transpose, in directions in which the
+        likelihood has hardly any curvature.
     responsibilities : ndarray of shape (n_units, n_experts)
         Probability of each expert, given the labels.
     """
@@ -273,12 +273,11 @@ class Likelihood:
         value, _, information = at(end)
         sizes, directions = np.linalg.eigh(information)
         is_known = sizes > LARGEST_ERROR**-2
-        known = directions[:, is_known]
         return Maximum(
             parameters=end,
             log_likelihood=value,
-            covariance=known / sizes[is_known] @ known.T,
-            unknown=directions[:, ~is_known],
+            covariance=directions / np.maximum(sizes, STOP) @ directions.T,
+            unknown=directions[:, ~is_known] / np.sqrt(np.maximum(sizes[~is_known], STOP)),
             responsibilities=self.responsibilities(end),
         )
 

@@ -40,6 +40,10 @@ COLUMNS += ("lower", "upper", "p_value")
 # Characters of a column's name in the printed table, and lines of it.
 NAME, LINES = 36, 40
 
+# A coefficient is not known if more than this share of its variance comes from directions in which
+# the likelihood has hardly any curvature.
+MOST_UNKNOWN = 0.1
+
 # So many coefficients without a standard error are named.
 MOST_NAMED = 4
 
@@ -245,10 +249,10 @@ def expert_summary(
 
     Coefficients, standard errors and tests are those of the maximum likelihood. The penalties
     ``l2`` and ``l1`` of the experts are left out, so coefficients are a little larger than those
-    of the fitted mixture, which are only shown where there is no standard error. The penalty of a sparse gate stays, because without it, a gate that
-    bends would follow chance: read the gate's intervals as those of a penalised spline. Columns
-    that the gate has dropped have no coefficients; that they were chosen by the same data is not
-    accounted for.
+    of the fitted mixture, which are only shown where there is no standard error. The penalty of a
+    sparse gate stays, because without it, a gate that bends would follow chance: read the gate's
+    intervals as those of a penalised spline. Columns that the gate has dropped have no
+    coefficients; that they were chosen by the same data is not accounted for.
 
     The covariance of the coefficients is the inverse of the observed information of all
     parameters, including those of the gate. So the standard errors include the uncertainty about
@@ -653,8 +657,8 @@ def _why_no_errors(fit, maximum, stability):
 
 def _is_known(contrast, maximum):
     """Whether the likelihood determines a contrast."""
-    along = np.linalg.norm(contrast @ maximum.unknown)
-    return along <= 1e-3 * np.linalg.norm(contrast)
+    variance = contrast @ maximum.covariance @ contrast
+    return np.sum((contrast @ maximum.unknown) ** 2) <= MOST_UNKNOWN * variance
 
 
 def _bic(likelihood, maximum):
