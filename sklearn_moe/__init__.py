@@ -8,6 +8,7 @@ from sklearn_moe.display import (
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
+    GateRulesDisplay,
     NExpertsDisplay,
     ParetoFrontDisplay,
     TrainingDisplay,
@@ -18,6 +19,7 @@ from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import *
 from sklearn_moe.gates import *
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
+from sklearn_moe.interpretation import GateRules, gate_rules, responsibilities
 from sklearn_moe.measures import (
     expert_class_information,
     sample_entropy,
@@ -54,6 +56,8 @@ __all__ = [
     "ExpertSamplesDisplay",
     "FlipCrop",
     "GateDisplay",
+    "GateRules",
+    "GateRulesDisplay",
     "MixtureOutput",
     "MoEClassifier",
     "MoESearchCV",
@@ -70,8 +74,10 @@ __all__ = [
     "distill",
     "distillation_report",
     "expert_class_information",
+    "gate_rules",
     "likelihood_ratio_test",
     "prune_experts",
+    "responsibilities",
     "sample_entropy",
     "specialization",
     "tune",

@@ -336,7 +336,7 @@ def read_training_data(
     check_consistent_length(samples, y)
     y, classes = _indices(y, classes, estimator.classes_ if going_on else None)
     weight = check_weight(sample_weight, samples, "sample_weight")
-    group, labels = (None, None) if groups is None else _group(groups, samples)
+    group, labels = (None, None) if groups is None else number_groups(groups, samples)
     held_out = _read_validation(reader, estimator, *validation, samples, classes)
 
     given_weight = weight
@@ -378,7 +378,7 @@ def read_training_data(
     )
 
 
-def _group(groups, samples):
+def number_groups(groups: ArrayLike, samples: Any) -> tuple[NDArray[np.int64], NDArray]:
     """Return the number of the group of each sample, and the labels of the groups."""
     with reading("groups"):
         groups = column_or_1d(groups)

@@ -13,7 +13,6 @@ import numpy as np
 from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
@@ -26,6 +25,7 @@ from sklearn_moe.decomposition import check_labels, final_model, signed, with_la
 from sklearn_moe.measures import (
     expert_class_information,
     mean_of_known,
+    posterior,
     sample_entropy,
     specialization,
     usage_entropy,
@@ -469,7 +469,7 @@ def _measure(estimator, X, y):
     log_likelihood = np.asarray(model.expert_log_likelihood(samples, y), dtype=np.float64)
     log_proba = model.predict_log_proba(samples)
     with np.errstate(divide="ignore"):  # masked experts have no responsibility
-        responsibilities = softmax(np.log(gate_proba) + log_likelihood, axis=1)
+        responsibilities = posterior(np.log(gate_proba), log_likelihood)
     label = np.searchsorted(model.classes_, y)
     measures = {
         "sample_entropy": sample_entropy(gate_proba),

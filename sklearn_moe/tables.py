@@ -211,7 +211,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             if self.has_infrequent_[-1]:
                 frequent = set(sorted(used, key=lambda code: -counts[code])[: most - 1])
                 used = [code for code in used if code in frequent]
-            self.categories_.append([_category(levels[code]) for code in used])
+            self.categories_.append([as_category(levels[code]) for code in used])
 
     def read(self, X: ArrayLike) -> NDArray:
         """Read a table into the array that the net, ``module_`` and its gate take.
@@ -246,7 +246,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         for j, position in enumerate(np.flatnonzero(self.is_categorical_).tolist()):
             present = [table.levels[j][code] for code in np.unique(table.codes[:, j])]
             places = self._places(present, self.categories_[j], self.has_infrequent_[j])
-            new = [_category(present[code]) for code in np.flatnonzero(places < 0)]
+            new = [as_category(present[code]) for code in np.flatnonzero(places < 0)]
             if new:
                 new = "missing values" if new[0] is None else f"the category {new[0]!r}"
                 news[position] = f"has {new} for the first time"
@@ -462,7 +462,7 @@ def _key(level):
     return (2, 0) if level is None else (isinstance(level, str), level)
 
 
-def _category(level):
+def as_category(level):
     """Return a level as it is kept: float32 as the shortest number that rounds to it."""
     return float(str(level)) if isinstance(level, np.floating) else level
 

@@ -13,6 +13,7 @@ from sklearn_moe import (
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
+    GateRulesDisplay,
     MoEClassifier,
     TrainingDisplay,
     compare,
@@ -23,7 +24,9 @@ from sklearn_moe import (
     distill,
     distillation_report,
     expert_class_information,
+    gate_rules,
     prune_experts,
+    responsibilities,
     sample_entropy,
     specialization,
     tune,
@@ -72,11 +75,19 @@ def test_stability(fitted):
     assert stability.sentence in decomposition_report(clf, X, y, stability=stability)
 
 
+def test_interpretation(fitted):
+    clf, X, y = fitted
+    rules = gate_rules(clf, X, random_state=0)
+    assert rules.sentence.split()[0] in repr(rules)
+    np.testing.assert_allclose(responsibilities(clf, X, y).sum(axis=1), 1)
+
+
 def test_displays(fitted):
     clf, X, y = fitted
     for display in (
         DecompositionDisplay.from_estimator(clf, X, y),
         GateDisplay.from_estimator(clf, X),
+        GateRulesDisplay.from_estimator(clf, X),
         ExpertSamplesDisplay.from_estimator(clf, X),
         ExpertRegionsDisplay.from_estimator(clf, X, features=[0, 1], grid_resolution=5),
         TrainingDisplay.from_estimator(clf),

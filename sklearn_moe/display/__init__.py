@@ -9,6 +9,7 @@ from sklearn_moe.display.gate import GateDisplay
 from sklearn_moe.display.n_experts import NExpertsDisplay
 from sklearn_moe.display.pareto_front import ParetoFrontDisplay
 from sklearn_moe.display.regions import ExpertRegionsDisplay
+from sklearn_moe.display.rules import GateRulesDisplay
 from sklearn_moe.display.samples import ExpertSamplesDisplay
 from sklearn_moe.display.stability import DecompositionStabilityDisplay
 from sklearn_moe.display.training import TrainingDisplay
@@ -19,6 +20,7 @@ __all__ = [
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "GateDisplay",
+    "GateRulesDisplay",
     "NExpertsDisplay",
     "ParetoFrontDisplay",
     "TrainingDisplay",
