@@ -154,7 +154,7 @@ class Among:
         """Return the condition in words; a short text leaves all but two categories out."""
         others = self.levels - self.values
         # Name the fewer categories: those that are meant, or those that are not.
-        is_turned = 0 < len(others) < len(self.values)
+        is_turned = 0 < len(others) < len(self.values) + (not self.inside)
         names = sorted(
             (in_words(value) for value in (others if is_turned else self.values)),
             key=lambda name: (name == MISSING, name),

@@ -169,8 +169,8 @@ def _inputs(name, values, choice):
     for expert in range(counts.shape[1]):
         own = frozenset(levels[code] for code in often if counts[code].argmax() == expert)
         sets[min(own, present - own, key=len)] = None
-    for own in sets:
-        if 0 < len(own) < len(present) and not (len(present) == 2 and present - own in sets):
+    for own in list(sets)[: 1 if len(present) == 2 else None]:  # of two, one says it all
+        if 0 < len(own) < len(present):
             condition = Among(name, own, present)
             yield _Category(condition.holds(values).astype(float), condition)
 

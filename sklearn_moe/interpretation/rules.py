@@ -129,7 +129,7 @@ class GateRules:
     @property
     def sentence(self) -> str:
         """In short, how often the rules are right."""
-        if not isinstance(self.tree, Branch) and self.fidelity > 1 - 1e-9:
+        if not isinstance(self.tree, Branch) and self.fidelity == 1:
             return f"Expert {self.tree.expert} owns all samples, so there is nothing to tell."
         verdict = "" if self.is_usable else ", which is too low to describe the experts by them"
         return (
@@ -385,9 +385,10 @@ def gate_rules(
         return Rule(conditions, expert, float(found.sum()), float(purity))
 
     tree = with_leaves(tree, measured)
+    wrong = [rule.coverage * (1 - rule.purity) for rule in leaves(tree)]
     return GateRules(
         tree=tree,
-        fidelity=float(np.nansum([rule.coverage * rule.purity for rule in leaves(tree)])),
+        fidelity=float(1 - np.nansum(wrong)),
         shares=gate_chooses.sum(axis=0),
         n_new=len(new),
         max_depth=max_depth,
