@@ -1,10 +1,11 @@
 """Mixture of experts for scikit-learn, with a decomposition that can be measured and shaped."""
 
-from sklearn_moe import encoders, experts, gates, regularizers
+from sklearn_moe import encoders, experts, gates, interpretation, regularizers
 from sklearn_moe.decomposition import SCORERS, Decomposition, decomposition_entropy
 from sklearn_moe.display import (
     DecompositionDisplay,
     DecompositionStabilityDisplay,
+    ExpertEffectDisplay,
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
@@ -19,7 +20,7 @@ from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import *
 from sklearn_moe.gates import *
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
-from sklearn_moe.interpretation import GateRules, gate_rules, responsibilities
+from sklearn_moe.interpretation import *
 from sklearn_moe.measures import (
     expert_class_information,
     sample_entropy,
@@ -52,6 +53,7 @@ __all__ = [
     "DecompositionStability",
     "DecompositionStabilityDisplay",
     "DistillationReport",
+    "ExpertEffectDisplay",
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "FlipCrop",
@@ -85,5 +87,6 @@ __all__ = [
     *encoders.__all__,
     *experts.__all__,
     *gates.__all__,
+    *interpretation.__all__,
     *regularizers.__all__,
 ]

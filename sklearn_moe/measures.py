@@ -195,6 +195,40 @@ def mean_of_known(values: NDArray) -> float:
     return float(known.mean()) if len(known) else np.nan
 
 
+def mean_differences(
+    table: NDArray, chosen: NDArray[np.integer], n_experts: int
+) -> NDArray[np.float64]:
+    """Return the standardised mean differences of each expert's samples from all others.
+
+    Parameters
+    ----------
+    table : ndarray of shape (n_samples, n_columns)
+        Numbers; nan is left out.
+    chosen : ndarray of shape (n_samples,)
+        The expert of each sample.
+    n_experts : int
+        Number of experts.
+
+    Returns
+    -------
+    ndarray of shape (n_experts, n_columns)
+        In standard deviations of all samples; 0 if there is nothing to compare, and nan for an
+        expert without samples.
+    """
+    table = np.ma.masked_invalid(table)
+    varies = np.ma.filled(table.max(axis=0) > table.min(axis=0), False)
+    table = (table - table.mean(axis=0)) / table.std(axis=0)
+    is_known, values = ~np.ma.getmaskarray(table), table.filled(0.0)
+    own = (chosen == np.arange(n_experts)[:, np.newaxis]).astype(np.float64)
+    totals, counts = own @ values, own @ is_known
+    rest, n_rest = values.sum(axis=0) - totals, is_known.sum(axis=0) - counts
+    differences = totals / np.maximum(counts, 1) - rest / np.maximum(n_rest, 1)
+    # Without a sample on either side, or a value to compare, there is no difference.
+    differences[~varies | (counts == 0) | (n_rest == 0)] = 0.0
+    differences[own.sum(axis=1) == 0] = np.nan
+    return differences
+
+
 def mutual_information(table: ArrayLike) -> float:
     """Return the mutual information of rows and columns of a table of counts, in bits.
 

@@ -5,6 +5,7 @@ artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and do not c
 """
 
 from sklearn_moe.display.decomposition import DecompositionDisplay
+from sklearn_moe.display.effects import ExpertEffectDisplay
 from sklearn_moe.display.gate import GateDisplay
 from sklearn_moe.display.n_experts import NExpertsDisplay
 from sklearn_moe.display.pareto_front import ParetoFrontDisplay
@@ -17,6 +18,7 @@ from sklearn_moe.display.training import TrainingDisplay
 __all__ = [
     "DecompositionDisplay",
     "DecompositionStabilityDisplay",
+    "ExpertEffectDisplay",
     "ExpertRegionsDisplay",
     "ExpertSamplesDisplay",
     "GateDisplay",

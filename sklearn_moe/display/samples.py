@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_consistent_length
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import check_gate_proba, cut, final_model
 from sklearn_moe.display.layout import COLORS, as_table, one_axes
+from sklearn_moe.measures import mean_differences
 
 # A column that does not hold numbers gives this many features: its most frequent values.
 MOST_CATEGORIES = 20
@@ -150,7 +151,7 @@ class ExpertSamplesDisplay:
         shares = np.bincount(chosen, minlength=n_experts) / n_samples
         if image_shape is None and np.ndim(X) < 3:
             table, names = _numbers(X, feature_names)
-            differences = _differences(table, chosen, n_experts)
+            differences = mean_differences(table, chosen, n_experts)
             return cls(shares, differences=differences, feature_names=names).plot(ax=ax, **kwargs)
         images = _images(X, image_shape)
         surest = [
@@ -322,19 +323,3 @@ def _numbers(X, feature_names):
     if len(names) != table.shape[1]:
         raise ValueError(f"feature_names must have {table.shape[1]} names, got {len(names)}.")
     return table, names
-
-
-def _differences(table, chosen, n_experts):
-    """Return the standardised mean differences of each expert's samples from all others."""
-    table = np.ma.masked_invalid(table)
-    varies = np.ma.filled(table.max(axis=0) > table.min(axis=0), False)
-    table = (table - table.mean(axis=0)) / table.std(axis=0)
-    is_known, values = ~np.ma.getmaskarray(table), table.filled(0.0)
-    own = (chosen == np.arange(n_experts)[:, np.newaxis]).astype(np.float64)
-    totals, counts = own @ values, own @ is_known
-    rest, n_rest = values.sum(axis=0) - totals, is_known.sum(axis=0) - counts
-    differences = totals / np.maximum(counts, 1) - rest / np.maximum(n_rest, 1)
-    # Without a sample on either side, or a value to compare, there is no difference.
-    differences[~varies | (counts == 0) | (n_rest == 0)] = 0.0
-    differences[own.sum(axis=1) == 0] = np.nan
-    return differences

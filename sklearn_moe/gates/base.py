@@ -82,6 +82,8 @@ class GateModule(nn.Module):
     refits : bool, default=False
         Whether the gate learns without gradients. Then ``refit`` is called before each epoch. It
         gets at most as many samples as the gate's attribute ``max_samples``.
+    is_linear : bool, default=False
+        Whether ``score`` is linear in the sample, with ``input_weight`` as its coefficients.
     sources : Tensor of shape (n_inputs,) or None
         For each number that the gate reads, the column of the table that it comes from. None for
         images and after a backbone.
@@ -93,6 +95,7 @@ class GateModule(nn.Module):
 
     needs_hidden = True
     refits = False
+    is_linear = False
 
     def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
         super().__init__()

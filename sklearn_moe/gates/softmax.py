@@ -121,6 +121,10 @@ class SoftmaxGateModule(GateModule):
     def input_weight(self) -> Tensor | None:
         return self.network.layers[0].weight if type(self.encoder) is nn.Identity else None
 
+    @property
+    def is_linear(self) -> bool:
+        return type(self.encoder) is nn.Identity and len(self.network.layers) == 1
+
     def _norms(self):
         return self.network.layers[-1].weight.detach()[0].norm(dim=1)
 

@@ -1,0 +1,152 @@
+"""The columns of a table as a fitted mixture reads them, under the names that users know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_moe.containers import SparseRows, as_dense, as_eager, as_frame, as_objects
+from sklearn_moe.decomposition import final_model
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A table as a fitted mixture reads it.
+
+    Attributes
+    ----------
+    model : MoEClassifier
+        The fitted mixture within pipelines and searches.
+    X : array-like
+        The table that this mixture gets.
+    samples : ndarray of shape (n_samples, n_features)
+        The same as the net reads it: numbers, then positions of categories.
+    names : ndarray of shape (n_features,)
+        Names of the columns; ``x0``, ``x1``, ... if they have none.
+    places : ndarray of shape (n_features,)
+        For each column, its position in ``samples``.
+    """
+
+    model: BaseEstimator
+    X: Any
+    samples: NDArray
+    names: NDArray
+    places: NDArray[np.int64]
+
+    def categories(self, column: int) -> list[str] | None:
+        """Return the names of a column's categories by their positions; None for numbers."""
+        table = self.model.encoder_
+        if table is None or not table.is_categorical_[column]:
+            return None
+        position = int(table.is_categorical_[:column].sum())
+        names = [in_words(each) for each in table.categories_[position]]
+        return names + ["infrequent"] * table.has_infrequent_[position]
+
+    def values(self) -> NDArray:
+        """Return the table as an array: float64 if it holds numbers only, or objects."""
+        X = as_dense(as_eager(self.X))
+        frame = as_frame(X)
+        if frame is None:
+            values = np.asarray(as_objects(X))
+        else:
+            values = np.empty(frame.shape, dtype=object)
+            for position, column in enumerate(frame.iter_columns()):
+                values[:, position] = column.to_list()
+        try:
+            return values.astype(np.float64)
+        except (TypeError, ValueError):
+            return values
+
+
+def read_columns(estimator: BaseEstimator, X: ArrayLike, caller: str) -> Columns:
+    """Read a table for a fitted mixture, a pipeline that ends in one, or a search for one.
+
+    Raises
+    ------
+    NotFittedError
+        If the mixture is not fitted.
+    ValueError
+        If the mixture reads images, or ``X`` does not have the columns of the fit.
+    """
+    model = final_model(estimator)[0]
+    check_is_fitted(model)
+    X = final_model(estimator, X)[1]
+    X = as_eager(X)
+    if len(model.net_.input_shape) != 1:
+        raise ValueError(
+            f"{caller} needs a table, but the mixture reads images. See what its experts own with "
+            "ExpertSamplesDisplay."
+        )
+    samples = model.reader_.read(X, model)
+    n_features, table = model.n_features_in_, model.encoder_
+    order = np.arange(n_features)
+    if table is not None:
+        order = np.r_[
+            np.flatnonzero(~table.is_categorical_), np.flatnonzero(table.is_categorical_)
+        ]
+    return Columns(
+        model,
+        X,
+        samples[:] if isinstance(samples, SparseRows) else samples,
+        _names(estimator, model),
+        np.argsort(order),
+    )
+
+
+def _names(estimator, model):
+    """Return names of the columns that the mixture gets, if need be from a pipeline's steps."""
+    if hasattr(model, "feature_names_in_"):
+        return model.feature_names_in_
+    while hasattr(estimator, "best_estimator_"):
+        estimator = estimator.best_estimator_
+    if isinstance(estimator, Pipeline) and len(estimator) > 1:
+        try:
+            names = estimator[:-1].get_feature_names_out(
+                getattr(estimator, "feature_names_in_", None)
+            )
+            if len(names) == model.n_features_in_:
+                return names
+        except (AttributeError, ValueError):
+            pass  # a step that does not name its columns
+    return np.array([f"x{position}" for position in range(model.n_features_in_)], dtype=object)
+
+
+def find_column(names: NDArray, feature: int | str) -> int:
+    """Return the position of a column that is given by name or position."""
+    known = names.tolist()
+    if isinstance(feature, str) and feature in known:
+        return known.index(feature)
+    is_position = isinstance(feature, (int, np.integer)) and not isinstance(feature, bool)
+    if is_position and 0 <= feature < len(known):
+        return int(feature)
+    raise ValueError(
+        f"features has {feature!r}, which must be one of the columns {known} or a position from "
+        f"0 to {len(known) - 1}."
+    )
+
+
+def expert_log_proba(model: BaseEstimator, samples: NDArray, expert: int) -> NDArray[np.float64]:
+    """Return the log-probabilities (n_samples, n_classes) of one expert, without the others."""
+
+    def predict(module, x):
+        x, experts = module.encode(x), module.experts
+        if experts.independent:
+            logits = experts.run_some([module.for_experts(x)], [expert])[0]
+        else:
+            logits = module.run_experts(x)[0][:, expert]
+        return logits.log_softmax(dim=1)
+
+    return model.net_.evaluate(samples, predict, np.float64)
+
+
+def in_words(value: object) -> str:
+    """Return a value of a column as it is shown."""
+    if value is None or value != value:
+        return "missing"
+    return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
