@@ -239,7 +239,7 @@ def test_display(choice):
     ).plot()
     assert len(display.axes_) == 2 and list(display.lines_) == ["BIC", "log loss"]
     labels = [text.get_text() for text in display.axes_[0].get_legend().get_texts()]
-    assert labels == ["chosen", "BIC"]
+    assert labels == ["BIC", "lowest", "chosen"]
     with pytest.raises(ValueError, match="nothing to draw"):
         NExpertsDisplay([1, 2]).plot()
     plt.close("all")

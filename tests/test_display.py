@@ -7,6 +7,7 @@ import pandas as pd
 import polars
 import pyarrow as pa
 import pytest
+from matplotlib.legend import Legend
 from scipy import sparse
 from scipy.special import softmax
 from sklearn.compose import make_column_transformer
@@ -93,16 +94,64 @@ def test_decomposition_from_estimator(clf, digits):
     display = DecompositionDisplay.from_estimator(clf, X, y)
     expected = decomposition_entropy(clf, X, y)
     assert np.array_equal(display.im_.get_array(), expected.table)
-    assert [bar.get_width() for bar in display.bars_] == pytest.approx(expected.usage.tolist())
+    shares = expected.table.sum(axis=1) / expected.table.sum()
+    assert [bar.get_width() for bar in display.bars_] == pytest.approx(shares.tolist())
+    np.testing.assert_array_equal(display.usage_.get_xdata(), expected.usage)
     assert display.text_[0, 0].get_text() == (
         str(expected.table[0, 0]) if expected.table[0, 0] else ""
     )
-    assert f"{expected.usage_entropy:.2f}" in display.ax_.get_title()
-    assert f"$S$ {expected.specialization:.2f} bits" in display.ax_.get_title()
+    title = display.ax_.get_title()
+    assert f"one expert per sample: {1 - expected.normalized_sample_entropy:.0%}" in title
+    assert f"experts used evenly: {expected.normalized_usage_entropy:.0%}" in title
+    assert f"{2**expected.specialization:.2f} times as probable" in title
+    assert f"H_u={expected.usage_entropy:.2f}" in title
     assert display.colorbar_ is None and display.figure_ is display.ax_.figure
     display = DecompositionDisplay.from_estimator(clf, X)
     assert display.decomposition.expert_accuracy is None
-    assert "$S$" not in display.ax_.get_title()
+    assert "times as probable" not in display.ax_.get_title()
+
+
+def test_colours_of_pictures_of_the_same_samples_can_be_compared():
+    y = np.repeat([0, 1], [30, 50])
+    clims = [
+        DecompositionDisplay.from_predictions(np.eye(2)[chosen], y).im_.get_clim()
+        for chosen in (y, np.arange(80) % 2)
+    ]
+    assert clims == [(0, 50), (0, 50)]
+    display = DecompositionDisplay.from_predictions(np.eye(2)[y], y, normalize="expert")
+    assert display.im_.get_clim() == (0, 1)
+
+
+class Rules:
+    names = ("age > 60", "a rule that is long enough for more than one line and some more", "")
+
+
+@pytest.mark.parametrize("names", [Rules, Rules.names, pd.Index(Rules.names)])
+def test_experts_by_name(names):
+    p, y = gate_probabilities(3)
+    names = names() if names is Rules else names
+    display = DecompositionDisplay.from_predictions(p, y, expert_names=names)
+    labels = [label.get_text() for label in tick_labels(display.ax_.yaxis)]
+    assert labels[0] == "0: age > 60" and labels[2] == "expert 2"
+    assert labels[1].count("\n") == 1 and labels[1].endswith("…")
+    assert_apart([*tick_labels(display.ax_.yaxis), display.ax_.yaxis.label])
+    for draw in (
+        GateDisplay.from_predictions(p, expert_names=names),
+        ExpertSamplesDisplay.from_predictions(p, p, expert_names=names),
+    ):
+        draw.figure_.draw_without_rendering()
+        texts = [text.get_text() for text in (*draw.ax_.texts, *draw.ax_.get_yticklabels())]
+        assert any(text.startswith("0: age > 60") for text in texts)
+
+
+@pytest.mark.parametrize("names", ["abc", ["a", "b"], pd.Index(["a"])])
+def test_wrong_names_of_experts(names):
+    for draw in (DecompositionDisplay, GateDisplay):
+        p, y = gate_probabilities(3)
+        with pytest.raises(ValueError, match="expert_names must be 3 names, one per expert"):
+            draw.from_predictions(
+                *(p, y)[: 1 + (draw is DecompositionDisplay)], expert_names=names
+            )
 
 
 @pytest.mark.parametrize("normalize, axis", [("expert", 1), ("class", 0), ("all", None)])
@@ -124,7 +173,8 @@ def test_decomposition_is_readable(n_experts, names):
     display = DecompositionDisplay.from_predictions(p, y)
     ax = display.ax_
     labels = [*tick_labels(ax.xaxis), *tick_labels(ax.yaxis)]
-    groups = [[*labels, ax.xaxis.label, ax.yaxis.label, ax.title]]
+    legend = display.usage_ax_.get_legend().get_texts()
+    groups = [[*labels, ax.xaxis.label, ax.yaxis.label, ax.title, *legend]]
     if display.text_ is not None:
         groups.append(display.text_.ravel().tolist())
     else:
@@ -159,7 +209,7 @@ def test_displays_in_subfigures(clf, digits):
     X, y = digits
     subfigures = plt.figure(figsize=(12, 6)).subfigures(1, 2)
     DecompositionDisplay.from_estimator(clf, X, y, ax=subfigures[0].subplots())
-    GateDisplay.from_estimator(clf, X, ax=subfigures[1].subplots(1, 2))
+    GateDisplay.from_estimator(clf, X, ax=subfigures[1].subplots())
 
 
 def test_heat_map_with_a_norm_of_its_own(clf, digits):
@@ -171,41 +221,32 @@ def test_heat_map_with_a_norm_of_its_own(clf, digits):
 # Gate
 
 
-def test_gate_shares_by_hand():
-    p = [[0.995, 0.005], [0.95, 0.05], [0.6, 0.4], [0.2, 0.8]]
-    display = GateDisplay.from_predictions(p)
-    surest, sure, less, least, none = display.bars_[0]
-    assert [bar.get_width() for bar in surest] == [0.25, pytest.approx(1 / 3), 0]
-    assert [bar.get_width() for bar in sure] == [0.25, pytest.approx(1 / 3), 0]
-    assert [bar.get_width() for bar in less] == [0.25, 0, 1]
-    assert [bar.get_width() for bar in least] == [0.25, pytest.approx(1 / 3), 0]
-    assert [bar.get_width() for bar in none] == [0, 0, 0]
-    shown = [text.get_text() for text in display.axes_[0].get_legend().get_texts()]
-    assert shown == ["at least .99", ".9 to .99", ".75 to .9", ".5 to .75"]
-    # Entropies of 0.045, 0.29, 0.97 and 0.72 bits.
-    assert [bars[0].get_width() for bars in display.bars_[1]] == [0.25, 0.25, 0.5, 0, 0]
+def test_gate_quantiles_by_hand():
+    p = [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5], [0.6, 0.4], [0.8, 0.2], [0.2, 0.8]]
+    display = GateDisplay.from_predictions(np.column_stack([p, np.zeros(6)]))
+    everything, first, second = display.bars_  # the third expert has no samples
+    assert (first.get_x(), first.get_width()) == pytest.approx((0.6, 0.2))
+    assert (second.get_x(), second.get_width()) == pytest.approx((0.8, 0))
+    most = np.max(p, axis=1)
+    assert everything.get_x() == pytest.approx(np.quantile(most, 0.25))
+    assert display.points_.get_xdata() == pytest.approx([np.median(most), 0.7, 0.8])
+    assert display.points_.get_ydata().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
 def test_gate_is_readable(n_experts):
     display = GateDisplay.from_predictions(gate_probabilities(n_experts)[0])
-    labels = tick_labels(display.axes_[0].yaxis)
+    labels = tick_labels(display.ax_.yaxis)
     assert len(labels) == n_experts + 1
-    legends = [axes.get_legend() for axes in display.axes_]
-    texts = [text for legend in legends for text in [*legend.get_texts(), legend.get_title()]]
-    assert_apart([*labels, *texts, display.axes_[0].xaxis.label, display.axes_[0].yaxis.label])
+    legend = display.ax_.get_legend().get_texts()
+    assert_apart([*labels, *legend, display.ax_.xaxis.label, display.ax_.yaxis.label])
 
 
 def test_gate_in_given_axes(clf, digits):
     _, axes = plt.subplots(1, 2)
-    assert GateDisplay.from_estimator(clf, digits[0], ax=axes).axes_.tolist() == axes.tolist()
-    _, ax = plt.subplots()
-    split = GateDisplay.from_estimator(clf, digits[0], ax=ax)
-    assert len(split.axes_) == 2 and split.figure_ is ax.figure
-    with pytest.raises(ValueError, match="ax must be one axes or 2 of them, one per panel; got 3"):
-        GateDisplay.from_estimator(clf, digits[0], ax=plt.subplots(1, 3)[1])
-    with pytest.raises(ValueError, match="not part of a grid"):
-        GateDisplay.from_estimator(clf, digits[0], ax=plt.figure().add_axes((0, 0, 1, 1)))
+    assert GateDisplay.from_estimator(clf, digits[0], ax=axes[1]).ax_ is axes[1]
+    with pytest.raises(TypeError, match="ax must be one matplotlib axes"):
+        GateDisplay.from_estimator(clf, digits[0], ax=axes)
     with pytest.raises(ValueError, match="rows at least 0 that sum to 1"):
         GateDisplay.from_predictions([[0.5, 0.6]])
 
@@ -237,6 +278,35 @@ def test_regions_are_those_of_the_chosen_experts(plane):
     np.testing.assert_allclose(grid.min(axis=0), X.min(axis=0) - margin)
     np.testing.assert_allclose(grid.max(axis=0), X.max(axis=0) + margin)
     assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("feature 0", "feature 1")
+    (points,) = display.points_
+    np.testing.assert_array_equal(points.get_offsets(), X)
+    np.testing.assert_array_equal(display.chosen, clf[-1].apply(clf[:-1].transform(X)))
+    display = ExpertRegionsDisplay.from_estimator(clf, X, y, grid_resolution=5)
+    sizes = [len(points.get_offsets()) for points in display.points_]
+    assert sizes == np.bincount(y).tolist()
+    assert [each.get_text() for each in display.ax_.get_legend().get_texts()] == list("0123")
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        ExpertRegionsDisplay.from_estimator(clf, X, y[:5])
+
+
+@pytest.mark.parametrize("n_classes", [1, 8, 10, 40])
+def test_points_of_many_classes(n_classes):
+    rng = np.random.RandomState(0)
+    xx0, xx1 = np.meshgrid([0.0, 1], [0.0, 1])
+    display = ExpertRegionsDisplay(
+        xx0=xx0,
+        xx1=xx1,
+        response=rng.dirichlet([1, 1], size=(2, 2)),
+        points=rng.uniform(size=(200, 2)),
+        chosen=rng.randint(2, size=200),
+        labels=np.array([f"{'long name' * (n_classes == 40)}{i % n_classes}" for i in range(200)]),
+        expert_names=["left", "right"],
+    ).plot()
+    display.figure_.draw_without_rendering()
+    shown = np.concatenate([points.get_offsets() for points in display.points_])
+    assert len(display.points_) == n_classes and len(shown) == 200
+    names = [legend.get_texts()[0].get_text() for legend in display.ax_.findobj(Legend)]
+    assert "0: left" in names
 
 
 @pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
@@ -293,9 +363,10 @@ def test_other_columns_of_a_frame_keep_their_types(plane):
     moe = MoEClassifier(n_experts=3, max_iter=5, regularization="importance", random_state=0)
     clf = make_pipeline(Look(), moe).fit(frame, y)
     ExpertRegionsDisplay.from_estimator(clf, frame, features=("a", "b"), grid_resolution=20)
-    assert len(seen[-1]) == 400
-    assert seen[-1].dtypes.to_dict() == frame.dtypes.to_dict()
-    assert set(seen[-1]["kind"]) == {"often"}
+    *_, grid, own = seen
+    assert len(grid) == 400 and own.equals(frame)
+    assert grid.dtypes.to_dict() == frame.dtypes.to_dict()
+    assert set(grid["kind"]) == {"often"}
     ExpertSamplesDisplay.from_estimator(clf, frame)
     as_polars = polars.from_pandas(frame.drop(columns="empty"))
     display = ExpertRegionsDisplay.from_estimator(clf, as_polars, features=("a", "b"))
@@ -354,19 +425,30 @@ def test_wrong_regions(params, message, iris):
 
 
 @pytest.mark.smoke
-def test_images_are_those_that_an_expert_is_surest_of(clf, digits):
-    X, _ = digits
-    display = ExpertSamplesDisplay.from_estimator(clf, X, image_shape=(8, 8), n_images=4)
+def test_images_from_the_surest_to_the_least_sure(clf, digits):
+    X, y = digits
+    display = ExpertSamplesDisplay.from_estimator(clf, X, y, image_shape=(8, 8), n_images=4)
     proba, chosen = clf.gate_proba(X).astype(np.float64), clf.apply(X)
     proba /= proba.sum(axis=1, keepdims=True)
-    for expert, images in enumerate(display.images):
-        own = X[chosen == expert]
-        order = np.argsort(-proba[chosen == expert, expert], kind="stable")[:4]
-        assert np.array_equal(images, own[order].reshape(-1, 8, 8))
+    for expert, (images, labels) in enumerate(zip(display.images, display.labels, strict=True)):
+        own = np.flatnonzero(chosen == expert)
+        own = own[np.argsort(-proba[own, expert], kind="stable")]
+        last = len(own) - 1
+        own = own[[0, round(last / 3), round(2 * last / 3), last]]
+        assert np.array_equal(images, X[own].reshape(-1, 8, 8))
+        assert np.array_equal(labels, y[own])
     assert display.bars_ is None and display.im_.get_array().ndim == 2
-    assert len(display.text_) == 5
-    first = display.im_.get_array()[:8, 20:28]
-    assert np.array_equal(first, display.images[0][0])
+    texts = [text.get_text() for text in display.text_]
+    assert texts[1:5] == [str(label) for label in display.labels[0]] and len(texts) == 5 * 5
+    assert shown_image(display, 0, 8) == pytest.approx(display.images[0][0])
+
+
+def shown_image(display, row, height):
+    """The first image of an expert as it is drawn."""
+    label = display.text_[row]
+    width = display.images[row].shape[2]
+    left = round(label.get_position()[0] + max(2, height // 2) / 2)
+    return np.asarray(display.im_.get_array())[:height, left : left + width]
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (6, 4, 3)])
@@ -377,8 +459,8 @@ def test_images_of_any_shape(shape, scale):
     display = ExpertSamplesDisplay.from_predictions(np.eye(3)[np.arange(50) % 2], images)
     assert "never chosen" in [text.get_text() for text in display.text_]
     if shape[-1] == 3:
-        first = display.im_.get_array()[:6, 15:19]
-        np.testing.assert_allclose(first, images[0] / scale, atol=1e-6)
+        first = display.images[0][0] / scale
+        np.testing.assert_allclose(shown_image(display, 0, 6), first, atol=1e-6)
     with pytest.raises(ValueError, match="Images must have the shape"):
         ExpertSamplesDisplay.from_predictions(np.eye(2), np.zeros((2, 5, 5, 2)))
 
@@ -386,11 +468,11 @@ def test_images_of_any_shape(shape, scale):
 def test_images_with_channels_first_and_of_any_scale():
     rng = np.random.RandomState(0)
     images = rng.normal(size=(10, 3, 8, 8))
-    display = ExpertSamplesDisplay.from_predictions(np.ones((10, 1)), images)
-    assert np.array_equal(display.images[0], np.moveaxis(images[:8], 1, 3))
-    shown = display.im_.get_array()[:8, 20:28]
-    low, high = images[:8].min(), images[:8].max()
-    np.testing.assert_allclose(shown, (display.images[0][0] - low) / (high - low), atol=1e-6)
+    display = ExpertSamplesDisplay.from_predictions(np.ones((10, 1)), images, n_images=10)
+    assert np.array_equal(display.images[0], np.moveaxis(images, 1, 3))
+    low, high = images.min(), images.max()
+    expected = (display.images[0][0] - low) / (high - low)
+    np.testing.assert_allclose(shown_image(display, 0, 8), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["images", "table"])
@@ -413,8 +495,10 @@ def test_differences_by_hand():
     np.testing.assert_allclose(display.differences[:2], [expected, -np.array(expected)])
     assert np.isnan(display.differences[2]).all()
     texts = [text.get_text() for text in display.text_]
-    assert texts[:3] == ["expert 0 (50%)", "kind = a", "+2.00"]
-    assert texts[-1] == "never chosen"
+    start = texts.index("expert 0 (50%)")
+    assert texts[start + 1 : start + 4] == ["kind = a", "1", "0"]
+    assert texts[texts.index("expert 2 (0%)") + 1] == "never chosen"
+    np.testing.assert_allclose(display.means[:, 0, 0], [2, 3])
     assert len(display.bars_) == 6 and display.im_ is None
 
 
@@ -430,6 +514,8 @@ def test_differences_against_the_definition():
         expected = np.nanmean(X[own, :5], axis=0) - np.nanmean(X[~own, :5], axis=0)
         expected /= np.nanstd(X[:, :5], axis=0)
         np.testing.assert_allclose(display.differences[expert], [*expected, 0])
+        means = [np.nanmean(X[each, :5], axis=0) for each in (own, ~own)]
+        np.testing.assert_allclose(display.means[:, expert, :5], means)
 
 
 @pytest.mark.smoke
@@ -484,6 +570,7 @@ def test_one_expert_and_missing_values():
     X = np.array([[1.0, np.nan], [2, 3], [3, 4]])
     display = ExpertSamplesDisplay.from_predictions(np.ones((3, 1)), X)
     assert display.differences.tolist() == [[0, 0]]
+    assert "nothing to compare it with" in [text.get_text() for text in display.text_]
     display = ExpertSamplesDisplay.from_predictions(np.eye(2)[[0, 1, 1]], X[:, ::-1])
     assert np.isfinite(display.differences[1, 1])
 
@@ -524,7 +611,13 @@ def test_training_curves(clf):
     }
     assert set(display.lines_) == set(curves)
     for name, curve in curves.items():
-        np.testing.assert_array_equal(display.lines_[name].get_ydata(), curve)
+        if name in ("usage_entropy", "expert_class_information"):
+            curve = 100 * np.array(curve) / np.log2(5)
+        elif name == "sample_entropy":
+            curve = 100 - 100 * np.array(curve) / np.log2(5)
+        elif name == "validation_score":
+            curve = 100 * np.array(curve)
+        np.testing.assert_allclose(display.lines_[name].get_ydata(), curve)
         np.testing.assert_array_equal(display.lines_[name].get_xdata(), np.arange(1, 7))
     assert len(display.axes_) == 3
 
@@ -553,6 +646,15 @@ def test_training_of_a_search_and_of_one_epoch(iris):
         TrainingDisplay.from_estimator(MoEClassifier())
 
 
+@pytest.mark.filterwarnings("ignore:The gate has collapsed")
+def test_epochs_with_another_loss_are_shaded(iris):
+    clf = MoEClassifier(2, experts="linear", n_init=1, max_iter=6, random_state=0).fit(*iris)
+    for annealing, expected in ((0.2, ["annealing: another loss"]), (None, [])):
+        display = TrainingDisplay.from_estimator(clf.set_params(annealing=annealing))
+        labels = [text.get_text() for text in display.axes_[0].get_legend().get_texts()]
+        assert labels == [*expected, "training samples, with penalties"]
+
+
 @pytest.mark.parametrize(
     "draw",
     [
@@ -575,10 +677,11 @@ def test_front_of_a_search(iris):
     display = ParetoFrontDisplay.from_estimator(search)
     assert display.points_.get_offsets().shape == (6, 2)
     front = [[row[name] for name in scoring[:2]] for row in search.pareto_front_]
-    np.testing.assert_allclose(display.line_.get_xydata(), front)
-    assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == tuple(scoring[:2])
+    np.testing.assert_allclose(display.line_.get_xydata(), np.array(front) * [1, -1])
+    assert display.ax_.get_xlabel() == "accuracy\n(higher is better)"
+    assert display.ax_.get_ylabel().endswith("(lower is better)")
     display = ParetoFrontDisplay.from_estimator(search, names=scoring[1::-1])
-    assert display.ax_.get_xlabel() == "neg_sample_entropy"
+    assert display.ax_.get_ylabel() == "accuracy\n(higher is better)"
     for names in (["accuracy"], ["accuracy", "usage_entropy"]):
         with pytest.raises(ValueError, match="needs two of the scores"):
             ParetoFrontDisplay.from_estimator(search, names=names)

@@ -7,7 +7,15 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from sklearn_moe.decomposition import Decomposition, cut, decomposition_entropy, signed
-from sklearn_moe.display.layout import COLORS, inches, label_ticks, one_axes
+from sklearn_moe.display.layout import (
+    COLORS,
+    MEASURES,
+    expert_labels,
+    inches,
+    label_ticks,
+    longest,
+    one_axes,
+)
 
 # In points; smaller cells have no numbers.
 SMALLEST = 5
@@ -16,10 +24,14 @@ SMALLEST = 5
 class DecompositionDisplay:
     r"""Which expert gets which classes: a heat map of experts by classes.
 
-    Each cell is the number of samples of a class for which the gate chooses an expert. Bars at the
-    side show the usage of the experts (their mean gate probability), and a line marks equal
-    shares. The title has H_s, H_u and I(E;Y), and the specialization S if there are labels. It is
-    recommended to use :meth:`from_estimator` or :meth:`from_predictions`.
+    Each cell is the number of samples of a class for which the gate chooses an expert. Its colour
+    goes from none to all samples of the largest class, so that the colours of pictures of the same
+    samples can be compared. At the side, bars are the share of all samples for which the gate
+    chooses each expert, as in the cells, and marks are the usage, the mean gate probability: an
+    expert may have a part in samples for which others are chosen. The title has the measures in
+    words, as shares of the most that is possible: H_s (100% if the gate is certain), H_u (100% if
+    all experts have equal usage), I(E;Y), and, if there are labels, 2 to the power of the
+    specialization S. It is recommended to use :meth:`from_estimator` or :meth:`from_predictions`.
 
     Parameters
     ----------
@@ -27,6 +39,8 @@ class DecompositionDisplay:
         The decomposition to draw.
     display_labels : array-like of shape (n_classes,), default=None
         Names of the classes; None takes the classes themselves.
+    expert_names : sequence of str of shape (n_experts,) or object, default=None
+        Short names of the experts, such as what each owns, or an object with such ``names``.
 
     Attributes
     ----------
@@ -35,6 +49,8 @@ class DecompositionDisplay:
     text_ : ndarray of shape (n_experts, n_classes) of matplotlib.text.Text, or None
         The numbers in the cells; None without them.
     bars_ : matplotlib.container.BarContainer
+        The shares of the samples for which the experts are chosen.
+    usage_ : matplotlib.lines.Line2D
         The usage of the experts.
     colorbar_ : matplotlib.colorbar.Colorbar or None
         The scale of the heat map.
@@ -62,13 +78,28 @@ class DecompositionDisplay:
     (3, 3)
     """
 
-    def __init__(self, decomposition: Decomposition, *, display_labels: ArrayLike | None = None):
+    def __init__(
+        self,
+        decomposition: Decomposition,
+        *,
+        display_labels: ArrayLike | None = None,
+        expert_names=None,
+    ):
         self.decomposition = decomposition
         self.display_labels = display_labels
+        self.expert_names = expert_names
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y: ArrayLike | None = None, *, display_labels=None, ax=None, **kwargs
+        cls,
+        estimator,
+        X,
+        y: ArrayLike | None = None,
+        *,
+        display_labels=None,
+        expert_names=None,
+        ax=None,
+        **kwargs,
     ) -> DecompositionDisplay:
         """Draw how a fitted mixture divides some samples.
 
@@ -83,6 +114,8 @@ class DecompositionDisplay:
             Labels; None takes the class that the chosen expert predicts.
         display_labels : array-like of shape (n_classes,), default=None
             Names of the classes.
+        expert_names : sequence of str of shape (n_experts,) or object, default=None
+            Short names of the experts, such as what each owns, or an object with such ``names``.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -93,11 +126,19 @@ class DecompositionDisplay:
         DecompositionDisplay
         """
         decomposition = decomposition_entropy(estimator, X, y)
-        return cls(decomposition, display_labels=display_labels).plot(ax=ax, **kwargs)
+        display = cls(decomposition, display_labels=display_labels, expert_names=expert_names)
+        return display.plot(ax=ax, **kwargs)
 
     @classmethod
     def from_predictions(
-        cls, gate_proba: ArrayLike, y: ArrayLike, *, display_labels=None, ax=None, **kwargs
+        cls,
+        gate_proba: ArrayLike,
+        y: ArrayLike,
+        *,
+        display_labels=None,
+        expert_names=None,
+        ax=None,
+        **kwargs,
     ) -> DecompositionDisplay:
         """Draw the decomposition from gate probabilities.
 
@@ -109,6 +150,8 @@ class DecompositionDisplay:
             Labels.
         display_labels : array-like of shape (n_classes,), default=None
             Names of the classes.
+        expert_names : sequence of str of shape (n_experts,) or object, default=None
+            Short names of the experts, such as what each owns, or an object with such ``names``.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -119,7 +162,8 @@ class DecompositionDisplay:
         DecompositionDisplay
         """
         decomposition = Decomposition.from_predictions(gate_proba, y)
-        return cls(decomposition, display_labels=display_labels).plot(ax=ax, **kwargs)
+        display = cls(decomposition, display_labels=display_labels, expert_names=expert_names)
+        return display.plot(ax=ax, **kwargs)
 
     def plot(
         self,
@@ -170,15 +214,23 @@ class DecompositionDisplay:
         labels = cut(labels, 14)
         if len(labels) != n_classes:
             raise ValueError(f"display_labels must have {n_classes} names, got {len(labels)}.")
-        size = (min(2.5 + 0.42 * n_classes, 16), min(1.9 + 0.32 * n_experts, 12))
-        self.ax_ = ax = one_axes(self, ax, (max(size[0], 5), max(size[1], 3)))
+        experts = [str(expert) for expert in range(n_experts)]
+        if self.expert_names is not None:
+            experts = expert_labels(self.expert_names, n_experts)
+        n_lines = 1 + any("\n" in expert for expert in experts)
+        size = (
+            min(max(3 + 0.42 * n_classes, 6) + 0.08 * longest(experts), 16),
+            min(max(2.6 + 0.32 * n_lines * n_experts, 3.5), 12),
+        )
+        self.ax_ = ax = one_axes(self, ax, size)
         self.figure_ = ax.figure
         width, height = inches(ax)
 
         values = _normalized(decomposition.table, normalize)
         im_kw = im_kw or {}
         if "norm" not in im_kw:
-            im_kw = {"vmin": 0} | im_kw
+            largest = _normalized(decomposition.table.sum(axis=0, keepdims=True), normalize).max()
+            im_kw = {"vmin": 0, "vmax": 1 if normalize == "expert" else largest} | im_kw
         im_kw = {"cmap": cmap, "aspect": "auto", "interpolation": "nearest"} | im_kw
         self.im_ = ax.imshow(values, **im_kw)
         # Room for a number of three digits, in points.
@@ -189,55 +241,101 @@ class DecompositionDisplay:
         if include_values:
             size = min(10, max(SMALLEST, room))
             self.text_ = self._write(values, values_format, size, text_kw or {})
-        longest = max(map(len, labels))
-        crowded = longest * n_classes > 9 * width
+        length = longest(labels)
         label_ticks(ax.xaxis, labels, 0.8 * width)
-        ax.tick_params(axis="x", rotation=90 if crowded and longest > 2 else 0)
-        label_ticks(ax.yaxis, [str(expert) for expert in range(n_experts)], height)
-        ax.set(xlabel="class", ylabel="chosen expert")
-
+        crowded = length * n_classes > 9 * width and length > 2
+        ax.tick_params(axis="x", rotation=90 if crowded else 0)
+        label_ticks(ax.yaxis, experts, height)
+        meaning = _MEANINGS[normalize]
+        ax.set(
+            xlabel=f"class\n(number in a cell: {meaning})" if include_values else "class",
+            ylabel="expert that the gate chooses",
+        )
         self._plot_usage(height)
         if colorbar is None:
             colorbar = not include_values
         self.colorbar_ = None
         if colorbar:
-            self.colorbar_ = self.figure_.colorbar(self.im_, ax=ax, label=_MEANINGS[normalize])
-        measures = {
-            "$H_s$": decomposition.sample_entropy,
-            "$H_u$": decomposition.usage_entropy,
-            "$I(E;Y)$": decomposition.expert_class_information,
-        }
-        if decomposition.specialization is not None:
-            measures["$S$"] = signed(decomposition.specialization, 2)
-        title = ",  ".join(f"{name} {value:.2f}" for name, value in measures.items())
-        ax.set_title(f"{title} bits")
+            self.colorbar_ = self.figure_.colorbar(self.im_, ax=ax, label=meaning)
+        ax.set_title("\n".join(self._measures()), fontsize=9)
         return self
+
+    def _measures(self):
+        """Return a line for each measure."""
+        found = self.decomposition
+        if len(found.usage) == 1:
+            return ["one expert has all samples"]
+        shares = {
+            "sample_entropy": 1 - found.normalized_sample_entropy,
+            "usage_entropy": found.normalized_usage_entropy,
+            "expert_class_information": found.normalized_expert_class_information,
+        }
+        lines = [
+            f"{words}: {shares[name]:.0%}  $_{{{symbol}={getattr(found, name):.2f}}}$"
+            for name, (words, symbol) in MEASURES.items()
+        ]
+        if found.specialization is not None:
+            lines.append(
+                f"true class {2**found.specialization:.2f} times as probable as for others"
+                f"  $_{{S={signed(found.specialization, 2):.2f}}}$"
+            )
+        return lines
 
     def _plot_usage(self, height):
         """Draw the bars at the side of the heat map; the height is in inches."""
-        usage = self.decomposition.usage
+        usage, table = self.decomposition.usage, self.decomposition.table
+        chosen = table.sum(axis=1) / max(table.sum(), 1)
         n_experts = len(usage)
-        self.usage_ax_ = side = self.ax_.inset_axes((1.03, 0, 0.18, 1), sharey=self.ax_)
-        self.bars_ = side.barh(np.arange(n_experts), usage, color=COLORS[0])
+        places = np.arange(n_experts)
+        self.usage_ax_ = side = self.ax_.inset_axes((1, 0, 0.2, 1), sharey=self.ax_)
+        side.set_axes_locator(self._at_the_side)
+        self.bars_ = side.barh(
+            places, chosen, color=COLORS[0], alpha=0.5, label="share of samples"
+        )
+        room = 72 * height / n_experts  # points
+        (self.usage_,) = side.plot(
+            usage,
+            places,
+            "|",
+            color="black",
+            markersize=min(16, 0.6 * room),
+            markeredgewidth=2,
+            label="mean gate weight",
+        )
         side.axvline(1 / n_experts, color="0.3", linestyle=":", linewidth=1)
         side.tick_params(axis="y", left=False, labelleft=False)
         percent = "{:.0%}" if n_experts <= 16 else "{:.1%}"
-        shares = [percent.format(share) for share in usage]
-        # At the right edge, which neither the bars nor the line for equal shares reach.
-        for expert, share in enumerate(shares):
+        for expert, share in enumerate(chosen):
             side.text(
                 0.99,
                 expert,
-                share if share.strip("0.%") else "",
+                percent.format(share) if share else "",
                 transform=side.get_yaxis_transform(),
                 ha="right",
                 va="center",
-                fontsize=min(9, max(4, 0.7 * 72 * height / n_experts)),
+                fontsize=min(9, max(4, 0.7 * room)),
             )
-        most = max(usage.max(), 1 / n_experts)
-        side.set(xlim=(0, 1.9 * most), xticks=[1 / n_experts], xticklabels=["equal"])
-        side.set_xlabel("usage (mean\ngate probability)")
+        # The numbers are at the right edge, which nothing else reaches.
+        most = max(chosen.max(), usage.max(), 1 / n_experts)
+        side.set(xlim=(0, 1.7 * most), xticks=[1 / n_experts], xticklabels=["equal\nshares"])
         side.spines[["top", "right"]].set_visible(False)
+        side.legend(
+            handles=[self.bars_, self.usage_],
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            frameon=False,
+            fontsize=8,
+            handlelength=1,
+            borderpad=0,
+        )
+
+    def _at_the_side(self, ax, renderer):
+        """Return the place of the bars, whose width is fixed, so that the layout finds it."""
+        from matplotlib.transforms import Bbox
+
+        place = self.ax_.get_position()
+        inch = self.figure_.dpi / self.figure_.bbox.width
+        return Bbox.from_bounds(place.x1 + 0.1 * inch, place.y0, 0.9 * inch, place.height)
 
     def _write(self, values, values_format, size, text_kw):
         if values_format is None:
@@ -263,9 +361,9 @@ class DecompositionDisplay:
 
 _MEANINGS = {
     None: "samples",
-    "expert": "part of the expert's samples",
-    "class": "part of the class",
-    "all": "part of all samples",
+    "expert": "share of the expert's samples",
+    "class": "share of the class",
+    "all": "share of all samples",
 }
 
 

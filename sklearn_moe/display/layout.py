@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from sklearn_moe.containers import as_dense, as_eager
 
-# The colours of Okabe and Ito, which colour-blind people can tell apart. Black and the second blue
-# are left out, because paler colours mean a less sure gate. If there are more experts than
-# colours, their numbers tell them apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442")
+# The colours of Okabe and Ito, which colour-blind people can tell apart, and then darker ones of
+# Tol. Black and the second blue are left out, because paler colours mean a less sure gate. If
+# there are more experts than colours, their numbers tell them apart.
+COLORS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442"),
+    *("#332288", "#999933", "#117733", "#AA4499", "#882255", "#666666"),
+)
+
+# The measures of a decomposition in words, each a share of the most that is possible, and their
+# symbols.
+MEASURES = {
+    "sample_entropy": ("one expert per sample", "H_s"),
+    "usage_entropy": ("experts used evenly", "H_u"),
+    "expert_class_information": ("expert tells the class", "I(E;Y)"),
+}
 
 
 def one_axes(display, ax, figsize):
@@ -57,6 +70,46 @@ def inches(ax):
     return (ax.get_window_extent().size / ax.figure.dpi).tolist()
 
 
+def expert_labels(names, n_experts, *, width=26):
+    """Return labels of the experts: their numbers and, if there are any, their names.
+
+    Parameters
+    ----------
+    names : sequence of str, object with an attribute ``names``, or None
+        One name per expert, such as the rule that says what it owns; an empty one leaves the
+        number alone.
+    n_experts : int
+        The number of experts.
+    width : int
+        Characters in a line; longer labels get a second line, and the rest is cut off.
+
+    Returns
+    -------
+    list of str
+    """
+    if names is None:
+        return [f"expert {expert}" for expert in range(n_experts)]
+    names = names if hasattr(names, "__array__") else getattr(names, "names", names)
+    if isinstance(names, str) or len(names) != n_experts:
+        raise ValueError(
+            f"expert_names must be {n_experts} names, one per expert, or have them as the "
+            f"attribute names; got {names!r}."
+        )
+    return [
+        textwrap.fill(
+            f"{expert}: {name}", width, max_lines=2, placeholder="…", break_on_hyphens=False
+        )
+        if name
+        else f"expert {expert}"
+        for expert, name in enumerate(names)
+    ]
+
+
+def longest(labels):
+    """Return the number of characters of the longest line."""
+    return max(len(line) for label in labels for line in label.split("\n"))
+
+
 def label_ticks(axis, labels, length):
     """Put labels at 0, 1, 2, ..., smaller or fewer of them where they have too little room.
 
@@ -69,7 +122,8 @@ def label_ticks(axis, labels, length):
     length : float
         Length of the axis in inches.
     """
-    room = 72 * length / max(len(labels), 1)  # points for each label
+    n_lines = max((label.count("\n") + 1 for label in labels), default=1)
+    room = 72 * length / max(len(labels), 1) / n_lines  # points for each line
     size = min(10.0, max(5.0, 0.8 * room))
     step = max(1, int(np.ceil(1.1 * size / room)))
     axis.set_ticks(np.arange(len(labels))[::step], labels[::step], fontsize=size)

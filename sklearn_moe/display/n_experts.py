@@ -14,9 +14,9 @@ class NExpertsDisplay:
     """What speaks for each number of experts: the criteria and the cross-validated log loss.
 
     The first panel has AIC, BIC and ICL, if the mixtures have a likelihood. The second panel has
-    the mean log loss of the folds with its standard error, if it was measured. A larger point
-    marks the lowest value of each curve, and a vertical line the number that was chosen. It is
-    recommended to use :meth:`from_result`.
+    the mean log loss of the folds with its standard error, if it was measured. A ring marks the
+    lowest value of each curve, and a vertical line the number that was chosen. It is recommended
+    to use :meth:`from_result`.
 
     Parameters
     ----------
@@ -113,19 +113,20 @@ class NExpertsDisplay:
             If there are neither criteria nor a log loss.
         """
         curves = {
-            "criterion, nats": dict(self.criteria or {}),
-            "log loss, nats": {} if self.log_loss is None else {"log loss": self.log_loss},
+            "misfit plus penalty for size, nats": dict(self.criteria or {}),
+            "log loss of new samples, nats": (
+                {} if self.log_loss is None else {"log loss": self.log_loss}
+            ),
         }
         panels = {label: each for label, each in curves.items() if each}
         if not panels:
             raise ValueError("There is nothing to draw: pass criteria or log_loss.")
-        self.axes_ = several_axes(self, ax, len(panels), (4.2 * len(panels) + 0.5, 3.6))
+        self.axes_ = several_axes(self, ax, len(panels), (4.2 * len(panels) + 0.5, 4))
         self.figure_ = self.axes_[0].figure
         self.lines_ = {}
         numbers = np.asarray(self.n_experts)
         for axes, (label, panel) in zip(self.axes_, panels.items(), strict=True):
-            if self.chosen is not None:
-                axes.axvline(self.chosen, color="0.6", linestyle=":", label="chosen", zorder=1)
+            lowest = []
             styles = zip(panel.items(), COLORS, ("o-", "s--", "^-."), strict=False)
             for (name, values), color, style in styles:
                 values = np.asarray(values)
@@ -134,12 +135,28 @@ class NExpertsDisplay:
                 )
                 if name == "log loss" and self.log_loss_error is not None:
                     axes.errorbar(
-                        numbers, values, self.log_loss_error, fmt="none", ecolor=color, capsize=3
+                        numbers,
+                        values,
+                        self.log_loss_error,
+                        fmt="none",
+                        ecolor=color,
+                        capsize=3,
+                        label="± standard error",
                     )
-                lowest = np.nanargmin(values)
-                axes.plot(numbers[lowest], values[lowest], style[0], color=color, markersize=9)
-            axes.set(xlabel="number of experts", ylabel=label)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+                lowest.append(np.nanargmin(values))
+            axes.plot(
+                numbers[lowest],
+                [values[at] for values, at in zip(panel.values(), lowest, strict=True)],
+                "o",
+                color="black",
+                fillstyle="none",
+                markersize=12,
+                label="lowest",
+            )
+            if self.chosen is not None:
+                axes.axvline(self.chosen, color="0.6", linestyle=":", label="chosen", zorder=1)
+            axes.set(xlabel="number of experts", ylabel=f"{label}\n(lower is better)")
+            axes.set_xticks(numbers)
             # Above the panel, where no curve can run through it.
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
         return self

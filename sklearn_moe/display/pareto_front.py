@@ -14,8 +14,9 @@ from sklearn_moe.display.layout import COLORS, one_axes
 class ParetoFrontDisplay:
     """Trials of a search with two scores, and their Pareto front.
 
-    The front has the trials that no other trial beats in both scores. It is recommended to use
-    :meth:`from_estimator`.
+    The front has the trials that no other trial beats in both scores. Scores whose names begin
+    with "neg_" are drawn without the minus sign, and the axes say what is better. It is
+    recommended to use :meth:`from_estimator`.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ class ParetoFrontDisplay:
         -------
         ParetoFrontDisplay
         """
-        self.ax_ = one_axes(self, ax, (5, 3.8))
+        self.ax_ = one_axes(self, ax, (5, 4.2))
         self.figure_ = self.ax_.figure
         scores = np.asarray(self.scores)
         beaten = [
@@ -110,15 +111,42 @@ class ParetoFrontDisplay:
         ]
         front = np.flatnonzero(~np.array(beaten))
         self.front_ = front[np.lexsort(scores[front].T[::-1])][::-1]
-        self.points_ = self.ax_.scatter(*scores.T, color="0.6", s=20, label="trials")
+        is_negative = [name.startswith("neg_") for name in self.names]
+        shown = np.where(is_negative, -1, 1) * scores
+        self.points_ = self.ax_.scatter(*shown.T, color="0.6", s=20, label="trial of the search")
         (self.line_,) = self.ax_.plot(
-            *scores[self.front_].T, "o-", color=COLORS[0], markersize=5, label="front"
+            *shown[self.front_].T,
+            "o-",
+            color=COLORS[0],
+            markersize=5,
+            label="not beaten in both (Pareto front)",
         )
         if self.best is not None:
             self.ax_.plot(
-                *scores[self.best], "s", color=COLORS[1], markersize=8, zorder=3, label="refitted"
+                *shown[self.best],
+                "s",
+                color=COLORS[1],
+                markersize=8,
+                zorder=3,
+                linestyle="none",
+                label="chosen, and fitted to all samples",
             )
-        self.ax_.set(xlabel=self.names[0], ylabel=self.names[1])
+        xlabel, ylabel = (
+            f"{_WORDS.get(name, name.removeprefix('neg_').replace('_', ' '))}\n"
+            f"({'lower' if negative else 'higher'} is better)"
+            for name, negative in zip(self.names, is_negative, strict=True)
+        )
+        self.ax_.set(xlabel=xlabel, ylabel=ylabel)
         self.ax_.locator_params(axis="x", nbins=5)  # its labels are long
-        self.ax_.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+        self.ax_.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
         return self
+
+
+_WORDS = {
+    "neg_log_loss": "log loss in nats",
+    "neg_sample_entropy": "experts share a sample, $H_s$ in bits",
+    "usage_entropy": "experts are used evenly, $H_u$ in bits",
+    "expert_class_information": "expert tells the class, $I(E;Y)$ in bits",
+    "specialization": "expert knows more than others, $S$ in bits",
+    "chosen_expert_accuracy": "accuracy of the chosen expert alone",
+}

@@ -6,23 +6,33 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy import ndimage
-from sklearn.utils import check_array
+from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from sklearn.utils.validation import check_consistent_length
 
-from sklearn_moe.decomposition import final_model
-from sklearn_moe.display.layout import COLORS, as_table, inches, one_axes
+from sklearn_moe.decomposition import check_labels, cut, final_model
+from sklearn_moe.display.layout import COLORS, as_table, expert_labels, inches, one_axes
+from sklearn_moe.report import MOST_EXPERTS
 
 # In points; smaller regions have no number.
 SMALLEST = 5
+
+# More samples would hide the regions.
+MOST_POINTS = 300
+# A marker for each class, if there are so few.
+MARKERS = "os^DvPX*"
+# More classes, or experts, have no place in the legend.
+MOST_CLASSES = 10
 
 
 class ExpertRegionsDisplay:
     """Which expert owns which region of two features, or of a projection to two dimensions.
 
     Each region has the colour and the number of the expert that the gate chooses there. The colour
-    is paler where the gate is less sure. It is recommended to use :meth:`from_estimator`. As with
-    scikit-learn's ``DecisionBoundaryDisplay``, you can draw samples on top with
-    ``display.ax_.scatter``.
+    is paler where the gate is less sure. Points are samples, at most 300 of them, in the colour of
+    the expert that the gate chooses for the sample itself: it may be another than in the plane,
+    where the other features have other values. The shapes of the points are the classes, if there
+    are labels. It is recommended to use :meth:`from_estimator`.
 
     Parameters
     ----------
@@ -32,6 +42,14 @@ class ExpertRegionsDisplay:
         Gate probabilities at these points.
     xlabel, ylabel : str, default=""
         Labels of the axes.
+    points : ndarray of shape (n_points, 2), default=None
+        Samples in the plane.
+    chosen : ndarray of shape (n_points,), default=None
+        The experts that the gate chooses for them.
+    labels : ndarray of shape (n_points,), default=None
+        Their classes.
+    expert_names : sequence of str of shape (n_experts,) or object, default=None
+        Short names of the experts, such as what each owns, or an object with such ``names``.
 
     Attributes
     ----------
@@ -39,6 +57,10 @@ class ExpertRegionsDisplay:
         The regions.
     text_ : list of matplotlib.text.Text
         The number of the expert in each region that has room for it.
+    points_ : list of matplotlib.collections.PathCollection
+        The samples, class by class.
+    colorbar_ : matplotlib.colorbar.Colorbar or None
+        The scale of the paler colours; None for a single expert.
     ax_ : matplotlib.axes.Axes
         The axes.
     figure_ : matplotlib.figure.Figure
@@ -54,22 +76,40 @@ class ExpertRegionsDisplay:
     >>> from sklearn_moe import ExpertRegionsDisplay, MoEClassifier
     >>> X, y = make_moons(noise=0.1, random_state=0)
     >>> clf = MoEClassifier(n_experts=3, regularization="importance", random_state=0).fit(X, y)
-    >>> display = ExpertRegionsDisplay.from_estimator(clf, X)
-    >>> points = display.ax_.scatter(*X.T, c=y)
+    >>> display = ExpertRegionsDisplay.from_estimator(clf, X, y)
+    >>> len(display.points_)
+    2
     """
 
-    def __init__(self, *, xx0, xx1, response, xlabel="", ylabel=""):
+    def __init__(
+        self,
+        *,
+        xx0,
+        xx1,
+        response,
+        xlabel="",
+        ylabel="",
+        points=None,
+        chosen=None,
+        labels=None,
+        expert_names=None,
+    ):
         self.xx0 = xx0
         self.xx1 = xx1
         self.response = response
         self.xlabel = xlabel
         self.ylabel = ylabel
+        self.points = points
+        self.chosen = chosen
+        self.labels = labels
+        self.expert_names = expert_names
 
     @classmethod
     def from_estimator(
         cls,
         estimator,
         X,
+        y=None,
         *,
         features=None,
         projection=None,
@@ -77,6 +117,7 @@ class ExpertRegionsDisplay:
         eps=None,
         xlabel=None,
         ylabel=None,
+        expert_names=None,
         ax=None,
         **kwargs,
     ) -> ExpertRegionsDisplay:
@@ -89,6 +130,8 @@ class ExpertRegionsDisplay:
             ``best_estimator_``.
         X : array-like or DataFrame of shape (n_samples, n_features)
             Samples. Their range is the range of the picture.
+        y : array-like of shape (n_samples,), default=None
+            Labels, for the shapes of the points.
         features : pair of int or str, default=None
             The two features to draw, by column name or number, if ``X`` has more than two. The
             others stay at their median, or at their most frequent value if they are not numbers.
@@ -101,6 +144,8 @@ class ExpertRegionsDisplay:
             How far the picture reaches beyond the samples; None means a twentieth of their range.
         xlabel, ylabel : str, default=None
             Labels of the axes; None takes the names of the features.
+        expert_names : sequence of str of shape (n_experts,) or object, default=None
+            Short names of the experts, such as what each owns, or an object with such ``names``.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -137,12 +182,24 @@ class ExpertRegionsDisplay:
         xx0, xx1 = np.meshgrid(*np.linspace(low - margin, high + margin, grid_resolution).T)
         samples = plane.samples(np.column_stack([xx0.ravel(), xx1.ravel()]))
         model, samples = final_model(estimator, samples)
+        shown = np.linspace(0, len(plane.points) - 1, min(len(plane.points), MOST_POINTS))
+        shown = shown.round().astype(int)
+        rows = plane.rows[shown]
+        if y is not None:
+            y = check_labels(y)
+            check_consistent_length(X, y)
+            y = y[rows]
+        _, own = final_model(estimator, _safe_indexing(X, rows))
         return cls(
             xx0=xx0,
             xx1=xx1,
             response=model.gate_proba(samples).reshape(*xx0.shape, -1),
             xlabel=plane.names[0] if xlabel is None else xlabel,
             ylabel=plane.names[1] if ylabel is None else ylabel,
+            points=plane.points[shown],
+            chosen=model.apply(own),
+            labels=y,
+            expert_names=expert_names,
         ).plot(ax=ax, **kwargs)
 
     def plot(self, ax=None, *, xlabel=None, ylabel=None, **kwargs) -> ExpertRegionsDisplay:
@@ -161,7 +218,7 @@ class ExpertRegionsDisplay:
         -------
         ExpertRegionsDisplay
         """
-        self.ax_ = ax = one_axes(self, ax, (6, 5))
+        self.ax_ = ax = one_axes(self, ax, (7, 5.5))
         self.figure_ = ax.figure
         from matplotlib import patheffects
         from matplotlib.colors import to_rgb
@@ -175,8 +232,7 @@ class ExpertRegionsDisplay:
             else ((n_experts * self.response.max(axis=2) - 1) / (n_experts - 1))
         )
         colors = np.array([to_rgb(COLORS[expert % len(COLORS)]) for expert in range(n_experts)])
-        strength = (0.15 + 0.6 * sure)[..., np.newaxis]
-        image = 1 - strength * (1 - colors[chosen])
+        image = _paler(colors[chosen], sure[..., np.newaxis])
         self.surface_ = ax.pcolormesh(
             self.xx0, self.xx1, image, **{"zorder": -1, "rasterized": True} | kwargs
         )
@@ -210,8 +266,86 @@ class ExpertRegionsDisplay:
                     )
         ax.set_xlabel(self.xlabel if xlabel is None else xlabel)
         ax.set_ylabel(self.ylabel if ylabel is None else ylabel)
-        ax.set_title("chosen expert (paler: the gate is less sure)", fontsize=10)
+        handles = self._plot_points(colors)
+        self._explain(colors, np.unique(chosen), handles)
         return self
+
+    def _plot_points(self, colors):
+        """Draw the samples, class by class, and return the entries of the legend."""
+        from matplotlib.lines import Line2D
+
+        self.points_, handles = [], []
+        if self.points is None:
+            return handles
+        labels = np.zeros(len(self.points)) if self.labels is None else np.asarray(self.labels)
+        classes = np.unique(labels)
+        names = cut(classes, 14)
+        markers, size, edge = MARKERS, 16, 0.4
+        if len(classes) > len(MARKERS):
+            # The classes themselves are the markers if they are short.
+            markers = [f"${name}$" if len(name) <= 2 and name.isalnum() else "o" for name in names]
+            size, edge = 30, 0
+        for label, name, marker in zip(classes, names, markers, strict=False):
+            own = labels == label
+            points = self.ax_.scatter(
+                *self.points[own].T,
+                s=size,
+                c=colors[self.chosen[own]],
+                marker=marker,
+                edgecolors="black",
+                linewidths=edge,
+            )
+            self.points_.append(points)
+            color = {"markerfacecolor": "white", "markeredgecolor": "black"}
+            name = "sample" if self.labels is None else name
+            handles.append(Line2D([], [], linestyle="none", marker=marker, label=name, **color))
+        return handles[:MOST_CLASSES]
+
+    def _explain(self, colors, experts, points):
+        """Add legends for the colours and the points, and a scale for the paler colours."""
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import LinearSegmentedColormap, Normalize
+        from matplotlib.patches import Patch
+
+        if self.chosen is not None:
+            experts = np.union1d(experts, self.chosen)
+        names = expert_labels(self.expert_names, len(colors))
+        patches = [
+            Patch(color=_paler(colors[each], 1), label=names[each])
+            for each in experts[:MOST_EXPERTS]
+        ]
+        title = "Colour of a region, and of a point:\nthe expert that the gate chooses"
+        style = {"fontsize": 8, "title_fontsize": 8, "alignment": "left", "frameon": False}
+        ax = self.ax_
+        right = ax.legend(
+            handles=patches, loc="upper left", bbox_to_anchor=(1, 1), title=title, **style
+        )
+        if points:
+            ax.add_artist(right).set_clip_on(False)  # the layout leaves out what is clipped
+            title = "Points: samples" if self.labels is None else "Mark of a point: its class"
+            ax.legend(
+                handles=points, loc="lower left", bbox_to_anchor=(1, 0), title=title, **style
+            )
+        self.colorbar_ = None
+        if len(colors) > 1:
+            ends = [_paler(np.zeros(3), sure) for sure in (0, 1)]
+            scale = ScalarMappable(
+                Normalize(100 / len(colors), 100), LinearSegmentedColormap.from_list("", ends)
+            )
+            self.colorbar_ = self.figure_.colorbar(
+                scale,
+                ax=ax,
+                location="bottom",
+                shrink=0.7,
+                aspect=40,
+                format="{x:.0f}%",
+                label="colour: weight of the chosen expert (gate probability)",
+            )
+
+
+def _paler(colors, sure):
+    """Return colours that are the paler, the less sure (0 to 1) the gate is."""
+    return 1 - (0.15 + 0.6 * np.asarray(sure)) * (1 - colors)
 
 
 class _Features:
@@ -243,7 +377,8 @@ class _Features:
             points = np.asarray(values, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"The features {self.names} must be numbers.") from error
-        self.points = points[np.isfinite(points).all(axis=1)]
+        self.rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+        self.points = points[self.rows]
 
     def samples(self, points):
         if not self.is_frame:
@@ -278,6 +413,7 @@ class _Projection:
         self.projection = projection
         self.columns = X.columns if hasattr(X, "iloc") else None
         self.points = np.asarray(projection.transform(X), dtype=np.float64)
+        self.rows = np.arange(len(self.points))
         if self.points.ndim != 2 or self.points.shape[1] != 2:
             raise ValueError(
                 f"projection={projection!r} must map to two dimensions; it gives an array of "

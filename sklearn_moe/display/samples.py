@@ -11,9 +11,8 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from sklearn.utils.validation import check_consistent_length
 
 from sklearn_moe.containers import as_eager
-from sklearn_moe.decomposition import check_gate_proba, cut, final_model
-from sklearn_moe.display.layout import COLORS, as_table, one_axes
-from sklearn_moe.measures import mean_differences
+from sklearn_moe.decomposition import check_gate_proba, check_labels, cut, final_model
+from sklearn_moe.display.layout import COLORS, as_table, expert_labels, longest, one_axes
 
 # A column that does not hold numbers gives this many features: its most frequent values.
 MOST_CATEGORIES = 20
@@ -23,10 +22,11 @@ class ExpertSamplesDisplay:
     """What the experts' samples look like: images, or the features that set them apart.
 
     The samples of an expert are those for which the gate chooses it. For images, there is a row
-    for each expert with the samples for which the gate is surest; if it is equally sure of
-    several, the first of them. For tables, there are the features whose mean over an expert's
-    samples differs most from the mean over all others, in standard deviations of the feature
-    (standardised mean differences). It is recommended to use :meth:`from_estimator` or
+    for each expert, from the image for which the gate is surest to the one for which it is least
+    sure, with equal numbers of the expert's images between each two. The classes are below them if
+    there are labels. For tables, there are the features whose mean over an expert's samples
+    differs most from the mean over all others, in standard deviations of the feature (standardised
+    mean differences), and both means. It is recommended to use :meth:`from_estimator` or
     :meth:`from_predictions`.
 
     Parameters
@@ -35,11 +35,17 @@ class ExpertSamplesDisplay:
         Fraction of the samples for which each expert is chosen.
     images : list of n_experts arrays of shape (n_images, height, width) or \
             (n_images, height, width, n_channels), default=None
-        The images for which the gate is surest of each expert, the surest first.
+        Images of each expert, that for which the gate is surest first.
+    labels : list of n_experts arrays of shape (n_images,), default=None
+        Their classes.
     differences : array-like of shape (n_experts, n_features), default=None
         Standardised mean differences, in place of ``images``; nan for an expert without samples.
+    means : array-like of shape (2, n_experts, n_features), default=None
+        The means of each expert's samples, and those of all others.
     feature_names : array-like of shape (n_features,), default=None
         Names of the features of ``differences``.
+    expert_names : sequence of str of shape (n_experts,) or object, default=None
+        Short names of the experts, such as what each owns, or an object with such ``names``.
 
     Attributes
     ----------
@@ -61,19 +67,32 @@ class ExpertSamplesDisplay:
     >>> X, y = load_digits(return_X_y=True)
     >>> clf = MoEClassifier(n_experts=5, gate="attentive", regularization="importance",
     ...                     max_iter=10, random_state=0).fit(X / 16, y)
-    >>> display = ExpertSamplesDisplay.from_estimator(clf, X / 16, image_shape=(8, 8))
+    >>> display = ExpertSamplesDisplay.from_estimator(clf, X / 16, y, image_shape=(8, 8))
     >>> len(display.images)
     5
     """
 
-    def __init__(self, shares, *, images=None, differences=None, feature_names=None):
+    def __init__(
+        self,
+        shares,
+        *,
+        images=None,
+        labels=None,
+        differences=None,
+        means=None,
+        feature_names=None,
+        expert_names=None,
+    ):
         self.shares = shares
         self.images = images
+        self.labels = labels
         self.differences = differences
+        self.means = means
         self.feature_names = feature_names
+        self.expert_names = expert_names
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, ax=None, **kwargs) -> ExpertSamplesDisplay:
+    def from_estimator(cls, estimator, X, y=None, *, ax=None, **kwargs) -> ExpertSamplesDisplay:
         """Draw the samples of a fitted mixture's experts.
 
         Parameters
@@ -83,6 +102,8 @@ class ExpertSamplesDisplay:
             ``best_estimator_``.
         X : array-like or DataFrame of shape (n_samples, n_features) or (n_samples, ...)
             Samples, as the estimator takes them.
+        y : array-like of shape (n_samples,), default=None
+            Labels, to write below images.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -98,17 +119,19 @@ class ExpertSamplesDisplay:
         shape = model.input_shape
         if shape is not None and np.ndim(X) == 2 and np.shape(X)[1] == np.prod(shape):
             kwargs.setdefault("image_shape", shape)
-        return cls.from_predictions(model.gate_proba(samples), X, ax=ax, **kwargs)
+        return cls.from_predictions(model.gate_proba(samples), X, y, ax=ax, **kwargs)
 
     @classmethod
     def from_predictions(
         cls,
         gate_proba: ArrayLike,
         X,
+        y: ArrayLike | None = None,
         *,
         image_shape=None,
         n_images: int = 8,
         feature_names=None,
+        expert_names=None,
         ax=None,
         **kwargs,
     ) -> ExpertSamplesDisplay:
@@ -122,6 +145,8 @@ class ExpertSamplesDisplay:
             Samples: images of shape (height, width), (height, width, n_channels) or (n_channels,
             height, width), or rows of a table. If a column does not hold numbers, its 20 most
             frequent values are features; times are left out.
+        y : array-like of shape (n_samples,), default=None
+            Labels, to write below images.
         image_shape : tuple of int, default=None
             Shape of the images, (height, width) or (height, width, n_channels), if the rows of
             ``X`` are flattened images.
@@ -129,6 +154,8 @@ class ExpertSamplesDisplay:
             Number of images to draw for each expert.
         feature_names : array-like of shape (n_features,), default=None
             Names of the features of a table; None takes the columns of a DataFrame.
+        expert_names : sequence of str of shape (n_experts,) or object, default=None
+            Short names of the experts, such as what each owns, or an object with such ``names``.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -151,15 +178,22 @@ class ExpertSamplesDisplay:
         shares = np.bincount(chosen, minlength=n_experts) / n_samples
         if image_shape is None and np.ndim(X) < 3:
             table, names = _numbers(X, feature_names)
-            differences = mean_differences(table, chosen, n_experts)
-            return cls(shares, differences=differences, feature_names=names).plot(ax=ax, **kwargs)
-        images = _images(X, image_shape)
-        surest = [
-            images[own[np.argsort(-gate_proba[own, expert], kind="stable")[:n_images]]]
-            for expert in range(n_experts)
-            for own in [np.flatnonzero(chosen == expert)]
-        ]
-        return cls(shares, images=surest).plot(ax=ax, **kwargs)
+            differences, means = _differences(table, chosen, n_experts)
+            data = {"differences": differences, "means": means, "feature_names": names}
+        else:
+            images, data = _images(X, image_shape), {"images": [], "labels": None}
+            if y is not None:
+                y, data["labels"] = check_labels(y), []
+                check_consistent_length(gate_proba, y)
+            for expert in range(n_experts):
+                own = np.flatnonzero(chosen == expert)
+                own = own[np.argsort(-gate_proba[own, expert], kind="stable")]
+                places = np.linspace(0, len(own) - 1, min(n_images, len(own)))
+                own = own[places.round().astype(int)]
+                data["images"].append(images[own])
+                if y is not None:
+                    data["labels"].append(y[own])
+        return cls(shares, expert_names=expert_names, **data).plot(ax=ax, **kwargs)
 
     def plot(
         self, ax=None, *, n_features: int = 3, cmap="gray_r", im_kw: dict | None = None
@@ -193,40 +227,53 @@ class ExpertSamplesDisplay:
             self._plot_images(ax, {"cmap": cmap, "interpolation": "nearest"} | (im_kw or {}))
         return self
 
-    def _title(self, expert):
-        return f"expert {expert} ({self.shares[expert]:.0%})"
+    def _titles(self):
+        names = expert_labels(self.expert_names, len(self.shares))
+        return [f"{name} ({share:.0%})" for name, share in zip(names, self.shares, strict=True)]
 
     def _plot_images(self, ax, im_kw):
         n_experts, n_images = len(self.images), max(map(len, self.images))
         height, width, *channels = self.images[0].shape[1:]
-        gap = max(1, height // 8)
-        # Many experts are drawn in several columns. A title has the width of 2.6 images.
+        gap = max(2, height // 2)  # between rows; labels have room in it
+        titles = self._titles()
+        # Many experts are drawn in several columns. A letter is about a seventh of an image.
         n_columns = -(-n_experts // 16)
         n_rows = -(-n_experts // n_columns)
-        margin = 2.6 * height
-        column = int(margin + n_images * (width + gap))
+        margin = round((0.4 + 0.14 * longest(titles)) * height)
+        column = margin + n_images * (width + gap // 2)
         canvas = np.full((n_rows * (height + gap), n_columns * column, *channels), np.nan)
-        size = (0.4 * canvas.shape[1] / height, 0.4 * canvas.shape[0] / height)
+        size = (0.45 * canvas.shape[1] / height, 0.45 * canvas.shape[0] / height)
         self.ax_ = ax = one_axes(self, ax, (min(size[0], 20) + 0.3, min(size[1], 20) + 0.6))
         self.figure_ = ax.figure
         self.text_ = []
+
+        def write(x, y, text, **style):
+            self.text_.append(ax.text(x, y, text, **{"va": "center", "fontsize": 8} | style))
+
         for expert, images in enumerate(self.images):
             at, row = divmod(expert, n_rows)
-            top, left = row * (height + gap), int(at * column + margin)
+            top, left = row * (height + gap), at * column + margin
+            write(left - gap / 2, top + height / 2, titles[expert], ha="right")
             for number, image in enumerate(images):
-                start = left + number * (width + gap)
+                start = left + number * (width + gap // 2)
                 canvas[top : top + height, start : start + width] = image
-            middle, style = top + height / 2, {"va": "center", "fontsize": 8}
-            self.text_.append(
-                ax.text(left - gap, middle, self._title(expert), ha="right", **style)
-            )
+                if self.labels is not None:
+                    (label,) = cut([self.labels[expert][number]], 6)
+                    place = {"ha": "center", "va": "top", "fontsize": 7}
+                    write(start + width / 2, top + height, label, **place)
             if len(images) == 0:
-                self.text_.append(ax.text(left, middle, "never chosen", color="0.4", **style))
+                write(left, top + height / 2, "never chosen", color="0.4")
         if channels in ([3], [4]):
             canvas = np.nan_to_num(_as_colors(canvas, self.images[0].dtype), nan=1.0)
         self.im_ = ax.imshow(canvas.squeeze(), **im_kw)
         ax.set_axis_off()
-        ax.set_title("samples that the gate is surest to give to each expert", fontsize=10)
+        title = (
+            "samples of each expert (share of all samples)\n"
+            "from where the gate is surest (left) to where it is least sure"
+        )
+        if self.labels is not None:
+            title += "\nbelow an image: its true class"
+        ax.set_title(title, fontsize=9)
 
     def _plot_table(self, ax, n_features):
         differences = np.asarray(self.differences)
@@ -234,13 +281,19 @@ class ExpertSamplesDisplay:
         n_features = min(n_features, differences.shape[1])
         n_columns = -(-int(np.sqrt(n_experts)) // 2)
         n_rows = -(-n_experts // n_columns)
-        lines = n_features + 1.6  # for an expert, its title and the gap below
-        self.ax_ = ax = one_axes(self, ax, (4 * n_columns + 0.4, 0.19 * lines * n_rows + 0.7))
+        lines = n_features + 1.8  # for an expert, its title and the gap below
+        height = 0.19 * lines * n_rows + 1.5
+        self.ax_ = ax = one_axes(self, ax, (5.2 * n_columns + 0.4, height))
         self.figure_ = ax.figure
-        names = cut(self.feature_names, 22)
-        most = np.nanmax(np.abs(differences))
+        names, titles = cut(self.feature_names, 24), self._titles()
+        most = np.nanmax(np.abs(differences)) or 1.0
         self.text_ = []
         y, start, length, colors = [], [], [], []
+        # Where the columns end: those of the two means, and of the bars.
+        own_end, other_end, middle, half = 0.53, 0.67, 0.84, 0.14
+        for at in range(n_columns):
+            for end, title in ((own_end, "own\nmean"), (other_end, "others'\nmean")):
+                self.text_.append(ax.text(at + end, -0.6, title, ha="right", fontsize=8))
         for expert, own in enumerate(differences):
             at, row = divmod(expert, n_rows)
             top = row * lines
@@ -250,25 +303,41 @@ class ExpertSamplesDisplay:
                     ax.text(at + x, top + line, text, va="center", fontsize=8, **style)
                 )
 
-            write(0, 0, self._title(expert), fontweight="bold")
-            if np.isnan(own).all():
-                write(0, 1, "never chosen", color="0.4")
+            title = titles[expert].replace("\n", " ")
+            write(0, 0, title, fontweight="bold")
+            if not own.any() or np.isnan(own).all():
+                what = "never chosen" if np.isnan(own).all() else "nothing to compare it with"
+                write(0.02, 1, what, color="0.4")
                 continue
             for line, feature in enumerate(
                 np.argsort(-np.abs(own), kind="stable")[:n_features], 1
             ):
                 write(0.02, line, names[feature])
-                write(0.54, line, f"{own[feature]:+.2f}", ha="right")
+                if self.means is not None:
+                    for end, means in zip((own_end, other_end), self.means, strict=True):
+                        write(end, line, _short(means[expert, feature]), ha="right")
                 y.append(top + line)
-                start.append(at + 0.75)
-                length.append(0.19 * own[feature] / most if most > 0 else 0)
+                start.append(at + middle)
+                length.append(half * own[feature] / most)
                 colors.append(COLORS[0] if own[feature] > 0 else COLORS[1])
         self.bars_ = ax.barh(y, length, left=start, color=colors, height=0.7)
+        bottom = n_rows * lines - 1.3
         for x in np.unique(start):
-            ax.vlines(x, -0.5, n_rows * lines - 1, color="0.6", linewidth=0.8)
-        ax.set(xlim=(-0.02, n_columns), ylim=(n_rows * lines - 0.5, -0.8))
+            ax.vlines(x, -0.5, bottom, color="0.6", linewidth=0.8)
+            for side, ha in ((-half, "center"), (0, "center"), (half, "center")):
+                text = f"{np.sign(side) * most:+.1f}" if side else "0"
+                self.text_.append(ax.text(x + side, bottom + 0.5, text, ha=ha, fontsize=7))
+        ax.set(xlim=(-0.02, n_columns), ylim=(n_rows * lines - 0.5, -2.2))
         ax.set_axis_off()
-        ax.set_title("what sets each expert's samples apart (standard deviations)", fontsize=10)
+        ax.set_title(
+            "Where each expert's samples (share of all) differ most from all others\n"
+            "bars: difference of the means in standard deviations (blue: higher)",
+            fontsize=9,
+        )
+
+
+def _short(number):
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{round(number, 9) + 0.0:.3g}"
 
 
 def _as_colors(canvas, dtype):
@@ -323,3 +392,24 @@ def _numbers(X, feature_names):
     if len(names) != table.shape[1]:
         raise ValueError(f"feature_names must have {table.shape[1]} names, got {len(names)}.")
     return table, names
+
+
+def _differences(table, chosen, n_experts):
+    """Return the standardised mean differences of each expert's samples from all others.
+
+    And the means of both, of shape (2, n_experts, n_features).
+    """
+    table = np.ma.masked_invalid(table)
+    varies = np.ma.filled(table.max(axis=0) > table.min(axis=0), False)
+    center, scale = table.mean(axis=0), table.std(axis=0)
+    table = (table - center) / scale
+    is_known, values = ~np.ma.getmaskarray(table), table.filled(0.0)
+    own = (chosen == np.arange(n_experts)[:, np.newaxis]).astype(np.float64)
+    totals, counts = own @ values, own @ is_known
+    rest, n_rest = values.sum(axis=0) - totals, is_known.sum(axis=0) - counts
+    means = np.stack([totals / np.maximum(counts, 1), rest / np.maximum(n_rest, 1)])
+    differences = means[0] - means[1]
+    # Without a sample on either side, or a value to compare, there is no difference.
+    differences[~varies | (counts == 0) | (n_rest == 0)] = 0.0
+    differences[own.sum(axis=1) == 0] = np.nan
+    return differences, np.ma.filled(center + scale * means, np.nan)

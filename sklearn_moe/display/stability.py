@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sklearn_moe.display.layout import COLORS, inches, label_ticks, several_axes
+from sklearn_moe.display.layout import COLORS, expert_labels, inches, label_ticks, several_axes
 from sklearn_moe.measures import mean_of_known
 from sklearn_moe.report import MOST_EXPERTS
 from sklearn_moe.stability import HOW, SAME, DecompositionStability, decomposition_stability
@@ -27,6 +27,8 @@ class DecompositionStabilityDisplay:
     ----------
     stability : DecompositionStability
         What :func:`decomposition_stability` has measured.
+    expert_names : sequence of str of shape (n_experts,) or object, default=None
+        Short names of the experts, such as what each owns, or an object with such ``names``.
 
     Attributes
     ----------
@@ -60,12 +62,13 @@ class DecompositionStabilityDisplay:
     (3, 3)
     """
 
-    def __init__(self, stability: DecompositionStability):
+    def __init__(self, stability: DecompositionStability, *, expert_names=None):
         self.stability = stability
+        self.expert_names = expert_names
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y: ArrayLike, *, ax=None, **kwargs
+        cls, estimator, X, y: ArrayLike, *, expert_names=None, ax=None, **kwargs
     ) -> DecompositionStabilityDisplay:
         """Fit a mixture again and again, and draw what comes back.
 
@@ -77,6 +80,8 @@ class DecompositionStabilityDisplay:
             The training samples.
         y : array-like of shape (n_samples,)
             Their labels.
+        expert_names : sequence of str of shape (n_experts,) or object, default=None
+            Short names of the experts, such as what each owns, or an object with such ``names``.
         ax : matplotlib.axes.Axes or two of them, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -86,7 +91,8 @@ class DecompositionStabilityDisplay:
         -------
         DecompositionStabilityDisplay
         """
-        return cls(decomposition_stability(estimator, X, y, **kwargs)).plot(ax=ax)
+        stability = decomposition_stability(estimator, X, y, **kwargs)
+        return cls(stability, expert_names=expert_names).plot(ax=ax)
 
     def plot(self, ax=None, *, cmap="Blues") -> DecompositionStabilityDisplay:
         """Draw the panels.
@@ -121,7 +127,7 @@ class DecompositionStabilityDisplay:
             np.nan_to_num(stability.expert_always[experts]),
             height=0.6,
             color="0.85",
-            label="in all refits",
+            label="stay in all refits",
         )
         stays = stability.expert_stays[:, experts]
         # The dots of a row lie one below the other, in the order of the refits.
@@ -134,11 +140,13 @@ class DecompositionStabilityDisplay:
             alpha=0.7,
             linewidth=0,
             zorder=3,
-            label="in one refit",
+            label="stay in one refit",
         )
-        line = ax.axvline(SAME, color="0.3", linestyle=":", linewidth=1, label=f"{SAME:.0%}")
-        names = [f"expert {expert}" for expert in experts]
-        label_ticks(ax.yaxis, names, inches(ax)[1])
+        line = ax.axvline(
+            SAME, color="0.3", linestyle=":", linewidth=1, label=f"{SAME:.0%}: comes back"
+        )
+        names = expert_labels(self.expert_names, len(usage))
+        label_ticks(ax.yaxis, [names[expert] for expert in experts], inches(ax)[1])
         size = min(9, max(4, 50 * inches(ax)[1] / n_shown))
         for place, expert in enumerate(experts):
             stay = mean_of_known(stability.expert_stays[:, expert])
@@ -152,17 +160,23 @@ class DecompositionStabilityDisplay:
                 fontsize=size,
             )
         ax.annotate(
-            "mean", (1.02, 1), (0, 2), "axes fraction", textcoords="offset points", fontsize=9
+            "mean of\nrefits",
+            (1.02, 1),
+            (0, 2),
+            "axes fraction",
+            textcoords="offset points",
+            fontsize=9,
         )
         ax.set(xlim=(-0.02, 1.02), ylim=(n_shown - 0.5, -0.5))
         ax.xaxis.set_major_formatter("{x:.0%}")
-        ax.set_xlabel("samples of the expert that stay with it")
+        ax.set_xlabel("share of the expert's samples that stay with it")
+        ax.set_ylabel("experts, the most used first")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(
             handles=[self.points_, self.bars_, line],
             loc="lower center",
             bbox_to_anchor=(0.5, 1),
-            borderaxespad=1.5,  # above "mean"
+            borderaxespad=2.5,  # above "mean of refits"
             ncols=3,
             title=f"the decomposition {stability.verdict}",
             frameon=False,
@@ -170,10 +184,12 @@ class DecompositionStabilityDisplay:
 
     def _plot_fits(self, ax, cmap):
         index, n_refits = self.stability.adjusted_rand_index, self.stability.n_refits
-        self.im_ = ax.imshow(index, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
+        # A fit agrees with itself, which says nothing.
+        others = np.ma.masked_array(index, np.eye(len(index), dtype=bool))
+        self.im_ = ax.imshow(others, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
         width, height = inches(ax)
-        names = ["reference", *map(str, range(1, n_refits + 1))]
-        label_ticks(ax.xaxis, ["ref.", *names[1:]], 0.8 * width)
+        names = ["first fit", *map(str, range(1, n_refits + 1))]
+        label_ticks(ax.xaxis, ["first", *names[1:]], 0.8 * width)
         label_ticks(ax.yaxis, names, 0.8 * height)
         # Room for a number of four characters, in points; the cells are squares.
         room = 0.35 * 72 * 0.85 * min(width, height) / len(index)
@@ -190,9 +206,13 @@ class DecompositionStabilityDisplay:
                     ha="center",
                     va="center",
                     fontsize=min(10, room),
-                    color=light if value > 0.5 else dark,
+                    color=light if value > 0.5 and one != other else dark,
                 )
         else:
             self.figure_.colorbar(self.im_, ax=ax, shrink=0.6)
-        ax.set_xlabel(HOW[self.stability.resample])
-        ax.set_title("do two fits find the same parts?\n(adjusted Rand index: 1 yes, 0 no)")
+        ax.set_xlabel(f"numbers: {HOW[self.stability.resample]}")
+        ax.set_title(
+            "Do two fits divide the samples alike?\n"
+            "adjusted Rand index: 1 if they do, 0 as by chance",
+            fontsize=10,
+        )
