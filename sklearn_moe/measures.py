@@ -197,8 +197,8 @@ def mean_of_known(values: NDArray) -> float:
 
 def mean_differences(
     table: NDArray, chosen: NDArray[np.integer], n_experts: int
-) -> NDArray[np.float64]:
-    """Return the standardised mean differences of each expert's samples from all others.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how each expert's samples differ from all others in the means of columns.
 
     Parameters
     ----------
@@ -211,22 +211,26 @@ def mean_differences(
 
     Returns
     -------
-    ndarray of shape (n_experts, n_columns)
+    differences : ndarray of shape (n_experts, n_columns)
         In standard deviations of all samples; 0 if there is nothing to compare, and nan for an
         expert without samples.
+    means : ndarray of shape (2, n_experts, n_columns)
+        The means of the expert's samples and of the others.
     """
     table = np.ma.masked_invalid(table)
     varies = np.ma.filled(table.max(axis=0) > table.min(axis=0), False)
-    table = (table - table.mean(axis=0)) / table.std(axis=0)
+    center, scale = table.mean(axis=0), table.std(axis=0)
+    table = (table - center) / scale
     is_known, values = ~np.ma.getmaskarray(table), table.filled(0.0)
     own = (chosen == np.arange(n_experts)[:, np.newaxis]).astype(np.float64)
     totals, counts = own @ values, own @ is_known
     rest, n_rest = values.sum(axis=0) - totals, is_known.sum(axis=0) - counts
-    differences = totals / np.maximum(counts, 1) - rest / np.maximum(n_rest, 1)
+    means = np.stack([totals / np.maximum(counts, 1), rest / np.maximum(n_rest, 1)])
+    differences = means[0] - means[1]
     # Without a sample on either side, or a value to compare, there is no difference.
     differences[~varies | (counts == 0) | (n_rest == 0)] = 0.0
     differences[own.sum(axis=1) == 0] = np.nan
-    return differences
+    return differences, np.ma.filled(center + scale * means, np.nan)
 
 
 def mutual_information(table: ArrayLike) -> float:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_consistent_length
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import check_gate_proba, check_labels, cut, final_model
 from sklearn_moe.display.layout import COLORS, as_table, expert_labels, longest, one_axes
+from sklearn_moe.measures import mean_differences
 
 # A column that does not hold numbers gives this many features: its most frequent values.
 MOST_CATEGORIES = 20
@@ -178,7 +179,7 @@ class ExpertSamplesDisplay:
         shares = np.bincount(chosen, minlength=n_experts) / n_samples
         if image_shape is None and np.ndim(X) < 3:
             table, names = _numbers(X, feature_names)
-            differences, means = _differences(table, chosen, n_experts)
+            differences, means = mean_differences(table, chosen, n_experts)
             data = {"differences": differences, "means": means, "feature_names": names}
         else:
             images, data = _images(X, image_shape), {"images": [], "labels": None}
@@ -392,24 +393,3 @@ def _numbers(X, feature_names):
     if len(names) != table.shape[1]:
         raise ValueError(f"feature_names must have {table.shape[1]} names, got {len(names)}.")
     return table, names
-
-
-def _differences(table, chosen, n_experts):
-    """Return the standardised mean differences of each expert's samples from all others.
-
-    And the means of both, of shape (2, n_experts, n_features).
-    """
-    table = np.ma.masked_invalid(table)
-    varies = np.ma.filled(table.max(axis=0) > table.min(axis=0), False)
-    center, scale = table.mean(axis=0), table.std(axis=0)
-    table = (table - center) / scale
-    is_known, values = ~np.ma.getmaskarray(table), table.filled(0.0)
-    own = (chosen == np.arange(n_experts)[:, np.newaxis]).astype(np.float64)
-    totals, counts = own @ values, own @ is_known
-    rest, n_rest = values.sum(axis=0) - totals, is_known.sum(axis=0) - counts
-    means = np.stack([totals / np.maximum(counts, 1), rest / np.maximum(n_rest, 1)])
-    differences = means[0] - means[1]
-    # Without a sample on either side, or a value to compare, there is no difference.
-    differences[~varies | (counts == 0) | (n_rest == 0)] = 0.0
-    differences[own.sum(axis=1) == 0] = np.nan
-    return differences, np.ma.filled(center + scale * means, np.nan)

@@ -1,4 +1,4 @@
-"""Read a fitted mixture: which samples an expert owns, what it does there, and how far it holds."""
+"""Read a fitted mixture: which samples an expert owns, and what it does there."""
 
 from sklearn_moe.interpretation.explanation import Explanation, explain
 from sklearn_moe.interpretation.importance import ExpertImportance, expert_importance

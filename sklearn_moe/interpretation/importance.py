@@ -266,7 +266,7 @@ def _what_sets_apart(table: Columns, chosen, n_experts):
         values, names = table.samples[:, [place]].astype(np.float64), table.categories(column)
         if names is not None:  # unknown categories, at -1, are none of these
             values = (values == np.arange(len(names))).astype(np.float64)
-        differences = mean_differences(values, chosen, n_experts)
+        differences, _ = mean_differences(values, chosen, n_experts)
         for expert in experts:
             most = int(np.abs(differences[expert]).argmax())
             difference[expert, column] = differences[expert, most]
