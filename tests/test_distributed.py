@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from joblib import parallel_config
-from test_search import share_the_work
+from test_search import share_the_work, worker
 
 from sklearn_moe import MoEClassifier, MoESearchCV, cross_validate
 
@@ -60,7 +60,10 @@ def postgres():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_processes_fill_a_study_on_a_server(postgres):
-    storage = share_the_work(postgres)._storage
+    other = worker({postgres: 99})
+    storage = share_the_work(other, postgres)._storage
+    out, err = other.communicate()
+    assert "done" in out and not err, (out, err)
     storage.remove_session()
     storage._backend.engine.dispose()  # before the server stops
     del storage
@@ -77,7 +80,7 @@ def cluster():
 
 @pytest.mark.filterwarnings("ignore")  # of dask and of its event loop
 def test_dask(cluster, digits, monkeypatch):
-    X, y = digits
+    X, y = digits[0][:600], digits[1][:600]
     clf = MoEClassifier(n_experts=3, max_iter=3, random_state=0)
     search = MoESearchCV(clf, n_trials=6, cv=2, n_jobs=2, random_state=0, pruner=None)
     expected = cross_validate(clf, X, y, cv=3)

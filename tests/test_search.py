@@ -108,7 +108,8 @@ def test_results_are_those_of_scikit_learn(clf, iris):
 
 def test_reproducible(clf, iris):
     one, other, third = (
-        tune(clf, *iris, n_trials=4, cv=2, random_state=seed) for seed in (1, 1, 2)
+        tune(clf.set_params(max_iter=2), *iris, n_trials=4, cv=2, random_state=seed)
+        for seed in (1, 1, 2)
     )
     params = [[trial.params for trial in search.study_.trials] for search in (one, other, third)]
     assert params[0] == params[1] != params[2]
@@ -133,7 +134,7 @@ def test_is_a_classifier_with_stratified_folds(clf, iris):
 
 def test_estimator_checks():
     base = LogisticRegression()
-    search = MoESearchCV(base, {"C": FloatDistribution(0.1, 1)}, n_trials=2, cv=2, random_state=0)
+    search = MoESearchCV(base, {"C": FloatDistribution(0.1, 1)}, n_trials=1, cv=2, random_state=0)
     results = check_estimator(search, on_fail=None, on_skip=None)
     failed = {each["check_name"] for each in results if each["status"] == "failed"}
     # Which RandomizedSearchCV fails, too.
@@ -144,6 +145,7 @@ def test_estimator_checks():
 def test_several_scores(clf, iris):
     X, y = iris
     scoring = ["neg_log_loss", "neg_sample_entropy"]
+    clf.set_params(max_iter=5)
     search = tune(clf, X, y, n_trials=8, cv=2, scoring=scoring, random_state=0)
     front = [[row[name] for name in scoring] for row in search.pareto_front_]
     everyone = np.array([trial.values for trial in search.study_.trials])
@@ -189,7 +191,7 @@ def test_pruning_saves_epochs(digits):
             X,
             y,
             {prefix + name: each for name, each in space.items()},
-            n_trials=8 if pruner else 2,
+            n_trials=8 if pruner else 1,
             cv=2,
             pruner=pruner,
             random_state=0,
@@ -202,7 +204,7 @@ def test_pruning_saves_epochs(digits):
         )
     ]
     epochs = [sum(t.user_attrs["n_epochs"] for t in s.study_.trials) for s in searches]
-    assert epochs[3] == 2 * 2 * 10 and max(epochs[:3]) < 0.9 * 8 * 2 * 10
+    assert epochs[3] == 2 * 10 and max(epochs[:3]) < 0.9 * 8 * 2 * 10
     for search in searches[:3]:
         assert set(states(search.study_)) == {"COMPLETE", "PRUNED"}
         assert search.cv_results_["trial"].tolist() == [
@@ -257,6 +259,7 @@ def test_string_labels_and_frames(as_frame, clf, iris):
     names = np.array(["b", "c", "a"])[y]
     if as_frame:
         X, names = pd.DataFrame(X, columns=list("pqrs")), pd.Series(names)
+    clf.set_params(max_iter=2)
     pipeline = make_pipeline(StandardScaler().set_output(transform="pandas"), clf)
     search = tune(pipeline, X, names, n_trials=7, cv=2, random_state=0)
     assert set(search.predict(X)) <= set("abc")
@@ -615,6 +618,7 @@ def test_parallel(storage, clf, iris, tmp_path):
 @pytest.mark.parametrize("storage", [None, "journal.log"])
 def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    clf.set_params(max_iter=2)
     go = partial(tune, clf, *iris, cv=2, study_name="mine", storage=storage, random_state=0)
     first = go(n_trials=3)
     assert (tmp_path / (storage or "mine.db")).exists()
@@ -650,13 +654,12 @@ def test_goes_on_with_an_equal_sparse_table(iris, tmp_path):
 
 
 WORKER = """
-    import threading, time
+    import sys, threading, time
     from sklearn.datasets import load_iris
     from sklearn_moe import MoEClassifier, tune
 
     MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # the first fit takes longer
     print("ready", flush=True)
-    input()
 
     def score(*args):
         folds_before_the_end[threading.current_thread().name] -= 1
@@ -667,12 +670,12 @@ WORKER = """
 
     def go(storage):
         tune(MoEClassifier(max_iter=1, random_state=0), *load_iris(return_X_y=True),
-             n_trials={n_trials}, cv=2, study_name="shared", storage=storage, pruner=None,
-             scoring=score, callbacks=[lambda *_: print("done", flush=True)], verbose=0)
+             n_trials=8, cv=2, study_name="shared", storage=storage, pruner=None,
+             scoring=score, callbacks=[lambda *_: print("done", storage, flush=True)], verbose=0)
 
     folds_before_the_end = {n_folds}
-    for storage in folds_before_the_end:
-        threading.Thread(target=go, args=(storage,), name=storage).start()
+    for storage in sys.stdin:
+        threading.Thread(target=go, args=(storage.strip(),), name=storage.strip()).start()
 """
 
 
@@ -680,14 +683,13 @@ def score(*args):
     return 0.5
 
 
-def worker(n_folds, n_trials):
-    """Start a process, which waits for a line before it begins to fill studies.
+def worker(n_folds):
+    """Start a process, which fills a study of eight trials in each storage that it is told.
 
-    It hangs after so many folds in each storage.
+    It hangs after so many folds in each.
     """
-    code = textwrap.dedent(WORKER).format(**locals())
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", textwrap.dedent(WORKER).format(n_folds=n_folds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -695,10 +697,9 @@ def worker(n_folds, n_trials):
     )
 
 
-def go(process):
-    """Let a process begin as soon as it can."""
-    assert process.stdout.readline() == "ready\n"
-    process.stdin.write("\n")
+def go(process, *storages):
+    """Let a process begin with these storages."""
+    process.stdin.writelines(f"{storage}\n" for storage in storages)
     process.stdin.flush()
 
 
@@ -719,17 +720,32 @@ def check_shared(study, n_trials, n_extra=0):
     return complete
 
 
+def share_the_work(other, storage):
+    """Fill a study from another process and from this one, which start together."""
+    MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # warm, as the other is
+    assert other.stdout.readline() == "ready\n"
+    go(other, storage)
+    study = shared_search(storage=storage, n_trials=8).study_
+    check_shared(study, 8, n_extra=1)
+    return study
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_searches_go_on(tmp_path, monkeypatch):
+def test_two_processes_share_the_work_and_killed_searches_go_on(tmp_path, monkeypatch):
+    """Both with one process, which takes seconds to start."""
+    shared = tmp_path / "shared.db"
     # Two are killed in their first trial.
     paths = {tmp_path / "study.db": 0, tmp_path / "journal.log": 1, tmp_path / "later.db": 5}
-    process = worker({str(path): n_folds for path, n_folds in paths.items()}, n_trials=50)
-    go(process)
-    for n_late in range(len(paths)):
-        while (line := process.stdout.readline()) != "late\n":
-            assert line == "done\n", (n_late, process.communicate())
+    process = worker({str(path): n_folds for path, n_folds in {shared: 99, **paths}.items()})
+    share_the_work(process, shared)
+    go(process, *paths)
+    lines = []
+    while lines.count("late\n") < len(paths):
+        lines.append(process.stdout.readline())
+        assert lines[-1], (lines, process.communicate())
+    assert f"done {shared}\n" in lines
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert not process.communicate()[1]
     monkeypatch.setattr(storages, "HEARTBEAT", 1)
     monkeypatch.setattr(storages, "GRACE", 1)
     time.sleep(3)  # until its last signs of life, in whole seconds, are older than that
@@ -738,22 +754,6 @@ def test_killed_searches_go_on(tmp_path, monkeypatch):
         study = shared_search(storage=path, n_trials=before + 2).study_
         assert states(study) == ["COMPLETE"] * before + ["FAIL"] + ["COMPLETE"] * 2
         check_shared(study, before + 2)
-
-
-def test_two_processes_share_the_work(tmp_path):
-    share_the_work(tmp_path / "study.db")
-
-
-def share_the_work(storage):
-    """Fill a study from a process of its own and from this one, which start together."""
-    other = worker({str(storage): 99}, n_trials=8)
-    MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # warm, as the other is
-    go(other)
-    study = shared_search(storage=storage, n_trials=8).study_
-    out, err = other.communicate()
-    assert "done" in out and not err, (out, err)
-    check_shared(study, 8, n_extra=1)
-    return study
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
