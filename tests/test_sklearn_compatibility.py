@@ -25,7 +25,7 @@ def _whole():
 
 def _others():
     """A mixture with each gate, each kind of experts and each regularization, soon trained."""
-    soon = {"n_experts": 4, "max_iter": 4, "batch_size": 100}
+    soon = {"n_experts": 4, "max_iter": 4, "batch_size": 100, "n_init": 1}
     for gate in sorted(set(GATES) - {"softmax", "attentive"}):
         yield MoEClassifier(**soon, gate=gate)
     for experts in sorted(set(EXPERTS) - {"conv", "mlp"}):  # the checks have tables alone
@@ -57,6 +57,8 @@ _EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": _REASON,
     "check_sample_weight_equivalence_on_sparse_data": _REASON,
 }
+# Checks that fail in every mixture, and one that repeats another with the older class of scipy.
+_ONCE = {*_EXPECTED_FAILURES, "check_estimator_sparse_matrix"}
 
 
 def _runs(check, estimator, whole):
@@ -65,6 +67,8 @@ def _runs(check, estimator, whole):
         return estimator is whole[1]
     if name == "check_classifiers_train" and estimator is not whole[0]:
         return "X_dtype" in check.keywords  # of its three variants that of read-only float32
+    if name in _ONCE:
+        return estimator is whole[0]
     return estimator in whole or name in _OF_THE_PARTS
 
 
