@@ -76,7 +76,7 @@ def test_thresholds_are_found():
     log_odds = (X[["x3", "x4"]].to_numpy() * coefficients).sum(axis=1)
     y = (log_odds + rng.logistic(size=1500) > 0).astype(int)
     clf = MoEClassifier(
-        3, experts="linear", gate_features=["x1", "x2"], n_init=4, max_iter=20, random_state=0
+        3, experts="linear", gate_features=["x1", "x2"], n_init=2, max_iter=20, random_state=0
     ).fit(X[:1000], y[:1000])
     rules = gate_rules(clf, X[:1000], X_test=X[1000:], random_state=0)
     assert rules.fidelity >= 0.95 and rules.n_new == 500

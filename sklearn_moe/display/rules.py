@@ -54,7 +54,8 @@ class GateRulesDisplay:
     >>> from sklearn_moe import GateRulesDisplay, MoEClassifier
     >>> X = np.random.default_rng(0).normal(size=(600, 2))
     >>> y = np.where(X[:, 0] > 0, X[:, 1] > 0, X[:, 1] < 0)
-    >>> clf = MoEClassifier(2, experts="linear", random_state=0).fit(X, y)
+    >>> clf = MoEClassifier(2, experts="linear", gate_features=[0], expert_features=[1],
+    ...                     random_state=0).fit(X, y)
     >>> display = GateRulesDisplay.from_estimator(clf, X, random_state=0)
     >>> [text.get_text() for text in display.questions_]
     ['x0 <= 0?']

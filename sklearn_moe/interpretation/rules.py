@@ -7,7 +7,7 @@ from functools import cached_property
 from math import ceil
 from numbers import Integral, Real
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from sklearn.utils._optional_dependencies import check_pandas_support
 from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
-from sklearn_moe.checks import check_weight, split, weighty
+from sklearn_moe.checks import check_weight, scaled, split, weighty
 from sklearn_moe.containers import as_eager, as_frame, categorical_columns
 from sklearn_moe.decomposition import final_model
 from sklearn_moe.interpretation.conditions import (
@@ -342,58 +342,71 @@ def gate_rules(
             "gate_rules reads the columns of a table, and the mixture reads images. See the "
             "experts' images with ExpertSamplesDisplay.from_estimator(estimator, X)."
         )
+    if X_test is None and sample_weight_test is not None:
+        raise ValueError("sample_weight_test is for X_test, which is None.")
     random_state = check_random_state(random_state)
     choice = model.apply(samples)  # also checks the columns
     weight = check_weight(sample_weight, choice, "sample_weight")
     table = as_table(X)
     columns = _columns(table, model, is_raw=samples is X)
     used = {name: columns[name] for name in _of_gate(table, model, columns, is_raw=samples is X)}
+    known = _Samples(read_columns(table, used, list(columns)), choice, weight)
     rows = weighty(weight)
-    if X_test is None:
-        if sample_weight_test is not None:
-            raise ValueError("sample_weight_test is for X_test, which is None.")
-        if len(rows) - ceil(test_size * len(rows)) < 2:
-            raise ValueError(
-                f"X has {len(rows)} samples with a positive weight, which are too few to set "
-                f"test_size={test_size} of them aside. Pass more samples, or X_test."
-            )
-        rows, new = split(rows, choice[rows], fraction=test_size, random_state=random_state)
-        table_new, choice_new, weight_new = table, choice, weight
-    else:
+    if X_test is not None:
         X_test = as_eager(X_test)
-        choice_new = model.apply(final_model(estimator, X_test)[1])
-        weight_new = check_weight(sample_weight_test, choice_new, "sample_weight_test")
-        table_new, new = as_table(X_test), weighty(weight_new)
-    weight_new = weight_new[new] / weight_new[new].sum()
-    read, read_new = (
-        {
-            name: Categories(values.codes[part], values.levels)
-            if isinstance(values, Categories)
-            else values[part]
-            for name, values in read_columns(each, used, list(columns)).items()
-        }
-        for each, part in ((table, rows), (table_new, new))
-    )
-    tree = grow_tree(
-        read, choice[rows], weight[rows], max_depth=max_depth, random_state=random_state
-    )
-    gate_chooses = np.eye(len(model.expert_costs_))[choice_new[new]] * weight_new[:, np.newaxis]
-
-    def measured(expert, conditions):
-        found = gate_chooses[_meets(conditions, read_new, len(new))].sum(axis=0)
-        purity = found[expert] / found.sum() if found.any() else np.nan
-        return Rule(conditions, expert, float(found.sum()), float(purity))
-
-    tree = with_leaves(tree, measured)
+        choice = model.apply(final_model(estimator, X_test)[1])
+        weight = check_weight(sample_weight_test, choice, "sample_weight_test")
+        read = read_columns(as_table(X_test), used, list(columns))
+        new = _Samples(read, choice, weight).take(weighty(weight))
+    elif len(rows) - ceil(test_size * len(rows)) < 2:
+        raise ValueError(
+            f"X has {len(rows)} samples with a positive weight, which are too few to set "
+            f"test_size={test_size} of them aside. Pass more samples, or X_test."
+        )
+    else:
+        rows, others = split(rows, choice[rows], fraction=test_size, random_state=random_state)
+        new = known.take(others)
+    tree = grow_tree(*known.take(rows), max_depth=max_depth, random_state=random_state)
+    tree, shares = _measured(tree, new, len(model.expert_costs_))
     wrong = [rule.coverage * (1 - rule.purity) for rule in leaves(tree)]
     return GateRules(
         tree=tree,
         fidelity=float(1 - np.nansum(wrong)),
-        shares=gate_chooses.sum(axis=0),
-        n_new=len(new),
+        shares=shares,
+        n_new=len(new.choice),
         max_depth=max_depth,
         columns=columns,
     )
+
+
+class _Samples(NamedTuple):
+    """Columns by name, the chosen experts, and weights."""
+
+    columns: dict[str, Categories | NDArray[np.float64]]
+    choice: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    def take(self, rows):
+        columns = {
+            name: Categories(values.codes[rows], values.levels)
+            if isinstance(values, Categories)
+            else values[rows]
+            for name, values in self.columns.items()
+        }
+        return _Samples(columns, self.choice[rows], self.weight[rows])
+
+
+def _measured(tree, new, n_experts):
+    """Return a tree of rules measured on new samples, and the share of each expert in them."""
+    weight = scaled(new.weight)
+    chosen = np.eye(n_experts)[new.choice] * (weight / weight.sum())[:, np.newaxis]
+
+    def rule_of(expert, conditions):
+        found = chosen[_meets(conditions, new.columns, len(chosen))].sum(axis=0)
+        purity = found[expert] / found.sum() if found.any() else np.nan
+        return Rule(conditions, expert, float(found.sum()), float(purity))
+
+    return with_leaves(tree, rule_of), chosen.sum(axis=0)
 
 
 def _columns(table, model, *, is_raw):
