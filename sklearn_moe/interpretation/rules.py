@@ -346,7 +346,7 @@ def gate_rules(
         raise ValueError("sample_weight_test is for X_test, which is None.")
     random_state = check_random_state(random_state)
     choice = model.apply(samples)  # also checks the columns
-    weight = check_weight(sample_weight, choice, "sample_weight")
+    weight = scaled(check_weight(sample_weight, choice, "sample_weight"))
     table = as_table(X)
     columns = _columns(table, model, is_raw=samples is X)
     used = {name: columns[name] for name in _of_gate(table, model, columns, is_raw=samples is X)}
@@ -355,7 +355,7 @@ def gate_rules(
     if X_test is not None:
         X_test = as_eager(X_test)
         choice = model.apply(final_model(estimator, X_test)[1])
-        weight = check_weight(sample_weight_test, choice, "sample_weight_test")
+        weight = scaled(check_weight(sample_weight_test, choice, "sample_weight_test"))
         read = read_columns(as_table(X_test), used, list(columns))
         new = _Samples(read, choice, weight).take(weighty(weight))
     elif len(rows) - ceil(test_size * len(rows)) < 2:
@@ -398,8 +398,8 @@ class _Samples(NamedTuple):
 
 def _measured(tree, new, n_experts):
     """Return a tree of rules measured on new samples, and the share of each expert in them."""
-    weight = scaled(new.weight)
-    chosen = np.eye(n_experts)[new.choice] * (weight / weight.sum())[:, np.newaxis]
+    share = new.weight / new.weight.sum()
+    chosen = np.eye(n_experts)[new.choice] * share[:, np.newaxis]
 
     def rule_of(expert, conditions):
         found = chosen[_meets(conditions, new.columns, len(chosen))].sum(axis=0)
