@@ -39,19 +39,21 @@ for gate, clf in mixtures.items():
 # %%
 # How sure they are
 # -----------------
-# Each bar is divided by how sure the gate is of its choice: the softmax gate above, the attentive
-# gate below.
+# The weight of the chosen expert: close to 100% for the attentive gate, which leaves little to the
+# others.
 
-for clf in mixtures.values():
-    GateDisplay.from_estimator(clf, X_test)
+fig, axes = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
+for ax, (gate, clf) in zip(axes, mixtures.items(), strict=True):
+    GateDisplay.from_estimator(clf, X_test, ax=ax)
+    ax.set_title(f"{gate} gate")
 plt.show()
 
 # %%
 # Which expert gets which digits
 # ------------------------------
 
-fig, axes = plt.subplots(1, 2, figsize=(13, 3.5), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
 for ax, (gate, clf) in zip(axes, mixtures.items(), strict=True):
     DecompositionDisplay.from_estimator(clf, X_test, y_test, ax=ax)
-    ax.set_title(f"{gate}\n{ax.get_title()}")
+    ax.set_title(f"{gate} gate\n{ax.get_title()}", fontsize=9)
 plt.show()

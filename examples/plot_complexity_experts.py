@@ -72,14 +72,16 @@ for strength in strengths:
 # --------------------------
 
 fig, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-axes[0].scatter(*X_test.T, c=y_test, s=3, cmap="coolwarm")
-axes[0].set_title("classes")
+for label, color in enumerate(("tab:blue", "tab:red")):
+    axes[0].scatter(*X_test[y_test == label].T, s=3, color=color, label=f"class {label}")
+axes[0].set_title("true class")
+axes[0].legend(markerscale=4, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))
 clf = fitted[1.0]
 units = [network.hidden_size for network in clf.module_.experts.networks]
 for expert, color in enumerate(plt.colormaps["viridis"](np.linspace(0, 0.9, 4))):
     chosen = clf.apply(X_test) == expert
     axes[1].scatter(*X_test[chosen].T, s=3, color=color, label=f"{units[expert]} units")
-axes[1].set_title("expert, with a strength of 1")
+axes[1].set_title("size of the chosen expert (strength 1)")
 axes[1].legend(markerscale=4, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
 _, easy, hard = np.transpose(rows)
 axes[2].plot(range(4), easy, "o-", label="easy samples")
@@ -90,10 +92,10 @@ axes[2].set(
     xticklabels=[
         f"{strength:g}\n{row[0]:.3f}" for strength, row in zip(strengths, rows, strict=True)
     ],
-    xlabel="strength, and the accuracy with it",
-    ylabel="multiply-adds of the expert",
+    xlabel="strength of the regularization,\nand the accuracy with it",
+    ylabel="multiply-adds of the chosen expert",
     ylim=(0, 1.1 * max(easy.max(), hard.max())),
-    title="cost",
+    title="cost of a sample",
 )
-axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
+axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2, frameon=False)
 plt.show()

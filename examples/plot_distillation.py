@@ -57,5 +57,5 @@ for ax, (name, clf) in zip(
     axes, {"teacher": teacher, "student": students["from the labels"]}.items(), strict=True
 ):
     DecompositionDisplay.from_estimator(clf, X_test, y_test, ax=ax)
-    ax.set_title(f"{name}\n{ax.get_title()}")
+    ax.set_title(f"{name}\n{ax.get_title()}", fontsize=9)
 plt.show()

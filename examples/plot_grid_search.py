@@ -51,8 +51,11 @@ for params, accuracy, information in zip(
         information, accuracy, s=60, c=colors[gate], marker=markers[regularization], label=label
     )
     print(f"{label:30} accuracy {accuracy:.3f}   I(E;Y) {information:.2f} bits")
-ax.set(xlabel="$I(E;Y)$ in bits: what the choice of the expert says", ylabel="accuracy")
-ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+ax.set(
+    xlabel="how much the chosen expert tells about the class, $I(E;Y)$ in bits",
+    ylabel="accuracy in cross-validation",
+)
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="gate, regularization")
 plt.show()
 
 # %%

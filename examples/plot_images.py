@@ -37,9 +37,9 @@ print(f"accuracy {clf.score(X_test, y_test):.3f}")
 # %%
 # The digits of each expert
 # -------------------------
-# These are the digits for which the gate is surest of each expert. Even without the labels, you
-# can see what each expert is for.
+# Each row has digits of one expert, from the one for which the gate is surest to the one for which
+# it is least sure.
 
-ExpertSamplesDisplay.from_estimator(clf, X_test, n_images=12)
+ExpertSamplesDisplay.from_estimator(clf, X_test, y_test, n_images=12)
 DecompositionDisplay.from_estimator(clf, X_test, y_test)
 plt.show()

@@ -73,15 +73,18 @@ print(f"adjusted Rand index {adjusted_rand_score(family, clf.apply(X_test)):.3f}
 fig, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 colors = [y_test, models["softmax gate"].apply(X_test), clf.apply(X_test)]
 for ax, color, title in zip(
-    axes, colors, ("class", "expert of the softmax gate", "expert of k-means"), strict=True
+    axes,
+    colors,
+    ("true class", "expert that the softmax gate chooses", "expert that the k-means gate chooses"),
+    strict=True,
 ):
-    points = ax.scatter(*X_test.T, c=color, s=8, cmap="viridis")
-    ax.set_title(title)
+    points = ax.scatter(*X_test.T, c=color, s=8, cmap="tab10", vmin=0, vmax=9)
+    ax.set(title=title, xlabel="feature 0", ylabel="feature 1")
     ax.legend(
         *points.legend_elements(fmt="{x:.0f}"),
         ncols=4,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.08),
+        bbox_to_anchor=(0.5, -0.14),
         frameon=False,
     )
 plt.show()

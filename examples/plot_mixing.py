@@ -56,11 +56,11 @@ for mixing, clf in mixtures.items():
 
 # %%
 # Each region has the colour and the number of the expert that the gate chooses there. The colour
-# is paler where the gate is less sure, which is nearly everywhere with logits.
+# is paler where the gate is less sure, which is nearly everywhere with logits. The points are
+# samples.
 
-fig, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(14, 5.5), layout="constrained")
 for ax, (mixing, clf) in zip(axes, mixtures.items(), strict=True):
-    ExpertRegionsDisplay.from_estimator(clf, X, grid_resolution=150, ax=ax)
-    ax.scatter(*X.T, c=y, s=8, cmap="gray", edgecolors="black", linewidths=0.3)
+    ExpertRegionsDisplay.from_estimator(clf, X, y, grid_resolution=150, ax=ax)
     ax.set_title(f"mixing={mixing!r}")
 plt.show()

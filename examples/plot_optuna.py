@@ -55,12 +55,12 @@ print(f"test accuracy {result.best_estimator_.score(X_test, y_test):.3f}")
 # The left panel shows how the search went, and the right panel how the best mixture divides the
 # classes.
 
-fig, axes = plt.subplots(1, 2, figsize=(12, 3.5), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
 losses = -result.cv_results_["mean_test_score"]
 trials = result.cv_results_["trial"]
 axes[0].plot(trials, losses, "o", label="complete trial")
 axes[0].plot(trials, np.minimum.accumulate(losses), drawstyle="steps-post", label="best so far")
-axes[0].set(xlabel="trial", ylabel="log loss")
+axes[0].set(xlabel="trial of the search", ylabel="log loss in nats (lower is better)")
 axes[0].xaxis.get_major_locator().set_params(integer=True)
 axes[0].legend()
 DecompositionDisplay.from_estimator(

@@ -25,9 +25,9 @@ X, y = load_digits(return_X_y=True)
 # absolute cosine of two experts' hidden vectors, over samples and pairs of experts.
 
 models = {
-    "ordinary": (MLPExperts((32,)), ["importance"]),
-    "penalty": (MLPExperts((32,)), ["importance", SoftOrthogonality(0.1)]),
-    "orthogonal": (OrthogonalExperts((32,)), ["importance"]),
+    "nothing (ordinary)": (MLPExperts((32,)), ["importance"]),
+    "a penalty": (MLPExperts((32,)), ["importance", SoftOrthogonality(0.1)]),
+    "orthogonal vectors": (OrthogonalExperts((32,)), ["importance"]),
 }
 
 
@@ -64,11 +64,12 @@ for name, (experts, regularization) in models.items():
 # -----------------------
 
 fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-for i, (ax, what) in enumerate(zip(axes, ("similarity", "accuracy"), strict=True)):
+what = ("similarity of two experts (0: orthogonal, 1: equal)", "accuracy on new samples")
+for i, ax in enumerate(axes):
     for name in models:
         ax.plot(numbers, [results[name, n][i] for n in numbers], "o-", label=name)
-    ax.set(xlabel="number of experts", xticks=numbers, title=what)
+    ax.set(xlabel="number of experts", xticks=numbers, ylabel=what[i])
 axes[0].set(ylim=(-0.02, None))
 axes[1].set(ylim=(0.9, 1))
-axes[0].legend()
+axes[0].legend(title="what makes experts differ")
 plt.show()

@@ -53,7 +53,11 @@ methods = {
     "similarity": {"method": "similarity"},
     "router norm": {"method": "router_norm"},
     "heavy hitters": {"method": "heavy_hitters"},
-    "heavy hitters, fine-tuned": {"method": "heavy_hitters", "fine_tune": True, "max_iter": 10},
+    "heavy hitters, then fine-tuned": {
+        "method": "heavy_hitters",
+        "fine_tune": True,
+        "max_iter": 10,
+    },
     "random": {"method": "random"},
 }
 kept = [2, 4, 8, 16]
@@ -84,12 +88,17 @@ for task, (X, y, test_size, n_units, regularization) in tasks.items():
 # --------------------------------------
 
 fig, axes = plt.subplots(1, 3, figsize=(14, 4.5), sharey=True, layout="constrained")
+fig.suptitle("Accuracy on new samples after 16 experts are pruned to fewer, by five methods")
 for ax, (task, values) in zip(axes, accuracy.items(), strict=True):
-    for name, line, style in zip(methods, values, ("o-", "s-", "^-", "^--", "x:"), strict=True):
-        ax.plot(kept, line, style, color="gray" if name == "random" else None, label=name)
-    ax.set(xticks=kept, xlabel="experts that are left", title=task)
+    for place, (name, heights) in enumerate(zip(methods, values, strict=True)):
+        at = np.arange(len(kept)) + 0.16 * (place - 2)  # side by side, not one over the other
+        color = "gray" if name == "random" else None
+        ax.plot(at, heights, "osD^x"[place], color=color, label=name)
+    for edge in np.arange(len(kept) - 1) + 0.5:
+        ax.axvline(edge, color="0.9", zorder=0)
+    ax.set(xticks=range(len(kept)), xticklabels=kept, xlabel="experts that are left", title=task)
 axes[0].set(ylabel="accuracy", ylim=(0.6, 1))
-axes[0].legend(loc="lower right")
+axes[0].legend(loc="lower right", title="the experts to keep, or to merge:")
 
 # %%
 # Distil first

@@ -47,7 +47,7 @@ for name, load in {"breast_cancer": load_breast_cancer, "digits": load_digits}.i
 # -----------------
 # With the attentive gate and sample similarity each sample has one expert (a low :math:`H_s`), all
 # experts are used (a high :math:`H_u`), and the choice of the expert says something about the
-# class (:math:`I(E;Y)`).
+# class (:math:`I(E;Y)`). In the picture, these are shares of the most that is possible.
 
 print(
     f"\nThe attentive mixture on the digits\n\n"
@@ -57,7 +57,7 @@ print(
 fig, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
 for ax, kind in zip(axes, ("mixture", "attentive mixture"), strict=True):
     DecompositionDisplay.from_estimator(fitted[kind], X_test, y_test, ax=ax)
-    ax.set_title(f"{kind}\n{ax.get_title()}")
+    ax.set_title(f"{kind}\n{ax.get_title()}", fontsize=9)
 if len(sys.argv) > 1:
     fig.savefig(sys.argv[1], dpi=100)
     print(f"\nThe picture is in {sys.argv[1]}")

@@ -105,7 +105,7 @@ rules = rules.rename(index={first: "more is better", 1 - first: "less is better"
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 rules.T.iloc[::-1].plot.barh(ax=left, color={"more is better": "C0", "less is better": "C1"})
 left.axvline(0, color="black", lw=0.8)
-left.set(xlabel="log-odds of being well, per standard deviation", title="The experts")
+left.set(xlabel="log-odds of being well, per standard deviation", title="What experts go by")
 
 share = clf.gate_proba(X[::N_VISITS])[:, first]
 for answer, color in {"yes": "tab:red", "no": "tab:gray"}.items():
@@ -114,7 +114,9 @@ for answer, color in {"yes": "tab:red", "no": "tab:gray"}.items():
     label = "smokers" if answer == "yes" else "others"
     right.plot(people["enzyme"].iloc[rows], share[rows], color=color, label=label)
     right.plot(people["enzyme"].iloc[rows], true_gate[rows], ":", color=color)
-right.plot([], [], ":", color="black", label="the truth")
+right.plot([], [], ":", color="black", label="the truth (dotted, for each)")
 right.legend()
-right.set(xlabel="enzyme", ylabel='gate, of "more is better"', title="The gate")
+right.set(
+    xlabel="enzyme", ylabel='gate probability of "more is better"', title="Who gets which expert"
+)
 plt.show()

@@ -22,7 +22,9 @@ from sklearn_moe import (
 )
 
 X, progression = load_diabetes(return_X_y=True, as_frame=True, scaled=False)
-X = X.rename(columns={"bp": "blood pressure", "s5": "log triglycerides", "s6": "blood sugar"})
+names = {"bp": "blood pressure", "s1": "cholesterol", "s2": "LDL", "s3": "HDL"}
+names |= {"s4": "cholesterol / HDL", "s5": "log triglycerides", "s6": "blood sugar"}
+X = X.rename(columns=names)
 X["sex"] = X["sex"].map({1.0: "one", 2.0: "other"})  # the data do not say which is which
 X["weight"] = pd.cut(
     X.pop("bmi"), [0, 18.5, 25, 30, np.inf], labels=["under", "normal", "over", "obese"]
@@ -50,7 +52,7 @@ print(f"accuracy {scores['test_score'].mean():.2f} in 5-fold cross-validation")
 # Who are the experts' patients?
 # ------------------------------
 # For each expert, the picture shows the features in which its patients differ most from all
-# others.
+# others, with both means. The mean of a category is its share: 0.7 means 70% of the patients.
 
 X_train, X_test, y_train, y_test = train_test_split(X, y, stratify=y, random_state=0)
 clf.fit(X_train, y_train)

@@ -49,19 +49,18 @@ for tau in taus:
     print("tau {:.2f}: accuracy {:.3f}, cost {:.2f}, skipping {:.2f}".format(tau, *rows[-1]))
 
 # %%
-# Accuracy, and cost relative to two ordinary experts
-# ---------------------------------------------------
+# Computation and accuracy
+# ------------------------
 
 accuracy, cost, skipping = np.transpose(rows)
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-left.plot(taus, cost, "o-", label="cost, relative to two ordinary experts")
-left.plot(taus, skipping, "s-", label="part of the samples that skip them")
-left.set(xscale="log", xlabel="tau", ylim=(0, 1.05), title="Computation")
-left.legend()
-right.plot(cost, accuracy, "o-")
-for tau, *point in zip(taus, cost, accuracy, strict=True):
-    right.annotate(f"{tau:g}", point, xytext=(4, 4), textcoords="offset points")
-right.set(
-    xlabel="relative cost", ylabel="accuracy", ylim=(0.9, 1), title="Accuracy for several tau"
-)
+left.plot(taus, cost, "o-", label="multiply-adds, as a share of two ordinary experts")
+left.plot(taus, skipping, "s-", label="share of the samples that skip computation")
+left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+right.plot(taus, accuracy, "o-", label="accuracy on new samples")
+right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+for ax, low in ((left, 0), (right, 0.9)):
+    ax.set(xscale="log", xticks=taus, xticklabels=taus, ylim=(low, 1.01))
+    ax.set_xlabel("tau: penalty for cheap experts, relative to ordinary ones")
+    ax.minorticks_off()
 plt.show()

@@ -158,5 +158,12 @@ class GateDisplay:
             ylabel="chosen expert (share of the samples)",
         )
         ax.xaxis.set_major_formatter("{x:.0%}")
-        ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2, frameon=False, fontsize=9)
+        ax.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.4, 0),
+            borderaxespad=5,
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+        )
         return self
