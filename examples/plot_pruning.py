@@ -98,7 +98,7 @@ for ax, (task, values) in zip(axes, accuracy.items(), strict=True):
         ax.axvline(edge, color="0.9", zorder=0)
     ax.set(xticks=range(len(kept)), xticklabels=kept, xlabel="experts that are left", title=task)
 axes[0].set(ylabel="accuracy", ylim=(0.6, 1))
-axes[0].legend(loc="lower right", title="the experts to keep, or to merge:")
+axes[0].legend(loc="lower right", title="how the experts are chosen")
 
 # %%
 # Distil first

@@ -21,8 +21,6 @@ SMALLEST = 5
 MOST_POINTS = 300
 # A marker for each class, if there are so few.
 MARKERS = "os^DvPX*"
-# More classes, or experts, have no place in the legend.
-MOST_CLASSES = 10
 
 
 class ExpertRegionsDisplay:
@@ -274,19 +272,24 @@ class ExpertRegionsDisplay:
         """Draw the samples, class by class, and return the entries of the legend."""
         from matplotlib.lines import Line2D
 
-        self.points_, handles = [], []
+        self.points_ = []
         if self.points is None:
-            return handles
-        labels = np.zeros(len(self.points)) if self.labels is None else np.asarray(self.labels)
+            return []
+        labels, markers, size, edge = self.labels, MARKERS, 16, 0.4
+        if labels is not None and len(np.unique(labels)) > len(MARKERS):
+            # The classes themselves are the markers, if they are short.
+            names = [str(label) for label in np.unique(labels)]
+            is_short = all(len(name) <= 2 and name.isalnum() for name in names)
+            labels = labels if is_short else None
+            markers, size, edge = [f"${name}$" for name in names], 30, 0
+        heading = "Mark of a point: its class"
+        if labels is None:
+            heading, labels = "Points: samples", np.full(len(self.points), "sample")
+            markers, size, edge = "o", 16, 0.4
+        handles = [Line2D([], [], linestyle="none", label=heading)]
         classes = np.unique(labels)
-        names = cut(classes, 14)
-        markers, size, edge = MARKERS, 16, 0.4
-        if len(classes) > len(MARKERS):
-            # The classes themselves are the markers if they are short.
-            markers = [f"${name}$" if len(name) <= 2 and name.isalnum() else "o" for name in names]
-            size, edge = 30, 0
-        for label, name, marker in zip(classes, names, markers, strict=False):
-            own = labels == label
+        for label, name, marker in zip(classes, cut(classes, 14), markers, strict=False):
+            own = np.asarray(labels) == label
             points = self.ax_.scatter(
                 *self.points[own].T,
                 s=size,
@@ -297,9 +300,8 @@ class ExpertRegionsDisplay:
             )
             self.points_.append(points)
             color = {"markerfacecolor": "white", "markeredgecolor": "black"}
-            name = "sample" if self.labels is None else name
             handles.append(Line2D([], [], linestyle="none", marker=marker, label=name, **color))
-        return handles[:MOST_CLASSES]
+        return handles if markers in (MARKERS, "o") else handles[:1]
 
     def _explain(self, colors, experts, points):
         """Add legends for the colours and the points, and a scale for the paler colours."""
@@ -314,18 +316,16 @@ class ExpertRegionsDisplay:
             Patch(color=_paler(colors[each], 1), label=names[each])
             for each in experts[:MOST_EXPERTS]
         ]
-        title = "Colour of a region, and of a point:\nthe expert that the gate chooses"
-        style = {"fontsize": 8, "title_fontsize": 8, "alignment": "left", "frameon": False}
-        ax = self.ax_
-        right = ax.legend(
-            handles=patches, loc="upper left", bbox_to_anchor=(1, 1), title=title, **style
+        self.ax_.legend(
+            handles=[*patches, *points],
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            title="Colour of a region, and of a point:\nthe expert that the gate chooses",
+            alignment="left",
+            frameon=False,
+            fontsize=8,
+            title_fontsize=8,
         )
-        if points:
-            ax.add_artist(right).set_clip_on(False)  # the layout leaves out what is clipped
-            title = "Points: samples" if self.labels is None else "Mark of a point: its class"
-            ax.legend(
-                handles=points, loc="lower left", bbox_to_anchor=(1, 0), title=title, **style
-            )
         self.colorbar_ = None
         if len(colors) > 1:
             ends = [_paler(np.zeros(3), sure) for sure in (0, 1)]
@@ -334,7 +334,7 @@ class ExpertRegionsDisplay:
             )
             self.colorbar_ = self.figure_.colorbar(
                 scale,
-                ax=ax,
+                ax=self.ax_,
                 location="bottom",
                 shrink=0.7,
                 aspect=40,
