@@ -12,7 +12,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import validate_data
 
 from sklearn_moe.checks import (
     check_shape,
@@ -35,12 +35,12 @@ from sklearn_moe.containers import (
     categorical_columns,
     check_numbers,
     has_single_precision,
-    is_missing,
     read_table,
     reading,
     select_columns,
 )
 from sklearn_moe.encoders import Encoder
+from sklearn_moe.groups import read_groups
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.tables import TableTransformer
 
@@ -336,7 +336,7 @@ def read_training_data(
     check_consistent_length(samples, y)
     y, classes = _indices(y, classes, estimator.classes_ if going_on else None)
     weight = check_weight(sample_weight, samples, "sample_weight")
-    group, labels = (None, None) if groups is None else number_groups(groups, samples)
+    group, labels = (None, None) if groups is None else read_groups(groups, samples)
     held_out = _read_validation(reader, estimator, *validation, samples, classes)
 
     given_weight = weight
@@ -376,17 +376,6 @@ def read_training_data(
     return TrainingData(
         reader, samples, y, weight, held_out, given, rows, total_weight, group, classes, news
     )
-
-
-def number_groups(groups: ArrayLike, samples: Any) -> tuple[NDArray[np.int64], NDArray]:
-    """Return the number of the group of each sample, and the labels of the groups."""
-    with reading("groups"):
-        groups = column_or_1d(groups)
-    check_consistent_length(samples, groups)
-    if any(is_missing(label) for label in groups.tolist()):
-        raise ValueError("groups has missing values. Give each sample a group.")
-    labels, group = np.unique(groups, return_inverse=True)
-    return group, labels
 
 
 def _select_constant(reader, estimator, samples, group, labels):

@@ -207,7 +207,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     aic_, bic_, icl_ : float or None
         Akaike's and the Bayesian information criterion and the integrated completed likelihood,
         which adds to the BIC twice the entropy of the samples' posterior probabilities of the
-        experts, in nats. Lower is better.
+        experts, in nats. Lower is better. With ``groups``, the samples of BIC and ICL are the
+        groups, as in R's flexmix.
     gate_columns_ : list or None
         Names (or positions) of the columns of a table that the gate uses: all that it reads, less
         those that ``regularization="sparse_gate"`` has removed. None if the gate does not read

@@ -13,15 +13,16 @@ import numpy as np
 from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils import resample as draw_again
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
 from sklearn_moe.decomposition import check_labels, final_model, signed, with_last
+from sklearn_moe.groups import draw_again, joint_of_groups, read_groups
 from sklearn_moe.measures import (
     expert_class_information,
     mean_of_known,
@@ -311,7 +312,9 @@ def decomposition_stability(
         shows what depends on the samples as well.
     params : dict, default=None
         Parameters for every ``fit``, such as ``{"sample_weight": weights}``; those with one value
-        per sample are drawn with the samples.
+        per sample are drawn with the samples. With ``{"groups": groups}``, "bootstrap" draws whole
+        groups, again if a class is lost, and the copies of a group count as different groups. The
+        responsibilities are then those of groups. Usage and measures remain those of samples.
     n_jobs : int, default=None
         Number of refits that run in parallel, on the active backend of joblib.
     random_state : int, RandomState instance or None, default=None
@@ -328,7 +331,8 @@ def decomposition_stability(
     Raises
     ------
     ValueError
-        If a parameter is not valid, or ``y`` does not have the classes of the fitted estimator.
+        If a parameter is not valid, ``y`` does not have the classes of the fitted estimator, or
+        drawn groups lack a class again and again.
     TypeError
         If the estimator has no mixture.
 
@@ -381,11 +385,14 @@ def decomposition_stability(
             f"{model.classes_.tolist()}. Pass the training samples and their labels."
         )
     reference = with_last(reference, model)  # without searches
-    first = _measure(reference, X, y)
+    group = next(
+        (read_groups(value, X)[0] for name, value in params.items() if _is_groups(name)), None
+    )
+    first = _measure(reference, X, y, group)
     template = clone(reference)
     draws = check_random_state(random_state).randint(np.iinfo(np.int32).max, size=n_refits)
     tasks = (
-        delayed(_refit)(template, X, y, params, resample, seed, first.responsibilities)
+        delayed(_refit)(template, X, y, params, group, resample, seed, first.responsibilities)
         for seed in draws.tolist()
     )
     total = n_refits if verbose else None
@@ -420,19 +427,24 @@ def _fitted(estimator, X, y, params):
     return estimator
 
 
-def _refit(template, X, y, params, how, seed, responsibilities):
+def _is_groups(name):
+    return name.rpartition("__")[2] == "groups"
+
+
+def _refit(template, X, y, params, group, how, seed, responsibilities):
     """Fit a clone of the template, and measure it with the numbers of its experts matched."""
     refit = clone(template)
     names = refit.get_params()
     seeds = [name for name in names if name.rpartition("__")[2] == "random_state"]
     refit.set_params(**dict.fromkeys(seeds, seed))
     if how == "bootstrap":
-        rows = draw_again(np.arange(len(y)), stratify=y, random_state=seed)
+        rows, copies = draw_again(y, group, seed)
         drawn = _check_method_params(X, params, rows)
+        drawn |= {name: copies for name in drawn if _is_groups(name)}
         refit.fit(_safe_indexing(X, rows), y[rows], **drawn)
     else:
         refit.fit(X, y, **params)
-    fit = _measure(refit, X, y)
+    fit = _measure(refit, X, y, group)
     order = match_experts(responsibilities, fit.responsibilities)
     return fit._replace(
         choice=np.argsort(order).astype(np.int32)[fit.choice],
@@ -463,13 +475,18 @@ def match_experts(one: NDArray, other: NDArray) -> NDArray[np.intp]:
     return linear_sum_assignment(one.T @ other, maximize=True)[1]
 
 
-def _measure(estimator, X, y):
+def _measure(estimator, X, y, group):
     model, samples = final_model(estimator, X)
     gate_proba = np.asarray(model.gate_proba(samples), dtype=np.float64)
     log_likelihood = np.asarray(model.expert_log_likelihood(samples, y), dtype=np.float64)
     log_proba = model.predict_log_proba(samples)
     with np.errstate(divide="ignore"):  # masked experts have no responsibility
-        responsibilities = posterior(np.log(gate_proba), log_likelihood)
+        log_gate = np.log(gate_proba)
+    if group is None:
+        responsibilities = posterior(log_gate, log_likelihood)
+    else:
+        joint = joint_of_groups(log_gate, log_likelihood, group, np.ones(len(y)))
+        responsibilities = softmax(joint, axis=1)[group]
     label = np.searchsorted(model.classes_, y)
     measures = {
         "sample_entropy": sample_entropy(gate_proba),

@@ -11,7 +11,13 @@ import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    StratifiedGroupKFold,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -148,7 +154,7 @@ def test_errors(params, error, message, small):
         choose_n_experts(**arguments)
 
 
-def test_weights_and_groups(small):
+def test_weights(small):
     """Weights count as rows that are repeated, in fits and in the log loss."""
     X, y = small
     weight = np.where(np.arange(120) < 60, 1.0, 0.0)
@@ -158,18 +164,77 @@ def test_weights_and_groups(small):
     two = choose_n_experts(QUICK, X[:60], y[:60], [1, 2], cv=cv, verbose=0)
     for name in ("bic", "log_loss"):
         assert one.results[name] == pytest.approx(two.results[name])
-    pipeline = make_pipeline(StandardScaler(), QUICK)
-    result = choose_n_experts(
-        pipeline,
-        X,
-        y,
-        [1],
-        cv=GroupKFold(2),
-        groups=np.arange(120) % 4,
-        sample_weight=weight + 1,
-        verbose=0,
-    ).results
-    assert np.isfinite(result["log_loss"]).all()
+    pipeline, unit = make_pipeline(StandardScaler(), QUICK), np.arange(120) % 4
+    X = np.column_stack([unit, X])
+    fits = (
+        choose_n_experts(
+            pipeline, X, y, [1], cv=cv, groups=groups, sample_weight=weight + 1, verbose=0
+        )
+        for cv, groups in ((GroupKFold(2), unit), (GroupKFold(2).split(X, y, unit), None))
+    )
+    # With one expert, groups change nothing else.
+    one, two = (fit.results["log_loss"][0] for fit in fits)
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+def visits(n_groups):
+    """Two rules for groups of four samples; the first column tells the regime of a group."""
+    X, rng = np.random.RandomState(0).normal(size=(4 * n_groups, 4)), np.random.RandomState(1)
+    group = np.repeat(np.arange(n_groups), 4)
+    X[:, 0] = X[::4, 0][group]
+    regime = 2 * X[:, 0] + rng.logistic(size=n_groups)[group] > 0
+    log_odds = np.where(regime, 3, -3) * X[:, 1] + X[:, 2]
+    return X, (log_odds + rng.logistic(size=len(X)) > 0).astype(int), group
+
+
+def by_group(clf, X, y, group):
+    joint = pd.DataFrame(clf.expert_log_likelihood(X, y)).groupby(group).sum()
+    gate_proba = np.maximum(clf.gate_proba(X), 1e-300, dtype=float)
+    joint += np.log(pd.DataFrame(gate_proba).groupby(group).first())
+    return np.logaddexp.reduce(joint.to_numpy(dtype=float), axis=1).sum()
+
+
+def test_groups_in_fits_criteria_and_folds():
+    X, y, group = visits(100)
+    order = np.random.RandomState(2).permutation(400)  # groups need not be in one piece
+    X, y, names = X[order], y[order], np.array([f"p{one}" for one in group])[order]
+    choice = choose_n_experts(QUICK, X, y, [2], cv=2, groups=names, verbose=0)
+    fitted, results = choice.best_estimator_, choice.results
+    assert fitted.gate_columns_ == [0]
+    assert fitted.log_likelihood_ == pytest.approx(by_group(fitted, X, y, names), rel=1e-4)
+    # As in flexmix, the samples of BIC are the groups.
+    expected = np.log(100) * results["n_parameters"][0] - 2 * results["log_likelihood"][0]
+    assert results["bic"][0] == pytest.approx(expected)
+    losses = []
+    for train, test in StratifiedGroupKFold(2).split(X, y, names):
+        clf = clone(QUICK).set_params(n_experts=2).fit(X[train], y[train], groups=names[train])
+        losses.append(-by_group(clf, X[test], y[test], names[test]) / len(test))
+    assert results["log_loss"][0] == pytest.approx(np.mean(losses), rel=1e-3)
+    pipeline = make_pipeline("passthrough", QUICK)
+    again = choose_n_experts(pipeline, X, y, [2], cv=2, groups=pd.Series(names), verbose=0)
+    assert again.results["log_loss"][0] == pytest.approx(results["log_loss"][0], rel=1e-4)
+    with pytest.raises(ValueError, match=r"Fold 0 has the group 'p.*' in both its training and"):
+        choose_n_experts(QUICK, X, y, [2], cv=KFold(2).split(X), groups=names, verbose=0)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        choose_n_experts(QUICK, X, y, [2], groups=names[:9], verbose=0)
+
+
+def test_likelihood_ratio_with_groups():
+    X, y, group = visits(60)
+    one, two = (clone(QUICK).set_params(n_experts=number) for number in (1, 2))
+    arguments = {"groups": group, "n_bootstrap": 2, "random_state": 0}
+    test = likelihood_ratio_test(one, make_pipeline(two), X, y, **arguments)
+    fits = [clone(each).fit(X, y, groups=group) for each in (one, two)]
+    assert test.statistic == pytest.approx(
+        2 * (by_group(fits[1], X, y, group) - by_group(fits[0], X, y, group)), rel=1e-3
+    )
+    assert test.p_value == 1 / 3
+    again = likelihood_ratio_test(*fits, X, y, **arguments)
+    assert again.statistic == pytest.approx(test.statistic)
+    with pytest.raises(ValueError, match="fitted to these samples and groups"):
+        likelihood_ratio_test(one, clone(two).fit(X, y), X, y, **arguments)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        likelihood_ratio_test(one, two, X, y, groups=group[:9])
 
 
 def test_goes_on(small, tmp_path, monkeypatch):
@@ -284,6 +349,23 @@ def test_enough_experts(two_regimes):
     assert test.p_value > 1 / 5
     larger = np.count_nonzero(test.bootstrap_statistics >= test.statistic)
     assert test.p_value == pytest.approx((1 + larger) / 5)
+
+
+def test_a_simulated_group_gets_one_expert():
+    class Fitted:
+        classes_ = np.array(["a", "b"])
+
+        def gate_proba(self, X):
+            return np.tile([0.3, 0.7], (len(X), 1))
+
+        def expert_proba(self, X):
+            return np.tile(np.eye(2), (len(X), 1, 1))
+
+    group = np.random.RandomState(0).permutation(np.repeat(np.arange(2000), 3))
+    simulation = Simulation(Fitted(), np.zeros(len(group)), np.random.RandomState(0), group)
+    labels = pd.Series(simulation.draw()).groupby(group)
+    assert (labels.nunique() == 1).all()
+    assert np.mean(labels.first() == "b") == pytest.approx(0.7, abs=0.03)
 
 
 def test_simulated_labels():

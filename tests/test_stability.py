@@ -22,6 +22,7 @@ from sklearn_moe import (
     MoEClassifier,
     decomposition_report,
     decomposition_stability,
+    groups,
 )
 from sklearn_moe.stability import match_experts
 
@@ -195,6 +196,40 @@ def test_bootstrap_samples_have_all_classes_and_their_weights():
         assert 500 < len(np.unique(rows)) < 650  # 0.63 of 900
         assert (weights == rows + 1).all() and (labels == y[rows.astype(int)]).all()
     assert (seen[1][0] != seen[2][0]).any()
+
+
+def test_the_bootstrap_draws_whole_groups(monkeypatch):
+    group, seen = np.random.RandomState(0).permutation(900) % 90, []
+
+    class Watched(Parts):
+        def fit(self, X, y, groups):
+            seen.append((X[:, 0].astype(int), groups))
+            return super().fit(X, y)
+
+    arguments = {"n_refits": 2, "resample": "bootstrap", "random_state": 0}
+    names = np.array([f"p{one}" for one in group])
+    y = np.where(group < 2, "rare", LABELS)
+    decomposition_stability(
+        Watched(random_state=0), ROWS, y, params={"groups": names}, **arguments
+    )
+    assert (seen[0][1] == names).all()
+    for rows, copies in seen[1:]:
+        assert set(y[rows]) == {"no", "yes", "rare"}
+        assert 45 < len(np.unique(group[rows])) < 70  # 0.63 of 90
+        assert np.unique(copies).tolist() == list(range(90))
+        for copy in range(90):  # each is one whole group
+            one = rows[copies == copy]
+            assert sorted(one) == np.flatnonzero(group == group[one[0]]).tolist()
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        decomposition_stability(
+            Watched(random_state=0), ROWS, y, params={"groups": names[:9]}, **arguments
+        )
+    monkeypatch.setattr(groups, "MANY_DRAWS", 1)
+    with pytest.raises(
+        ValueError, match=r"lacked a class, the last one \[[01]\]. It is in too few"
+    ):
+        for seed in range(20):
+            groups.draw_again(np.array([0, 1, 1]), np.array([0, 1, 1]), seed)
 
 
 def test_linear_experts_find_the_same_regimes_and_others_do_not():

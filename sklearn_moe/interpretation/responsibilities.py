@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.checks import check_y, encode
 from sklearn_moe.containers import as_eager
-from sklearn_moe.data import number_groups
 from sklearn_moe.decomposition import final_model
+from sklearn_moe.groups import joint_of_groups, read_groups
 from sklearn_moe.measures import posterior
 
 # Gate probabilities within a group that differ by more than this are not the same.
@@ -100,12 +101,10 @@ def responsibilities(
     )
     if groups is None:
         return posterior(gate_log_proba, log_likelihood)
-    group, labels = number_groups(groups, rows)
+    group, labels = read_groups(groups, rows)
     _check_same(np.exp(gate_log_proba), group, labels)
-    first = np.unique(group, return_index=True)[1]
-    of_group = np.zeros((len(labels), log_likelihood.shape[1]))
-    np.add.at(of_group, group, log_likelihood)
-    return posterior(gate_log_proba[first], of_group)[group]
+    joint = joint_of_groups(gate_log_proba, log_likelihood, group, np.ones(len(group)))
+    return softmax(joint, axis=1)[group]
 
 
 def _check_same(gate_proba, group, labels):

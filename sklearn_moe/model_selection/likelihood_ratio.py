@@ -15,12 +15,11 @@ from sklearn.utils.validation import _is_fitted, indexable
 
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import check_labels, final_model
+from sklearn_moe.groups import MANY_DRAWS, log_likelihood_of_groups, read_groups
 from sklearn_moe.model_selection.n_experts import LIKELIHOOD, check_mixture
+from sklearn_moe.model_selection.tune import fit_params
 from sklearn_moe.parallel import run_all
 from sklearn_moe.parameters import has_linear_experts
-
-# A class that is missing in this many simulated samples in a row is too rare for the test.
-MANY_DRAWS = 1000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,6 +67,7 @@ def likelihood_ratio_test(
     X: ArrayLike,
     y: ArrayLike,
     *,
+    groups: ArrayLike | None = None,
     n_bootstrap: int = 99,
     n_jobs: int | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -99,6 +99,9 @@ def likelihood_ratio_test(
         Samples.
     y : array-like of shape (n_samples,)
         Class labels.
+    groups : array-like of shape (n_samples,), default=None
+        Groups for every ``fit``: all samples of a group get one expert, in the fits and in the
+        simulated samples. A mixture that is fitted must have been fitted with the same groups.
     n_bootstrap : int, default=99
         Number of simulated samples. Each is fitted twice. The smallest possible p-value is
         1 / (1 + ``n_bootstrap``).
@@ -119,8 +122,8 @@ def likelihood_ratio_test(
     ------
     ValueError
         If the second mixture does not have more experts, a mixture has no ``log_likelihood_``,
-        was fitted to other samples or with weights, a class is so rare that simulated samples lack
-        it again and again, or a parameter or the data are not valid.
+        was fitted to other samples or groups or with weights, a class is so rare that simulated
+        samples lack it again and again, or a parameter or the data are not valid.
     TypeError
         If an estimator does not end in a mixture.
 
@@ -166,10 +169,11 @@ def likelihood_ratio_test(
             f"larger must have more experts than smaller, got {n_experts[1]} and {n_experts[0]}."
         )
     X, y = indexable(as_eager(X), check_labels(as_eager(y)))
-    fitted = {name: _fitted(name, each, X, y) for name, each in estimators.items()}
-    simulation = Simulation(fitted["smaller"], X, check_random_state(random_state))
+    group = None if groups is None else read_groups(groups, X)[0]
+    fitted = {name: _fitted(name, each, X, y, group) for name, each in estimators.items()}
+    simulation = Simulation(fitted["smaller"], X, check_random_state(random_state), group)
     tasks = (
-        delayed(_statistic)(clone(smaller), clone(larger), X, simulation.draw())
+        delayed(_statistic)(clone(smaller), clone(larger), X, simulation.draw(), group)
         for _ in range(n_bootstrap)
     )
     total = n_bootstrap if verbose else None
@@ -180,21 +184,24 @@ def likelihood_ratio_test(
 
 
 class Simulation:
-    """Labels that are drawn from a fitted mixture at given samples."""
+    """Labels that are drawn from a fitted mixture at given samples; a group gets one expert."""
 
-    def __init__(self, estimator, X, random_state):
+    def __init__(self, estimator, X, random_state, group=None):
         self.classes = estimator.classes_
-        proba = np.asarray(estimator.predict_proba(X), dtype=np.float64)
-        # Without the last column, rounding cannot leave a row without a label.
-        self.steps = proba.cumsum(axis=1)[:, :-1]
+        self.group = group
         self.random_state = random_state
         self.n_redrawn = 0
+        if group is None:
+            self.proba = estimator.predict_proba(X)
+        else:
+            model, samples = final_model(estimator, X)
+            self.gate_proba = model.gate_proba(samples)[np.unique(group, return_index=True)[1]]
+            self.expert_proba = model.expert_proba(samples)
 
     def draw(self) -> NDArray:
         """Return labels of all classes."""
         for _ in range(MANY_DRAWS):
-            uniform = self.random_state.random_sample((len(self.steps), 1))
-            drawn = (uniform > self.steps).sum(axis=1)
+            drawn = self._draw(self._proba())
             present = np.unique(drawn)
             if len(present) == len(self.classes):
                 return self.classes[drawn]
@@ -205,11 +212,23 @@ class Simulation:
             f"the last one {missing}. Such classes are too rare for the test: leave them out."
         )
 
+    def _proba(self):
+        """Return the probabilities of the classes, with groups those of their drawn experts."""
+        if self.group is None:
+            return self.proba
+        expert = self._draw(self.gate_proba)[self.group]
+        return self.expert_proba[np.arange(len(expert)), expert]
 
-def _fitted(name, estimator, X, y):
+    def _draw(self, proba):
+        # Without the last column, rounding cannot leave a row without a choice.
+        steps = np.asarray(proba, dtype=np.float64).cumsum(axis=1)[:, :-1]
+        return (self.random_state.random_sample((len(steps), 1)) > steps).sum(axis=1)
+
+
+def _fitted(name, estimator, X, y, group):
     """Return an estimator that is fitted to these samples, and check its likelihood."""
     if not _is_fitted(estimator):
-        estimator = clone(estimator).fit(X, y)
+        estimator = clone(estimator).fit(X, y, **fit_params(estimator, groups=group))
     log_likelihood = final_model(estimator)[0].log_likelihood_
     if log_likelihood is None:
         raise _no_likelihood(name)
@@ -218,22 +237,25 @@ def _fitted(name, estimator, X, y):
             f"{name} was fitted to the classes {estimator.classes_.tolist()}, but y has "
             f"{np.unique(y).tolist()}. Fit it to the same samples."
         )
-    log_proba = np.asarray(estimator.predict_log_proba(X), dtype=np.float64)
-    of_label = log_proba[np.arange(len(y)), np.searchsorted(estimator.classes_, y)]
-    if not np.isclose(of_label.sum(), log_likelihood, rtol=1e-4, atol=1e-2):
+    # Without groups, each sample is one.
+    units = np.arange(len(y)) if group is None else group
+    here = log_likelihood_of_groups(estimator, X, y, units)
+    if not np.isclose(here, log_likelihood, rtol=1e-4, atol=1e-2):
         raise ValueError(
             f"{name} has a log-likelihood of {log_likelihood:.2f}, but that of these samples is "
-            f"{of_label.sum():.2f}. It must be fitted to these samples, without sample_weight and "
-            "class_weight."
+            f"{here:.2f}. It must be fitted to these samples and groups, without sample_weight "
+            "and class_weight."
         )
     return estimator
 
 
-def _statistic(smaller, larger, X, y):
+def _statistic(smaller, larger, X, y, group):
     """Fit both mixtures, and return twice the difference of their log-likelihoods."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _ratio(smaller.fit(X, y), larger.fit(X, y))
+        return _ratio(
+            *(each.fit(X, y, **fit_params(each, groups=group)) for each in (smaller, larger))
+        )
 
 
 def _ratio(smaller, larger):

@@ -15,13 +15,14 @@ from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import log_loss
-from sklearn.model_selection import check_cv
+from sklearn.model_selection import StratifiedGroupKFold, check_cv
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params, _num_samples, check_memory, indexable
 
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import final_model
 from sklearn_moe.fitted import is_mixture
+from sklearn_moe.groups import log_likelihood_of_groups, read_groups
 from sklearn_moe.measures import usage_entropy
 from sklearn_moe.model_selection.search import values_of
 from sklearn_moe.model_selection.tune import fit_params
@@ -147,6 +148,15 @@ def choose_n_experts(
     apart once the label is known, and takes fewer, or one, where the rules of regimes often agree.
     The cross-validated log loss asks only how well the mixture predicts, and suits all mixtures.
 
+    With ``groups``, all samples of a group get one expert, :math:`n` is the number of groups, and
+    the sum goes over the groups, as in R's flexmix. The log loss is then that of whole groups,
+
+    .. math:: -\frac{1}{N} \sum_g \log \sum_e p_{ge} \prod_{n \in g} o_{ne}(y_n)
+
+    for the gate's probabilities :math:`p_{ge}`, the probabilities :math:`o_{ne}(y_n)` that the
+    experts give the classes, and the :math:`N` samples of the test part. This is what the fit
+    maximises, and it is not the log loss of ``predict_proba``, which sees each sample alone.
+
     Parameters
     ----------
     clf : MoEClassifier or Pipeline
@@ -162,11 +172,14 @@ def choose_n_experts(
         What decides. All but "log_loss" need linear experts under a soft gate.
     cv : int, cross-validation generator, iterable or None, default=None
         How the folds for the log loss are made; all numbers get the same. Each fold is one more
-        fit of each number. None leaves the log loss out; with ``criterion="log_loss"`` it is 5.
+        fit of each number. None leaves the log loss out; with ``criterion="log_loss"`` it is 5. An
+        int is the number of stratified folds; with ``groups``, each group is in one of them.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in all fits and in the log loss.
     groups : array-like of shape (n_samples,), default=None
-        Groups for a splitter that keeps them together.
+        Groups for every ``fit``: all samples of a group get one expert. No fold may split a group.
+        For fits without groups, make the folds yourself: ``cv=list(GroupKFold().split(X, y,
+        groups))``.
     storage : str, path, joblib.Memory or None, default=None
         A folder that keeps each fit. If the call was interrupted, the same call continues it: it
         makes only those fits that the folder lacks. Fits of other data or settings are others, and
@@ -186,8 +199,8 @@ def choose_n_experts(
     Raises
     ------
     ValueError
-        If a parameter or the data are not valid, the criterion does not suit the mixture, or the
-        training part of a fold lacks a class.
+        If a parameter or the data are not valid, the criterion does not suit the mixture, the
+        training part of a fold lacks a class, or a fold splits a group.
     TypeError
         If the estimator does not end in a mixture.
 
@@ -237,21 +250,23 @@ def choose_n_experts(
         raise _no_criterion(criterion)
     X, y = indexable(as_eager(X), as_eager(y))
     numbers = _check_numbers(n_experts, _num_samples(X))
-    folds = _folds(5 if cv is None and criterion == "log_loss" else cv, X, y, groups)
-    params = fit_params(clf, sample_weight)
+    group, labels = (None, None) if groups is None else read_groups(groups, X)
+    folds = _folds(5 if cv is None and criterion == "log_loss" else cv, X, y, group, labels)
+    params = fit_params(clf, sample_weight=sample_weight, groups=group)
     memory = check_memory(os.fspath(storage) if isinstance(storage, os.PathLike) else storage)
     data = None if storage is None else _hash_of(X, y, params)
     weight = None if sample_weight is None else np.asarray(sample_weight)
 
     def tasks():
         fit = memory.cache(_fit, ignore=["candidate", "X", "y", "params"])
-        held_out = memory.cache(_held_out_loss, ignore=["candidate", "X", "y", "params", "weight"])
+        arguments = ["candidate", "X", "y", "params", "weight", "group"]
+        held_out = memory.cache(_held_out_loss, ignore=arguments)
         for number in numbers:
             candidate = with_n_experts(clf, number)
             key = None if data is None else joblib.hash([data, candidate])
             yield delayed(fit)(candidate, X, y, params, key)
             for fold in folds:
-                yield delayed(held_out)(candidate, X, y, params, weight, fold, key)
+                yield delayed(held_out)(candidate, X, y, params, weight, group, fold, key)
 
     fits, losses = {}, []
     n_tasks = len(numbers) * (1 + len(folds))
@@ -316,13 +331,22 @@ def _check_numbers(n_experts, n_samples) -> list[int]:
     return sorted(map(int, numbers))
 
 
-def _folds(cv, X, y, groups) -> Sequence[tuple[NDArray, NDArray]]:
+def _folds(cv, X, y, group, group_labels) -> Sequence[tuple[NDArray, NDArray]]:
     """Return the folds; each training part has all the classes of its test part."""
     if cv is None:
         return []
-    folds = list(check_cv(cv, y, classifier=True).split(X, y, groups))
+    if group is not None and isinstance(cv, Integral):
+        cv = StratifiedGroupKFold(cv)
+    folds = list(check_cv(cv, y, classifier=True).split(X, y, group))
     labels = np.asarray(y)
     for number, (train, test) in enumerate(folds):
+        split = [] if group is None else test[np.isin(group[test], group[train])]
+        if len(split):
+            raise ValueError(
+                f"Fold {number} has the group {group_labels.tolist()[group[split[0]]]!r} in both "
+                "its training and its test part. Take a splitter that keeps groups together, such "
+                "as StratifiedGroupKFold, or an int."
+            )
         missing = np.setdiff1d(labels[test], labels[train])
         if len(missing):
             raise ValueError(
@@ -354,7 +378,7 @@ def _fit(candidate, X, y, params, key):
     return Fit(candidate, [(str(each.message), each.category) for each in caught])
 
 
-def _held_out_loss(candidate, X, y, params, weight, fold, key):
+def _held_out_loss(candidate, X, y, params, weight, group, fold, key):
     """Return the log loss of the test part of a fold."""
     train, test = fold
     X_train, y_train = _safe_split(candidate, X, y, train)
@@ -362,8 +386,11 @@ def _held_out_loss(candidate, X, y, params, weight, fold, key):
     fitted, _ = _fit(
         clone(candidate), X_train, y_train, _check_method_params(X, params, train), key
     )
-    proba = fitted.predict_proba(X_test)
     weight = None if weight is None else weight[test]
+    if group is not None:
+        of_groups = log_likelihood_of_groups(fitted, X_test, y_test, group[test], weight)
+        return -of_groups / len(y_test)
+    proba = fitted.predict_proba(X_test)
     return float(log_loss(y_test, proba, sample_weight=weight, labels=fitted.classes_))
 
 

@@ -105,13 +105,11 @@ def tune(
         verbose=verbose,
     )
     params = {} if groups is None else {"groups": groups}
-    return search.fit(X, y, **params, **fit_params(estimator, sample_weight))
+    return search.fit(X, y, **params, **fit_params(estimator, sample_weight=sample_weight))
 
 
-def fit_params(estimator: BaseEstimator, sample_weight: ArrayLike | None) -> dict[str, Any]:
-    """Return the parameters of ``fit`` that give weights to a mixture, also in a pipeline."""
-    if sample_weight is None:
-        return {}
+def fit_params(estimator: BaseEstimator, **params: ArrayLike | None) -> dict[str, Any]:
+    """Return parameters of a mixture's ``fit`` as those of a pipeline's, without None."""
     is_pipeline = isinstance(estimator, Pipeline) and not _routing_enabled()
     step = f"{estimator.steps[-1][0]}__" if is_pipeline else ""
-    return {f"{step}sample_weight": sample_weight}
+    return {f"{step}{name}": value for name, value in params.items() if value is not None}

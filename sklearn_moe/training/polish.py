@@ -13,7 +13,7 @@ from torch import Tensor
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.closed_form import has_known_gradient, likelihood_gradient
-from sklearn_moe.training.restarts import log_joint
+from sklearn_moe.training.restarts import log_joint, mean_log_likelihood
 
 if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
@@ -66,7 +66,7 @@ def finish(
     if can_be_polished(net) and len(X) * weight.shape[2] <= LARGEST_TABLE:
         _polish(net, is_sparse, *data, group)
     elif is_sparse:
-        _drop_columns(_Trained(net, *data))
+        _drop_columns(_Trained(net, *data, group))
 
 
 def _polish(net, is_sparse, *data):
@@ -119,22 +119,26 @@ class _Trained:
 
     dropped: Tensor | None = None
 
-    def __init__(self, net, X, y, sample_weight):
-        rows = evenly(len(X), SAMPLES)
+    def __init__(self, net, X, y, sample_weight, group):
         self.net, self.mixture = net, net.module_
         self.n_samples = len(X)
-        self.data = X[rows], y[rows], sample_weight[rows]
+        if group is None:
+            rows, self.n_units = evenly(len(X), SAMPLES), len(X)
+        else:
+            self.n_units = group.max() + 1
+            share = evenly(self.n_units, SAMPLES)
+            rows = np.isin(group, np.arange(self.n_units)[share])
+            group = group[rows]
+        self.data = X[rows], y[rows], sample_weight[rows], group
 
     def minimise(self, steps: int) -> None:
         """Do nothing."""
 
     def bic(self) -> float:
         """Return the BIC, as far as it depends on the columns that the gate reads."""
-        X, y, sample_weight = self.data
-        log_proba = self.net.evaluate(X, MixtureOfExperts.predict_log_proba, np.float64)
-        loss = -np.average(log_proba[np.arange(len(y)), y], weights=sample_weight)
+        loss = -mean_log_likelihood(self.net, *self.data)
         n_parameters = int(self.mixture.gate.input_weight.count_nonzero())
-        return 2 * self.n_samples * loss + n_parameters * np.log(self.n_samples)
+        return 2 * self.n_samples * loss + n_parameters * np.log(self.n_units)
 
 
 class _Objective:
@@ -150,6 +154,7 @@ class _Objective:
             gate_columns=module.gate_columns,
             expert_columns=module.expert_columns,
         ).eval()
+        self.n_units = len(X) if group is None else group.max() + 1
         self.regularizations = net.regularizations
         encoded = torch.from_numpy(net.evaluate(X, MixtureOfExperts.encode))
         self.batch = {
@@ -188,7 +193,7 @@ class _Objective:
         rows = evenly(n_samples, SAMPLES)
         n_parameters = (n_outputs - 1) * _rank(x[rows, gate.used_inputs])
         loss = self([]) - self.mixture.experts.penalty().sum()
-        return float(2 * n_samples * loss) + n_parameters * np.log(n_samples)
+        return float(2 * n_samples * loss) + n_parameters * np.log(self.n_units)
 
 
 def information_criteria(
@@ -220,7 +225,7 @@ def information_criteria(
     weight *= n / sample_weight.sum(dtype=np.float64)
     log_likelihood = float(weight @ log_proba)
     n_parameters = _n_identifiable(net, X)
-    bic = n_parameters * np.log(n) - 2 * log_likelihood
+    bic = n_parameters * np.log(weight.sum()) - 2 * log_likelihood
     aic, icl = 2 * n_parameters - 2 * log_likelihood, bic + 2 * weight @ entropy
     values = log_likelihood, n_parameters, aic, float(bic), float(icl)
     return dict(zip(CRITERIA, values, strict=True))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
+from sklearn_moe.groups import joint_of_groups
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
 from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.steps import ClosedForm
@@ -219,10 +220,4 @@ def log_joint(
     of_class = logits[np.arange(len(y)), :, y] - np.logaddexp.reduce(logits, axis=2)
     if group is None:
         return gate + of_class
-    group = np.unique(group, return_inverse=True)[1]
-    parts = (
-        gate / np.bincount(group)[group][:, np.newaxis] + of_class * sample_weight[:, np.newaxis]
-    )
-    joint = np.zeros((group.max() + 1, gate.shape[1]))
-    np.add.at(joint, group, parts)
-    return joint
+    return joint_of_groups(gate, of_class, group, sample_weight)
