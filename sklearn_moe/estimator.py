@@ -117,6 +117,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Number of random starts. The mixture that ends with the highest score is kept: for linear
         experts the likelihood of the training samples less the penalties on weights, for others
         the likelihood of a validation set (``X_val``, or ``validation_fraction`` of the samples).
+        If a sparse gate of linear experts has no hidden layers, the best and up to two others
+        that divide the samples differently drop columns, and the lowest BIC decides.
         Mixtures of fully connected experts with a soft
         gate train all at once; others make a short training from each start, and the best goes
         on. "auto" is 10 for linear experts and 1 otherwise. Warm starts and ``partial_fit`` have
@@ -189,13 +191,13 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     loss_curve_ : list of float of length ``n_iter_``
         Mean training loss of each epoch, regularization included, in nats.
     init_scores_ : ndarray of shape (n_init,) or None
-        What decided between the restarts (see ``n_init``), in nats per sample, at the end of each;
+        The score of each restart (see ``n_init``) at its end, in nats per sample;
         None without restarts.
     init_agreement_ : float or None
         Whether other restarts found the same: the mean adjusted Rand index between the experts
-        that the best restart chooses and those of the restarts that come within 0.002 nats per
-        sample of its score (or 2 nats in all). 1 is the same decomposition, though not always the
-        best one; None if no other restart came so near.
+        that the kept restart chooses and those of the restarts that come within 0.002 nats per
+        sample of the best score (or 2 nats in all). 1 is the same decomposition, though not always
+        the best one; None if no other restart came so near.
     log_likelihood_ : float or None
         Log-likelihood of the training samples, each counted with its weight. This and the next
         four attributes are for linear experts under a soft gate without a backbone, and None for

@@ -1,6 +1,7 @@
 """Linear experts, restarts, annealing, columns of gate and experts, and the sparse gate."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,11 @@ from sklearn_moe import (
 from sklearn_moe.experts.base import build_experts
 from sklearn_moe.gates import build_gate
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.training import polish
 from sklearn_moe.training.callbacks import OneCycle
 from sklearn_moe.training.closed_form import likelihood_gradient
 from sklearn_moe.training.net import MoENet
-from sklearn_moe.training.restarts import mean_log_likelihood, penalty_on_weights
+from sklearn_moe.training.restarts import End, Starts, mean_log_likelihood, penalty_on_weights
 from sklearn_moe.training.session import Session
 
 
@@ -83,6 +85,30 @@ def test_regimes_are_found_and_found_again(fitted):
     for clf in fitted:
         assert clf.gate_columns_ == [0, 1]
         assert clf.init_scores_.shape == (10,) and clf.init_agreement_ > 0.95
+
+
+def test_restarts_that_differ():
+    choices = np.eye(3, dtype=int)[[0, 0, 1, 2, 2]].repeat(4, axis=1)
+    choices[:, ::4] = 0
+    scores = [-0.5, -0.4995, -0.3, -0.9, np.nan]
+    starts = Starts([End(None, *each) for each in zip(scores, choices, strict=True)], 10_000)
+    assert starts.kept == 2 and starts.agreement is None
+    assert starts.distinct(3) == [2, 1, 3] and starts.distinct(2) == [2, 1]
+    starts.kept = 3  # by its BIC
+    expected = adjusted_rand_score(choices[3], choices[2])
+    assert starts.agreement == pytest.approx(expected)
+
+
+def test_a_sparse_gate_keeps_the_restart_with_the_lowest_bic(data, monkeypatch):
+    X, y = data[0][:500], data[1][:500]
+    clf = MoEClassifier(2, experts="linear", n_init=6, max_iter=15, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The best of")
+        best = clone(clf).fit(X, y)
+        monkeypatch.setattr(polish, "MOST_DISTINCT", 1)
+        first = clone(clf).fit(X, y)
+    np.testing.assert_array_equal(best.init_scores_, first.init_scores_)
+    assert best.bic_ <= first.bic_ + 0.1
 
 
 def test_the_report_names_the_columns_of_the_gate(data, fitted):

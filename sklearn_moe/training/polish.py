@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn_moe.training.restarts import log_joint, mean_log_likelihood
 
 if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
+    from sklearn_moe.training.restarts import Starts
 
 # The polish holds all encoded samples in double precision, and reads them some hundred times.
 # Larger tables gain little from it.
@@ -25,6 +26,9 @@ LARGEST_TABLE = 2**25
 # Columns whose weights are smaller than this, relative to the largest, are removed at once if that
 # is good, and the others one after the other.
 SMALL = 0.3
+
+# A sparse gate chooses among at most so many restarts that divide the samples differently.
+MOST_DISTINCT = 3
 
 CRITERIA = ("log_likelihood_", "n_identifiable_parameters_", "aic_", "bic_", "icl_")
 
@@ -49,9 +53,19 @@ def can_be_polished(net: MoENet) -> bool:
 
 
 def finish(
-    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+    net: MoENet,
+    X: Any,
+    y: NDArray,
+    sample_weight: NDArray,
+    group: NDArray | None = None,
+    *,
+    starts: Starts | None = None,
 ) -> None:
     """Polish linear experts, and let a sparse gate drop the columns that it does not need.
+
+    The score of a restart does not know how many columns the gate can do without. So a sparse gate
+    without hidden layers chooses among restarts that divide the samples differently, by their BIC
+    after columns are dropped. For a gate with layers, the BIC counts too many parameters.
 
     Parameters
     ----------
@@ -59,23 +73,34 @@ def finish(
         A trained net.
     X, y, sample_weight, group
         The training samples, as the net reads them.
+    starts : Starts, default=None
+        The restarts, of which the net has the best.
     """
     is_sparse = any(getattr(each, "of_weights", False) for each in net.regularizations)
     data = X, y, sample_weight
     weight = net.module_.gate.input_weight
     if can_be_polished(net) and len(X) * weight.shape[2] <= LARGEST_TABLE:
-        _polish(net, is_sparse, *data, group)
+        if len(net.module_.gate.network.layers) > 1:
+            starts = None
+        _polish(net, is_sparse, starts, *data, group)
     elif is_sparse:
         _drop_columns(_Trained(net, *data, group))
 
 
-def _polish(net, is_sparse, *data):
+def _polish(net, is_sparse, starts, *data):
     """Bring a net with linear experts to the nearest optimum of its loss, by L-BFGS."""
     objective = _Objective(net, *data)
-    before = objective()
+    before, kept = objective(), None
     if is_sparse:
-        objective.minimise(FIRST_STEPS)
-        _drop_columns(objective)
+        distinct = [] if starts is None else starts.distinct(MOST_DISTINCT)
+        others = [objective.of(starts.ends[i].mixture) for i in distinct[1:]]
+        objectives = [objective, *others]
+        for each in objectives:
+            each.minimise(FIRST_STEPS)
+            _drop_columns(each)
+        best = int(np.nan_to_num([each.bic() for each in objectives], nan=np.inf).argmin())
+        objective = objectives[best]
+        kept = distinct[best] if distinct else None
     objective.minimise(LAST_STEPS)
     after = objective()
     if not (after.isfinite() if is_sparse else after < before):
@@ -83,6 +108,8 @@ def _polish(net, is_sparse, *data):
     with torch.no_grad():
         for name, parameter in objective.mixture.named_parameters():
             net.module_.get_parameter(name).copy_(parameter)
+    if kept is not None:
+        starts.kept = kept
 
 
 @torch.no_grad()
@@ -147,13 +174,7 @@ class _Objective:
     dropped: Tensor | None = None
 
     def __init__(self, net, X, y, sample_weight, group):
-        module = net.module_
-        self.mixture = MixtureOfExperts(
-            deepcopy(module.experts).double(),
-            deepcopy(module.gate).double(),
-            gate_columns=module.gate_columns,
-            expert_columns=module.expert_columns,
-        ).eval()
+        self.mixture = _in_double(net.module_)
         self.n_units = len(X) if group is None else group.max() + 1
         self.regularizations = net.regularizations
         encoded = torch.from_numpy(net.evaluate(X, MixtureOfExperts.encode))
@@ -163,6 +184,12 @@ class _Objective:
             "y": torch.from_numpy(y).to(net.device),
             "group": None if group is None else torch.from_numpy(group).to(net.device),
         }
+
+    def of(self, mixture: MixtureOfExperts) -> _Objective:
+        """Return the loss of another mixture on the same samples."""
+        other = copy(self)
+        other.mixture = _in_double(mixture)
+        return other
 
     def __call__(self, regularizations=None) -> Tensor:
         loss, *_ = likelihood_gradient(
@@ -186,6 +213,7 @@ class _Objective:
         )
         optimizer.step(self)
 
+    @torch.no_grad()
     def bic(self) -> float:
         """Return the BIC, as far as it depends on the columns that the gate reads."""
         gate, x = self.mixture.gate, self.mixture.for_gate(self.batch["x"])
@@ -194,6 +222,16 @@ class _Objective:
         n_parameters = (n_outputs - 1) * _rank(x[rows, gate.used_inputs])
         loss = self([]) - self.mixture.experts.penalty().sum()
         return float(2 * n_samples * loss) + n_parameters * np.log(self.n_units)
+
+
+def _in_double(module):
+    """Return the gate and the experts of a mixture, in double precision."""
+    return MixtureOfExperts(
+        deepcopy(module.experts).double(),
+        deepcopy(module.gate).double(),
+        gate_columns=module.gate_columns,
+        expert_columns=module.expert_columns,
+    ).eval()
 
 
 def information_criteria(

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # where there are few samples, in nats.
 NEAR, NEAR_IN_ALL = 2e-3, 2.0
 
+# From this adjusted Rand index on, two restarts have found the same.
+SAME = 0.8
+
 # Agreement of restarts is measured on at most this many samples.
 SAMPLES_TO_AGREE = 4096
 
@@ -83,20 +86,60 @@ def _stacked(parts: list[nn.Module]) -> nn.Module:
     return stacked
 
 
-class Starts(NamedTuple):
+class End(NamedTuple):
+    """A restart at its end: its mixture, its score, and which experts it chooses for samples."""
+
+    mixture: MixtureOfExperts
+    score: float
+    choice: NDArray[np.int64]
+
+
+class Starts:
     """How the restarts of a training ended.
+
+    Parameters
+    ----------
+    ends : list of End
+        The end of each restart.
+    n_samples : int
+        Number of training samples.
 
     Attributes
     ----------
     scores : ndarray of shape (n_init,)
-        The score of each restart; the highest decided.
-    agreement : float or None
-        Mean adjusted Rand index between the choices of the best restart and those of the restarts
-        that come near its score; None if none does.
+        The score of each restart.
+    kept : int
+        The restart that is kept: at first that with the highest score.
     """
 
-    scores: NDArray[np.float64]
-    agreement: float | None
+    def __init__(self, ends: list[End], n_samples: int):
+        self.ends, self.n_samples = ends, n_samples
+        self.scores = np.array([end.score for end in ends])
+        self.order = np.nan_to_num(-self.scores, nan=np.inf).argsort(kind="stable").tolist()
+        self.kept = self.order[0]
+
+    @property
+    def agreement(self) -> float | None:
+        """Mean adjusted Rand index of the kept restart and those near the best score, or better.
+
+        It is None if none comes so near.
+        """
+        lowest = self.scores[self.order[0]] - max(NEAR, NEAR_IN_ALL / self.n_samples)
+        near = [i for i in self.order if i != self.kept and self.scores[i] >= lowest]
+        return float(np.mean([self._index(self.kept, i) for i in near])) if near else None
+
+    def distinct(self, most: int) -> list[int]:
+        """Return restarts in the order of their scores that divide the samples differently."""
+        found = []
+        for i in self.order:
+            if len(found) == most or np.isnan(self.scores[i]):
+                break
+            if all(self._index(i, other) < SAME for other in found):
+                found.append(i)
+        return found
+
+    def _index(self, one, other):
+        return adjusted_rand_score(self.ends[one].choice, self.ends[other].choice)
 
 
 def can_be_stacked(net: MoENet) -> bool:
@@ -130,7 +173,7 @@ def keep_best(net: MoENet, score: Callable[[MoENet], float], X) -> Starts:
     for mixture in net.module_.mixtures:
         net.module_ = mixture
         ends.append(_end(net, score, X))
-    return _take_best(net, ends, len(X))
+    return _take_best(net, ends, X)
 
 
 def shortlist(
@@ -150,33 +193,20 @@ def shortlist(
             raise KeyboardInterrupt("The training was interrupted while it tried several starts.")
         ends.append(_end(net, score, X))
     net.initialize_history()
-    return _take_best(net, ends, len(X))
-
-
-class _End(NamedTuple):
-    module: MixtureOfExperts
-    score: float
-    choice: NDArray[np.int64]
+    return _take_best(net, ends, X)
 
 
 def _end(net, score, X):
     rows = X[evenly(len(X), SAMPLES_TO_AGREE)]
     choice = net.evaluate(rows, lambda module, x: module.gate_proba(x).argmax(dim=1))
-    return _End(net.module_, score(net), choice)
+    return End(net.module_, score(net), choice)
 
 
-def _take_best(net, ends, n_samples):
-    scores = np.array([end.score for end in ends])
-    best = int(np.nan_to_num(scores, nan=-np.inf).argmax())
-    lowest = scores[best] - max(NEAR, NEAR_IN_ALL / n_samples)
-    near = [end.choice for i, end in enumerate(ends) if i != best and end.score >= lowest]
-    agreement = None
-    if near:
-        own = ends[best].choice
-        agreement = float(np.mean([adjusted_rand_score(own, choice) for choice in near]))
-    net.module_ = deepcopy(ends[best].module).eval()  # with weights of its own
+def _take_best(net, ends, X):
+    starts = Starts(ends, len(X))
+    net.module_ = deepcopy(ends[starts.kept].mixture).eval()  # with weights of its own
     net.initialize_optimizer()
-    return Starts(scores, agreement)
+    return starts
 
 
 def penalty_on_weights(net: MoENet) -> float:

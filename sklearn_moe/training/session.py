@@ -185,7 +185,7 @@ class Session:
             if is_stacked:
                 self.starts = keep_best(net, self._score, self.data[0])
             if self.is_likelihood and epochs is None and not self.interrupted:
-                finish(net, *self.data)
+                finish(net, *self.data, starts=self.starts if is_stacked else None)
         finally:
             net.session_ = None
             net.optimizer_.zero_grad()  # gives the memory back
