@@ -88,8 +88,8 @@ ten starts, annealing in every second           .729    .979     .967       1.00
 So an annealed start finds the best more often than another, but all of them tend to the same
 optimum, and where this is not the best, all are wrong. In adult with a planted subgroup
 (*planted, by a category*), the highest penalised likelihood finds the subgroup with a mean index
-of .22, and the lowest BIC of three restarts that differ with .90. The learning rate hardly matters:
-with 0.1 in place of 0.2, the first four figures of the recipe are the same.
+of .22, and the lowest BIC of three restarts that differ with .90. The learning rate hardly
+matters: with 0.1 in place of 0.2, the first four figures of the recipe are the same.
 """
 
 from __future__ import annotations
