@@ -155,7 +155,7 @@ class GateDisplay:
             xlim=(0, 1.02),
             ylim=(n_experts + 0.5, -0.5),
             xlabel="weight of the chosen expert (gate probability)",
-            ylabel="chosen expert (share of the samples)",
+            ylabel="chosen expert\n(share of the samples)",
         )
         ax.xaxis.set_major_formatter("{x:.0%}")
         ax.legend(
