@@ -1,5 +1,6 @@
 """Read a fitted mixture: which samples an expert owns, and what it does there."""
 
+from sklearn_moe.interpretation.document import model_document
 from sklearn_moe.interpretation.explanation import Explanation, explain
 from sklearn_moe.interpretation.importance import ExpertImportance, expert_importance
 from sklearn_moe.interpretation.responsibilities import responsibilities
@@ -15,5 +16,6 @@ __all__ = [
     "expert_summary",
     "explain",
     "gate_rules",
+    "model_document",
     "responsibilities",
 ]
