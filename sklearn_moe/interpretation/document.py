@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
+from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from sklearn_moe.checks import split
 from sklearn_moe.containers import as_dense, as_eager, as_frame
 from sklearn_moe.decomposition import check_labels, final_model
 from sklearn_moe.interpretation.conditions import as_table, column_names
@@ -333,16 +333,12 @@ def _experts(estimator, model, X, y, X_train, y_train, stability, limits):
             text += f"<p>There are no coefficients: {escape(str(error))}</p>"
         else:
             text += preformatted(summary)
-            limits += [each for each in summary.sentences if "do not differ" in each]
+            says = " ".join(summary.sentences)
+            if "do not differ" in says:
+                limits.append(says)
     elif has_linear_experts(model):
         text += "<p>Pass <code>X_train</code> and <code>y_train</code> for the coefficients.</p>"
-    rows = np.arange(len(y))
-    if len(rows) > MOST_ROWS:
-        rows = split(rows, y, fraction=MOST_ROWS / len(y), random_state=np.random.RandomState(0))[
-            1
-        ]
-    from sklearn.utils import _safe_indexing
-
+    rows = np.sort(np.random.RandomState(0).permutation(len(y))[:MOST_ROWS])
     importance = expert_importance(
         estimator, _safe_indexing(X, rows), y[rows], n_repeats=2, random_state=0
     )
