@@ -4,12 +4,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import (
     SCORERS,
     DecompositionDisplay,
+    ExpertEffectDisplay,
     ExpertRegionsDisplay,
     ExpertSamplesDisplay,
     GateDisplay,
@@ -25,6 +27,8 @@ from sklearn_moe import (
     distillation_report,
     expert_class_information,
     gate_rules,
+    expert_importance,
+    explain,
     prune_experts,
     responsibilities,
     sample_entropy,
@@ -90,9 +94,20 @@ def test_displays(fitted):
         GateRulesDisplay.from_estimator(clf, X),
         ExpertSamplesDisplay.from_estimator(clf, X),
         ExpertRegionsDisplay.from_estimator(clf, X, features=[0, 1], grid_resolution=5),
+        ExpertEffectDisplay.from_estimator(clf, X, 0, target=1, grid_resolution=3),
         TrainingDisplay.from_estimator(clf),
     ):
         matplotlib.pyplot.close(display.figure_)
+
+
+def test_interpretation(fitted):
+    clf, X, y = fitted
+    explanation = explain(clf, X[:2], background=X, n_permutations=2, random_state=0)
+    proba = softmax(explanation.logit, axis=1)
+    model = clf[-1] if hasattr(clf, "steps") else clf
+    seen = clf[:-1].transform(X) if hasattr(clf, "steps") else X
+    np.testing.assert_allclose(proba, model.expert_proba(seen[:2], chosen_only=True), atol=1e-5)
+    assert expert_importance(clf, X, y, n_repeats=1).importance.shape == (3, 6)
 
 
 def test_smaller_and_faster_mixtures(fitted):

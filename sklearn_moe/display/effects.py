@@ -34,7 +34,7 @@ MOST_CATEGORIES = 12
 MARKERS = "os^D"
 
 # The area of the dot of a category that all samples of an expert have, in square points.
-LARGEST_AREA = 90
+LARGEST_AREA = 160
 
 MEDIAN = {"marker": "o", "color": "black", "mfc": "white", "ms": 4}
 
@@ -219,7 +219,8 @@ class ExpertEffectDisplay:
         Parameters
         ----------
         ax : matplotlib.axes.Axes or one for each column, default=None
-            Where to draw. One axes is split into panels side by side. None makes a new figure.
+            Where to draw. One axes is split into panels side by side. The legend is on the right
+            of the last one, for which a constrained layout makes room. None makes a new figure.
 
         Returns
         -------
@@ -258,8 +259,10 @@ class ExpertEffectDisplay:
                 # About ten characters fit into an inch.
                 is_long = sum(len(name) + 2 for name in cut(effect.categories, 16)) > 10 * width
                 lower.tick_params(axis="x", rotation=90 if is_long else 0)
+            elif np.array_equal(effect.grid, effect.grid.round()):
+                lower.locator_params(axis="x", integer=True)
         for upper, lower in self.axes_[::n_columns]:
-            upper.set_ylabel(f"probability of {self.target}, by each expert alone")
+            upper.set_ylabel(f"probability of {self.target}\nby each expert alone")
             lower.set_ylabel("expert")
         self._add_legend(self.axes_[min(n_columns, n_panels) - 1, 0])
         return self
@@ -299,7 +302,6 @@ class ExpertEffectDisplay:
                 effect.grid[at],
                 response[at],
                 str(expert),
-                color=color,
                 fontweight="bold",
                 ha="center",
                 va="center",
@@ -332,30 +334,25 @@ class ExpertEffectDisplay:
         """Say what is drawn, on the right of the axes."""
         from matplotlib.lines import Line2D
 
+        is_category = [effect.categories is not None for effect in self.effects]
         handles = []
         for expert, share in enumerate(self.shares):
             color, marker = _style(expert)
-            label = (
-                f"expert {expert} ({share:.0%})" if share else f"expert {expert} (never chosen)"
-            )
-            has_dots = any(effect.categories for effect in self.effects)
-            handles.append(
-                Line2D([], [], color=color, lw=2, marker=marker if has_dots else "", label=label)
-            )
-        grey = {"color": "0.4"}
-        if any(not effect.categories for effect in self.effects):
+            label = f"expert {expert} ({f'{share:.0%}' if share else 'never chosen'})"
+            marker = marker if any(is_category) else ""
+            handles.append(Line2D([], [], color=color, lw=2, marker=marker, label=label))
+        grey, dot = {"color": "0.4"}, {"ls": "", "marker": "o"}
+        if not all(is_category):
             handles += [
-                Line2D([], [], ls="--", lw=1, label="no sample of its own nearby", **grey),
-                Line2D([], [], ls="", label="its samples:", **MEDIAN | {"marker": ""}),
-                Line2D([], [], ls="", label="median", **MEDIAN),
-                Line2D([], [], lw=5, label="middle half", **grey),
-                Line2D([], [], lw=1.2, label="from 5% to 95%", **grey),
+                Line2D([], [], ls="--", lw=1, label="no samples of its own nearby", **grey),
+                Line2D([], [], ls="", label="samples: median", **MEDIAN),
+                Line2D([], [], lw=5, label="samples: middle half", **grey),
+                Line2D([], [], lw=1.2, label="samples: 5% to 95%", **grey),
             ]
-        if any(effect.categories for effect in self.effects):
-            hollow = {"marker": "o", "mfc": "none", "ls": ""}
+        if any(is_category):
             handles += [
-                Line2D([], [], label="no sample of its own", **hollow, **grey),
-                Line2D([], [], ls="", marker="o", label="area: share of its samples", **grey),
+                Line2D([], [], label="no samples of its own", mfc="none", **dot, **grey),
+                Line2D([], [], label="samples: their share, as area", **dot, **grey),
             ]
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 

@@ -128,7 +128,9 @@ class ExpertImportance:
         """Say how the expert's samples differ from all others."""
         own, others = self.own[expert, column], self.others[expert, column]
         category = self.category[expert, column]
-        if category is None:
+        if category is None and own == others:
+            what = f"{names[column]}: another mean, the same median {in_words(own)}"
+        elif category is None:
             what = f"{names[column]}: median {in_words(own)}, others {in_words(others)}"
         else:
             what = f"{names[column]} = {cut([category], 16)[0]}: {own:.0%}, others {others:.0%}"
