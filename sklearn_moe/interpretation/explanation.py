@@ -175,10 +175,9 @@ class Explanation:
         for column in order[:MOST_COLUMNS]:
             value = cut([in_words(self.data[sample, column])], 16)[0]
             terms.append(f"{names[column]} = {value} ({_signed(contributions[column])})")
-        if rest := len(order) - MOST_COLUMNS:
-            if rest > 0:
-                left = contributions[order[MOST_COLUMNS:]].sum()
-                terms.append(f"{rest} other{'s' * (rest > 1)} ({_signed(left)})")
+        if (rest := len(order) - MOST_COLUMNS) > 0:
+            left = contributions[order[MOST_COLUMNS:]].sum()
+            terms.append(f"{rest} other{'s' * (rest > 1)} ({_signed(left)})")
         text = f"{start}: {_signed(base + contributions.sum())} = " + ", ".join(terms)
         return textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
 
