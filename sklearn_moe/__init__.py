@@ -3,6 +3,7 @@
 from sklearn_moe import encoders, experts, gates, interpretation, regularizers
 from sklearn_moe.decomposition import SCORERS, Decomposition, decomposition_entropy
 from sklearn_moe.display import (
+    CoefficientDisplay,
     DecompositionDisplay,
     DecompositionStabilityDisplay,
     ExpertEffectDisplay,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AUGMENTATIONS",
+    "CoefficientDisplay",
     "SCORERS",
     "TRUSTED_TYPES",
     "Decomposition",

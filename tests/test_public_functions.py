@@ -26,9 +26,9 @@ from sklearn_moe import (
     distill,
     distillation_report,
     expert_class_information,
-    gate_rules,
     expert_importance,
     explain,
+    gate_rules,
     prune_experts,
     responsibilities,
     sample_entropy,
@@ -100,7 +100,7 @@ def test_displays(fitted):
         matplotlib.pyplot.close(display.figure_)
 
 
-def test_interpretation(fitted):
+def test_explanations(fitted):
     clf, X, y = fitted
     explanation = explain(clf, X[:2], background=X, n_permutations=2, random_state=0)
     proba = softmax(explanation.logit, axis=1)

@@ -4,6 +4,7 @@
 artists. They need matplotlib (``pip install "sklearn-moe[plot]"``) and do not change its settings.
 """
 
+from sklearn_moe.display.coefficients import CoefficientDisplay
 from sklearn_moe.display.decomposition import DecompositionDisplay
 from sklearn_moe.display.effects import ExpertEffectDisplay
 from sklearn_moe.display.gate import GateDisplay
@@ -16,6 +17,7 @@ from sklearn_moe.display.stability import DecompositionStabilityDisplay
 from sklearn_moe.display.training import TrainingDisplay
 
 __all__ = [
+    "CoefficientDisplay",
     "DecompositionDisplay",
     "DecompositionStabilityDisplay",
     "ExpertEffectDisplay",
