@@ -8,6 +8,9 @@
 - angles: MNIST digits are turned by k times 90 degrees, and the label is the digit plus 3 k,
   modulo 10; the regime is k.
 
+In the rows with "components", the mixture reads a table: principal components of the pixels and,
+in one row, the shares of black, white and four kinds of grey pixels, which only the gate reads.
+
 There are 3,000 training and 2,000 test images. "Own" is the share of test images whose expert gets
 most of its images from the same regime. "ARI" is the adjusted Rand index between ``apply`` and the
 regime, and "alone" is the accuracy of the chosen expert alone. Each fit is a row of
@@ -17,11 +20,15 @@ regime, and "alone" is the accuracy of the chosen expert alone. Each fit is a ro
 import argparse
 import csv
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import FunctionTransformer
 
 from sklearn_moe import LinearExperts, MLPExperts, MoEClassifier, SampleSimilarity
 
@@ -31,6 +38,24 @@ ATTENTIVE = {"gate": "attentive"}
 IMPORTANCE = {"regularization": "importance"}
 SIMILAR = {"regularization": SampleSimilarity(1.0)}
 LONG = {"experts": LinearExperts(l2=1e-3), "max_iter": 120, "n_init": 5}
+
+
+def flatten(images):
+    return images.reshape(len(images), -1)
+
+
+def grey_shares(pixels):
+    """Return the shares of black, dark, ..., bright and white pixels of each image."""
+    edges = [0, 1, 64, 128, 192, 254, 256]
+    return np.column_stack(
+        [((low <= pixels) & (pixels < high)).mean(axis=1) for low, high in pairwise(edges)]
+    )
+
+
+PIXELS = PCA(30, random_state=0)
+GREY = make_union(PIXELS, FunctionTransformer(grey_shares))
+TABLE = {"experts": LinearExperts(l2=1e-3), "n_init": 40}
+FOR_GREY = TABLE | {"expert_features": list(range(30)), "columns": GREY}
 ROWS = {
     ("colours", "softmax, importance", 2): IMPORTANCE,
     ("colours", "softmax, sample similarity 1", 2): SIMILAR,
@@ -38,6 +63,8 @@ ROWS = {
     ("sets", "attentive, importance", 10): ATTENTIVE | IMPORTANCE,
     ("sets", "attentive, sample similarity 1", 10): ATTENTIVE | SIMILAR,
     ("sets", "attentive, sample similarity 1", 20): ATTENTIVE | SIMILAR,
+    ("sets", "linear experts, 30 components", 2): TABLE | {"columns": PIXELS},
+    ("sets", "linear experts, 30 components and grey values", 2): FOR_GREY,
     ("angles", "attentive, sample similarity 1", 4): ATTENTIVE | SIMILAR,
     ("angles", "linear experts, 120 epochs, 5 starts", 4): LONG,
 }
@@ -74,8 +101,13 @@ def draw(task, data, seed):
 
 def run(task, n_experts, params, data, seed):
     (X, y, _), (X_test, y_test, regime) = draw(task, data, seed)
+    params = dict(params)
+    columns = params.pop("columns", None)
     clf = clone(MOE).set_params(n_experts=n_experts, random_state=seed, **params)
     start = time.process_time()
+    if columns is not None:
+        columns = make_pipeline(FunctionTransformer(flatten), clone(columns))
+        X, X_test = columns.fit_transform(X), columns.transform(X_test)
     clf.fit(X, y)
     seconds = time.process_time() - start
     chosen = clf.apply(X_test)
