@@ -136,7 +136,7 @@ class ExpertSummary:
                 self.differences.get("p_value", []),
                 strict=True,
             )
-            if value < SIGNIFICANT
+            if value < SIGNIFICANT and feature != "intercept"
         ]
         if differing:
             names = ", ".join(dict.fromkeys(differing))
