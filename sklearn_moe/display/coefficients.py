@@ -44,11 +44,13 @@ class CoefficientDisplay:
 
     Examples
     --------
-    >>> from sklearn.datasets import load_breast_cancer
+    >>> import numpy as np
     >>> from sklearn_moe import CoefficientDisplay, MoEClassifier
-    >>> X, y = load_breast_cancer(return_X_y=True, as_frame=True)
-    >>> X = X.iloc[:, :3]
-    >>> clf = MoEClassifier(2, experts="linear", n_init=2, max_iter=5, random_state=0).fit(X, y)
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(1000, 2))
+    >>> slope = np.where(X[:, 0] > 0, 2, -2)
+    >>> y = slope * X[:, 1] + rng.logistic(size=1000) > 0
+    >>> clf = MoEClassifier(2, experts="linear", n_init=2, random_state=0).fit(X, y)
     >>> display = CoefficientDisplay.from_estimator(clf, X, y)
     >>> len(display.points_)
     2

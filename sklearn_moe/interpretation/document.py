@@ -346,8 +346,14 @@ def _experts(estimator, model, X, y, X_train, y_train, stability, limits):
     share = importance.n_samples / importance.n_samples.sum()
     needed = share @ np.nan_to_num(importance.importance)
     order = np.argsort(-needed, kind="stable")[:MOST_EFFECTS].tolist()
+    target = None
+    if len(model.classes_) > 2:  # the most frequent one
+        labels, counts = np.unique(y, return_counts=True)
+        target = labels.tolist()[int(counts.argmax())]
     return text + picture(
-        lambda ax: ExpertEffectDisplay.from_estimator(estimator, X, order, random_state=0, ax=ax),
+        lambda ax: ExpertEffectDisplay.from_estimator(
+            estimator, X, order, target=target, random_state=0, ax=ax
+        ),
         (3.6 * len(order) + 2, 4),
     )
 

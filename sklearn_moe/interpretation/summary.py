@@ -320,9 +320,10 @@ def expert_summary(
     >>> clf = MoEClassifier(
     ...     2, experts="linear", gate_features=[0], expert_features=[1], n_init=2, random_state=0
     ... ).fit(X, y)
-    >>> summary = expert_summary(clf, X, y)
-    >>> sorted(round(each) for each in summary.coefficients["coefficient"][1:4:2])
-    [-2, 2]
+    >>> table = expert_summary(clf, X, y).to_frame()
+    >>> slopes = table[(table["part"] == "expert") & (table["feature"] == "x1")]
+    >>> slopes["coefficient"].round().sort_values().tolist()
+    [-2.0, 2.0]
     """
     check_is_fitted(estimator)
     model, samples = final_model(estimator, X)
