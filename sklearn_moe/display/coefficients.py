@@ -50,7 +50,7 @@ class CoefficientDisplay:
     >>> X = rng.normal(size=(1000, 2))
     >>> slope = np.where(X[:, 0] > 0, 2, -2)
     >>> y = slope * X[:, 1] + rng.logistic(size=1000) > 0
-    >>> clf = MoEClassifier(2, experts="linear", n_init=2, random_state=0).fit(X, y)
+    >>> clf = MoEClassifier(2, experts="linear", n_init=1, random_state=0).fit(X, y)
     >>> display = CoefficientDisplay.from_estimator(clf, X, y)
     >>> len(display.points_)
     2
