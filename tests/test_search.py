@@ -745,7 +745,8 @@ def test_two_processes_share_the_work_and_killed_searches_go_on(tmp_path, monkey
         assert lines[-1], (lines, process.communicate())
     assert f"done {shared}\n" in lines
     process.send_signal(signal.SIGKILL)
-    assert not process.communicate()[1]
+    errors = process.communicate()[1]  # Optuna may log there, as its level is that of all threads
+    assert "Traceback" not in errors, errors
     monkeypatch.setattr(storages, "HEARTBEAT", 1)
     monkeypatch.setattr(storages, "GRACE", 1)
     time.sleep(3)  # until its last signs of life, in whole seconds, are older than that
