@@ -15,7 +15,7 @@ class ParetoFrontDisplay:
     """Trials of a search with two scores, and their Pareto front.
 
     The front has the trials that no other trial beats in both scores. Scores whose names begin
-    with "neg_" are drawn without the minus sign, and the axes say what is better. It is
+    with ``neg_`` are drawn without the minus sign, and the axes say what is better. It is
     recommended to use :meth:`from_estimator`.
 
     Parameters
