@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.utils import resample
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -52,6 +53,30 @@ def joint_of_groups(
     joint = np.zeros((len(counts), parts.shape[1]))
     np.add.at(joint, group, parts)
     return joint
+
+
+def posterior(
+    log_gate: NDArray, log_of_class: NDArray, group: NDArray | None = None
+) -> NDArray[np.float64]:
+    """Return the probability of each expert once the classes are known.
+
+    Parameters
+    ----------
+    log_gate, log_of_class : ndarray of shape (n_samples, n_experts)
+        Logarithms of the gate's probabilities, -inf for masked experts, and of the probabilities
+        that the experts give the class.
+    group : ndarray of shape (n_samples,), default=None
+        Number of the group of each sample; all samples of a group come from one expert.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_experts)
+        Rows sum to 1.
+    """
+    if group is None:
+        return softmax(log_gate + log_of_class, axis=1)
+    joint = joint_of_groups(log_gate, log_of_class, group, np.ones(len(group)))
+    return softmax(joint, axis=1)[np.unique(group, return_inverse=True)[1]]
 
 
 def log_likelihood_of_groups(

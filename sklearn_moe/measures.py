@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr, logsumexp, softmax
+from scipy.special import entr, logsumexp
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -169,24 +169,6 @@ def bits_lost(
         rows = known & (chosen[:, 0] == expert)
         lost[rows] = 0.0 - gained[rows, gained[rows].mean(axis=0).argmax()]  # never -0.0
     return lost / np.log(2)
-
-
-def posterior(gate_log_proba: NDArray, expert_log_likelihood: NDArray) -> NDArray[np.float64]:
-    """Return the probability of each expert once the classes are known.
-
-    Parameters
-    ----------
-    gate_log_proba : ndarray of shape (n_samples, n_experts)
-        Logarithms of the gate probabilities; -inf for masked experts.
-    expert_log_likelihood : ndarray of shape (n_samples, n_experts)
-        Natural logarithm of the probability that each expert gives the class.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_experts)
-        Rows sum to 1.
-    """
-    return softmax(gate_log_proba + expert_log_likelihood, axis=1)
 
 
 def mean_of_known(values: NDArray) -> float:

@@ -13,7 +13,6 @@ import numpy as np
 from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
@@ -22,11 +21,10 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
 from sklearn_moe.decomposition import check_labels, final_model, signed, with_last
-from sklearn_moe.groups import draw_again, joint_of_groups, read_groups
+from sklearn_moe.groups import draw_again, posterior, read_groups
 from sklearn_moe.measures import (
     expert_class_information,
     mean_of_known,
-    posterior,
     sample_entropy,
     specialization,
     usage_entropy,
@@ -481,12 +479,7 @@ def _measure(estimator, X, y, group):
     log_likelihood = np.asarray(model.expert_log_likelihood(samples, y), dtype=np.float64)
     log_proba = model.predict_log_proba(samples)
     with np.errstate(divide="ignore"):  # masked experts have no responsibility
-        log_gate = np.log(gate_proba)
-    if group is None:
-        responsibilities = posterior(log_gate, log_likelihood)
-    else:
-        joint = joint_of_groups(log_gate, log_likelihood, group, np.ones(len(y)))
-        responsibilities = softmax(joint, axis=1)[group]
+        responsibilities = posterior(np.log(gate_proba), log_likelihood, group)
     label = np.searchsorted(model.classes_, y)
     measures = {
         "sample_entropy": sample_entropy(gate_proba),

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.containers import SparseRows, as_dense, as_eager, as_frame, as_objects
 from sklearn_moe.decomposition import final_model
+from sklearn_moe.interpretation.terms import column_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def _names(estimator, model):
                 return names
         except (AttributeError, ValueError):
             pass  # a step that does not name its columns
-    return np.array([f"x{position}" for position in range(model.n_features_in_)], dtype=object)
+    return column_names(model)
 
 
 def find_column(names: NDArray, feature: int | str) -> int:

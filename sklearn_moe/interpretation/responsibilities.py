@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.checks import check_y, encode
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import final_model
-from sklearn_moe.groups import joint_of_groups, read_groups
-from sklearn_moe.measures import posterior
+from sklearn_moe.groups import posterior, read_groups
 
 # Gate probabilities within a group that differ by more than this are not the same.
 ROUNDING = 1e-4
@@ -103,8 +101,7 @@ def responsibilities(
         return posterior(gate_log_proba, log_likelihood)
     group, labels = read_groups(groups, rows)
     _check_same(np.exp(gate_log_proba), group, labels)
-    joint = joint_of_groups(gate_log_proba, log_likelihood, group, np.ones(len(group)))
-    return softmax(joint, axis=1)[group]
+    return posterior(gate_log_proba, log_likelihood, group)
 
 
 def _check_same(gate_proba, group, labels):

@@ -274,7 +274,7 @@ def _n_identifiable(net, X):
     encoded = net.evaluate(X[evenly(len(X), SAMPLES)], MixtureOfExperts.encode)
     encoded = torch.from_numpy(encoded).to(net.device).flatten(1)
     of_gate = sum(parameter.numel() for parameter in module.gate.parameters())
-    if len(module.gate.network.layers) == 1:
+    if module.gate.is_linear:
         inputs = module.for_gate(encoded)[:, module.gate.used_inputs]
         of_gate = (net.n_experts - 1) * _rank(inputs)
     of_experts = net.n_experts * (net.n_classes - 1) * _rank(module.for_experts(encoded))
