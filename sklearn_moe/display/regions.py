@@ -308,6 +308,7 @@ class ExpertRegionsDisplay:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LinearSegmentedColormap, Normalize
         from matplotlib.patches import Patch
+        from matplotlib.ticker import PercentFormatter
 
         if self.chosen is not None:
             experts = np.union1d(experts, self.chosen)
@@ -338,7 +339,7 @@ class ExpertRegionsDisplay:
                 location="bottom",
                 shrink=0.7,
                 aspect=40,
-                format="{x:.0f}%",
+                format=PercentFormatter(decimals=0),
                 label="colour: weight of the chosen expert (gate probability)",
             )
 
