@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from sklearn_moe.checks import (
     split,
     weighty,
 )
+from sklearn_moe.committee import Committee, fit_committee, join
 from sklearn_moe.containers import (
     SparseRows,
     Table,
@@ -40,6 +43,7 @@ from sklearn_moe.containers import (
     select_columns,
 )
 from sklearn_moe.encoders import Encoder
+from sklearn_moe.experts import EstimatorExperts
 from sklearn_moe.groups import read_groups
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.tables import TableTransformer
@@ -71,6 +75,8 @@ class Reader:
     scale : {"bytes", "fractions"} or None
         Scale of the training images: bytes from 0 to 255, or fractions from 0 to 1, which masks of
         zeros and ones are, too. None if it is not known.
+    committee : Committee or None
+        The classifiers among the experts. What they say about a sample follows its columns.
     """
 
     def __init__(
@@ -88,18 +94,39 @@ class Reader:
         self.categorical_features = categorical_features
         self.input_shape = input_shape
         self.scale: str | None = None
+        self.committee: Committee | None = None
 
-    def read(self, X: Any, estimator: BaseEstimator) -> NDArray | SparseRows:
-        """Return samples in the form that the fitted mixture of an estimator reads."""
-        samples = self.take_in(as_eager(X), estimator, reset=False)
-        return samples if self.table is None else self.table.arrange(samples)
+    def read(
+        self, X: Any, estimator: BaseEstimator, choose: Callable | None = None
+    ) -> NDArray | SparseRows:
+        """Return samples in the form that the fitted mixture of an estimator reads.
+
+        ``choose`` returns which classifiers must answer for samples, (n_samples, n_estimators);
+        None means all.
+        """
+        X = as_eager(X)
+        samples = self.take_in(X, estimator, reset=False)
+        if self.table is not None:
+            samples = self.table.arrange(samples)
+        if self.committee is None:
+            return samples
+        asked = None
+        if choose is not None:
+            asked = choose(join(samples, np.zeros((len(samples), self.committee.n_columns))))
+        return join(samples, self.committee.log_proba(X, asked))
 
     def read_with_precision(
-        self, X: Any, estimator: BaseEstimator
+        self, X: Any, estimator: BaseEstimator, choose: Callable | None = None
     ) -> tuple[NDArray | SparseRows, type]:
         """Return samples, and the type of predictions: double, unless all of X has less."""
         X = as_eager(X)
-        return self.read(X, estimator), np.float32 if has_single_precision(X) else np.float64
+        precision = np.float32 if has_single_precision(X) else np.float64
+        return self.read(X, estimator, choose), precision
+
+    def keep(self, names: list[str] | None) -> None:
+        """Forget the classifiers among the experts that have other names."""
+        if self.committee is not None:
+            self.committee = self.committee.keep(names)
 
     def take_in(self, X: Any, estimator: BaseEstimator, *, reset: bool) -> Table | NDArray:
         """Return a table as ``Table``, and everything else as an array.
@@ -289,6 +316,7 @@ def read_training_data(
     validation: tuple[Any, ArrayLike | None, ArrayLike | None],
     *,
     encoder: Encoder | None,
+    experts: EstimatorExperts | None,
     classes: NDArray | None,
     going_on: bool,
     needs_validation: bool,
@@ -308,6 +336,8 @@ def read_training_data(
         Likewise; each may be None.
     encoder : Encoder or None
         The encoder before gate and experts; the one for tables if a user left it open.
+    experts : EstimatorExperts or None
+        The list of experts, whose classifiers are fitted here.
     classes : ndarray or None
         All classes that will ever occur; None takes those of ``y``.
     going_on : bool
@@ -320,6 +350,7 @@ def read_training_data(
         As in ``MoEClassifier.fit``.
     """
     X = given = as_eager(X)
+    incremental = classes is not None
     if going_on:
         reader = estimator.reader_
     else:
@@ -344,6 +375,8 @@ def read_training_data(
     of_class = class_weights(estimator.class_weight, y, weight, classes)
     weight = weight * of_class[y]
     rows = weighty(weight)  # samples without weight count as removed
+    of_all = {"y": y, "sample_weight": weight, "rows": rows, "group": group}
+    val_rows = None
     if held_out is not None:
         X_val, y_val, weight_val = held_out
         weight_val = scaled(weight_val) * of_class[y_val]
@@ -373,6 +406,25 @@ def read_training_data(
             held_out = reader.table.arrange(held_out[0]), *held_out[1:]
     if group is not None:
         _select_constant(reader, estimator, samples, group, labels)
+    if experts is not None and experts.n_outside:
+        if samples.ndim != 2:
+            raise ValueError(
+                "Classifiers of scikit-learn as experts need a table, got images. Flatten them, "
+                "and pass input_shape for experts that read images."
+            )
+        if going_on and incremental:
+            log_proba = reader.committee.log_proba(given)
+        else:
+            reader = copy(reader)
+            reader.committee, log_proba = fit_committee(
+                experts, given, classes=classes, random_state=random_state, **of_all
+            )
+        samples = join(samples, log_proba[rows])
+        if held_out is not None:
+            X_val, *of_val = held_out
+            if validation[0] is not None:
+                log_proba = reader.committee.log_proba(as_eager(validation[0]))
+            held_out = join(X_val, log_proba[val_rows]), *of_val
     return TrainingData(
         reader, samples, y, weight, held_out, given, rows, total_weight, group, classes, news
     )

@@ -34,7 +34,7 @@ from sklearn_moe.decomposition import (
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.gates import SoftmaxGate
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.training.building import build_gate_of
+from sklearn_moe.training.building import build_gate_of, samples_shape
 from sklearn_moe.training.callbacks import usual_callbacks
 from sklearn_moe.training.defaults import usual_defaults
 from sklearn_moe.training.prediction import CHUNK_SIZE
@@ -205,7 +205,7 @@ def _with_new_gate(net, gate, seed):
     net.steps_["gate"] = [("build", net.n_experts)]
     hidden_size = module.experts.hidden_size
     with usual_defaults():
-        shape = output_shape(module.encoder, output_shape(module.table, net.input_shape))
+        shape = output_shape(module.encoder, output_shape(module.table, samples_shape(net)))
         student = build_gate_of(net, shape, net.n_experts, hidden_size, generator)
     module.experts.check_gate(student)
     teacher.teach(student.to(net.device))

@@ -279,7 +279,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     _parameter_constraints: dict = {
         # Making more experts than this one by one would take hours.
         "n_experts": [Interval(Integral, 1, 2**16, closed="both")],
-        "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable],
+        "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable, list, tuple],
         "gate": [StrOptions(set(GATES)), HasMethods("build")],
         "regularization": [StrOptions({"auto", *REGULARIZERS}), callable, list, tuple, None],
         "encoder": [StrOptions({"auto", *ENCODERS}), HasMethods("build"), callable, None],

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator
+from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 from torch import nn
 
@@ -14,6 +15,21 @@ from sklearn_moe.mixture import MixtureOfExperts
 
 # Log-probabilities that are computed at once if only those of the labels are kept: 64 MB.
 LOG_PROBA_AT_ONCE = 2**24
+
+
+# For which samples each expert must answer, by the gate's probabilities.
+
+
+def _who_answers(gate_proba):
+    return gate_proba > 0
+
+
+def _nobody(gate_proba):
+    return np.zeros(gate_proba.shape, dtype=bool)
+
+
+def _the_chosen(gate_proba):
+    return np.eye(gate_proba.shape[1], dtype=bool)[gate_proba.argmax(axis=1)]
 
 
 class FittedMixture:
@@ -50,7 +66,7 @@ class FittedMixture:
             Probabilities in the order of ``classes_``; rows sum to 1. They are float64, or float32
             if ``X`` is float32 or float16.
         """
-        return self._evaluate_proba(X, MixtureOfExperts.predict_proba)
+        return self._evaluate_proba(X, MixtureOfExperts.predict_proba, asks=_who_answers)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the logarithm of the probability of each class.
@@ -66,7 +82,7 @@ class FittedMixture:
             Log-probabilities. They are exact even if the probability is rounded to 0.
         """
         log_proba = self._evaluate(
-            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1)
+            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1), asks=_who_answers
         )
         if log_proba.dtype == np.float64:
             log_proba -= logsumexp(log_proba, axis=1, keepdims=True)
@@ -86,7 +102,7 @@ class FittedMixture:
             Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
             one expert the whole sample here, although it trains on the full softmax.
         """
-        return self._evaluate_proba(X, MixtureOfExperts.gate_proba)
+        return self._evaluate_proba(X, MixtureOfExperts.gate_proba, asks=_nobody)
 
     def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.floating]:
         """Predict the probability of each class by each expert on its own.
@@ -106,7 +122,7 @@ class FittedMixture:
         """
         if chosen_only:
             return self._evaluate_proba(
-                X, lambda module, x: module.chosen_expert_logits(x).softmax(dim=1)
+                X, lambda module, x: module.chosen_expert_logits(x).softmax(dim=1), asks=_the_chosen
             )
         return self._evaluate_proba(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
 
@@ -159,25 +175,38 @@ class FittedMixture:
         ndarray of shape (n_samples,)
             Index of the most probable expert.
         """
-        return self._evaluate(X, lambda module, x: module.gate_proba(x).argmax(dim=1), np.int64)
+        return self._evaluate(
+            X, lambda module, x: module.gate_proba(x).argmax(dim=1), np.int64, asks=_nobody
+        )
 
-    def _evaluate_proba(self, X, function):
+    def _evaluate_proba(self, X, function, asks=None):
         """Return probabilities as :meth:`_evaluate` does; they sum to 1 in float64, too."""
-        proba = self._evaluate(X, function)
+        proba = self._evaluate(X, function, asks=asks)
         if proba.dtype == np.float64:
             proba /= proba.sum(axis=-1, keepdims=True)
         return proba
 
-    def _evaluate(self, X, function, dtype=None):
+    def _evaluate(self, X, function, dtype=None, asks=None):
         """Apply a function of the mixture to X; return float64, unless X is less precise."""
         check_is_fitted(self)
         fitted = self._snapshot()  # another thread may fit meanwhile
-        samples, precision = fitted._read(X)
+        samples, precision = fitted._read(X, asks)
         return fitted.net_.evaluate(samples, function, dtype or precision)
 
-    def _read(self, X):
-        """Return samples of the right shape, and the type of predictions."""
-        samples, precision = self.reader_.read_with_precision(X, self)
+    def _read(self, X, asks=None):
+        """Return samples of the right shape, and the type of predictions.
+
+        Of the classifiers among the experts only those answer that ``asks`` returns, if the gate
+        can choose without them.
+        """
+        choose = None
+        if asks is not None and not self.module_.gate.needs_hidden:
+
+            def choose(samples):
+                gate_proba = self.net_.evaluate(samples, MixtureOfExperts.gate_proba)
+                return self.module_.experts.asked(asks(gate_proba))
+
+        samples, precision = self.reader_.read_with_precision(X, self, choose)
         check_shape("X", samples, self.net_.input_shape)
         return samples, precision
 
@@ -212,6 +241,21 @@ class FittedMixture:
     def module_(self) -> nn.Module:
         """The fitted torch module."""
         return self.net_.module_
+
+    @property
+    def expert_names_(self) -> list[str] | None:
+        """Names of the experts, if ``experts`` is a list."""
+        names = self.module_.experts.names
+        return None if names is None else list(names)
+
+    @property
+    def named_experts_(self) -> Bunch:
+        """The fitted classifiers among the experts, by name."""
+        committee = self.reader_.committee
+        if committee is None:
+            return Bunch()
+        fitted = zip(committee.names, committee.estimators, strict=True)
+        return Bunch(**{name: estimator for name, estimator in fitted if estimator is not None})
 
     @property
     def expert_costs_(self) -> NDArray[np.int64]:

@@ -19,7 +19,9 @@ from sklearn_moe.parameters import (
     check_parameters,
     encoder_of,
     has_linear_experts,
+    listed_experts,
     net_for,
+    number_of_experts,
     search_of,
 )
 from sklearn_moe.training.callbacks import ScikitLearnCallbacks, StopEarly, usual_callbacks
@@ -78,6 +80,7 @@ def train(
         sample_weight,
         validation,
         encoder=encoder_of(new),
+        experts=listed_experts(new),
         classes=classes,
         going_on=going_on,
         needs_validation=new.early_stopping or chooses_by_validation,
@@ -87,9 +90,10 @@ def train(
     warn_of_news(new, data.news)
     if not incremental:
         check_enough_samples(new, data)
+    n_experts = number_of_experts(new)
     build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
     more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
-    with explained_memory(new.n_experts):
+    with explained_memory(n_experts):
         net = net_for(new, data, build_seed, going_on=going_on, incremental=incremental)
     epochs = 1 if incremental else net.max_epochs
     n_iter_before = new.n_iter_ if going_on else 0
@@ -102,7 +106,7 @@ def train(
         callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(new)), **task))
     if new.early_stopping:  # last, as callbacks after it would miss the epoch that it ends
         callbacks.append(StopEarly(new.n_iter_no_change, new.tol))
-    with explained_memory(new.n_experts):
+    with explained_memory(n_experts):
         session = Session(
             net,
             data.X,

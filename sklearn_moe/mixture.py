@@ -164,10 +164,14 @@ class MixtureOfExperts(nn.Module):
         augmentation: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     ) -> Tensor:
         """Return the input of gate and experts for a batch; bytes are scaled to [0, 1]."""
+        given = None
+        if n_given := self.experts.n_given:
+            x, given = x[:, :-n_given], x[:, -n_given:]
         x = self.table(x)
         if augmentation is not None:
             x = augment(augmentation, x, generator)
-        return self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
+        x = self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
+        return x if given is None else torch.cat([x, given.to(x.dtype)], dim=1)
 
     def route(self, x: Tensor) -> GateOutput:
         """Return the gate's output for a batch; experts run only if the gate reads them."""

@@ -22,7 +22,7 @@ from sklearn_moe.checks import (
 )
 from sklearn_moe.data import TrainingData
 from sklearn_moe.encoders import ENCODERS, Encoder, TableEncoder, as_encoder
-from sklearn_moe.experts import EXPERTS, CustomExperts
+from sklearn_moe.experts import EXPERTS, EstimatorExperts, as_experts
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
@@ -50,7 +50,7 @@ def check_enough_samples(estimator: BaseEstimator, data: TrainingData) -> None:
     """Raise an error, or warn, if there are too few samples for several regressions."""
     if not has_linear_experts(estimator):
         return
-    n_experts, n_samples = estimator.n_experts, len(data.X)
+    n_experts, n_samples = number_of_experts(estimator), len(data.X)
     if n_experts > n_samples:
         raise ValueError(
             f"Linear experts need at least one sample each, got n_samples={n_samples} and "
@@ -80,6 +80,21 @@ def has_linear_experts(estimator: BaseEstimator) -> bool:
     experts = estimator.experts
     experts = EXPERTS.get(experts) if isinstance(experts, str) else experts
     return getattr(experts, "is_linear", False)
+
+
+def listed_experts(estimator: BaseEstimator) -> EstimatorExperts | None:
+    """Return the list of named experts of an estimator, checked; None if it has another kind."""
+    experts = None if _is_auto(estimator.experts) else as_experts(estimator.experts)
+    if not isinstance(experts, EstimatorExperts):
+        return None
+    experts.check()
+    return experts
+
+
+def number_of_experts(estimator: BaseEstimator) -> int:
+    """Return the number of experts, which a list of them decides."""
+    experts = listed_experts(estimator)
+    return estimator.n_experts if experts is None else len(experts.estimators)
 
 
 def encodes_tables(estimator: BaseEstimator) -> bool:
@@ -164,14 +179,12 @@ _OPTIMIZER = {"optimizer": torch.optim.AdamW, "optimizer__fused": True}
 def architecture_of(estimator: BaseEstimator, is_table: bool) -> dict[str, Any]:
     """Return the arguments that stay the same for the life of a net."""
     encoder, experts = estimator.encoder, estimator.experts
-    if _is_function(experts):
-        experts = CustomExperts(experts)
     return {
         # Which experts "auto" means depends on what the encoder makes of the samples.
-        "experts": "auto" if _is_auto(experts) else resolve("experts", experts, EXPERTS),
+        "experts": "auto" if _is_auto(experts) else as_experts(experts),
         "encoder": None if _is_auto(encoder) and not is_table else encoder_of(estimator),
         "gate": resolve("gate", estimator.gate, GATES),
-        "n_experts": estimator.n_experts,
+        "n_experts": number_of_experts(estimator),
         "mixing": estimator.mixing,
     }
 
@@ -252,7 +265,7 @@ def search_of(estimator: BaseEstimator) -> tuple[int, float | None]:
             "criterion. Set annealing=None, or leave out the criterion."
         )
     if _is_auto(n_init):
-        n_init = recipe["n_init"] if estimator.n_experts > 1 else 1
+        n_init = recipe["n_init"] if number_of_experts(estimator) > 1 else 1
     return n_init, annealing
 
 
@@ -262,14 +275,22 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     has_backbone = encoder is not None and not encoder.needs_tables
     gate = resolve("gate", estimator.gate, GATES)
     if has_linear_experts(estimator) and not has_backbone:
-        if not (is_flat and getattr(gate, "has_input_weight", False) and gate.encoder is None):
+        if not (is_flat and _can_be_sparse(gate)):
             return RECIPES["linear, no columns"]
         has_layers = np.size(getattr(gate, "hidden_layer_sizes", ())) > 0
         return RECIPES["linear, gate with layers" if has_layers else "linear"]
+    experts = listed_experts(estimator)
+    if experts is not None and experts.n_outside:
+        can_be_sparse = is_flat and not has_backbone and _can_be_sparse(gate)
+        return RECIPES["classifiers" if can_be_sparse else "classifiers, no columns"]
     if not is_flat or has_backbone or _is_function(estimator.experts):
         return RECIPES["other"]
     # A gate without ``needs_hidden`` counts as reading the experts, as its module does.
     return RECIPES["attentive" if getattr(gate, "needs_hidden", True) else "table"]
+
+
+def _can_be_sparse(gate):
+    return getattr(gate, "has_input_weight", False) and gate.encoder is None
 
 
 def _is_auto(value):

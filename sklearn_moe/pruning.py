@@ -227,6 +227,7 @@ def prune_experts(
             pruned.net_.keep([expert for (expert,) in groups])
         pruned.n_experts = pruned.net_.n_experts = n_experts
         pruned.net_.initialize_optimizer()
+        pruned.reader_.keep(pruned.expert_names_)
         vars(pruned).update(NO_SEARCH)
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
         if X is not None:

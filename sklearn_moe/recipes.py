@@ -112,6 +112,14 @@ _LINEAR = {
     "annealing": 0.2,
 }
 
+_CLASSIFIERS = {
+    "learning_rate": {"one_cycle": 0.03, "constant": 3e-3},
+    "weight_decay": {"binary": 0.0, "multiclass": 0.0},
+    "regularization": [],
+    "n_init": 1,
+    "annealing": None,
+}
+
 _ONE_START = {"n_init": 1, "annealing": None}
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -124,6 +132,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "regularization": [],
         **_ONE_START,
     },
+    # Classifiers that are fitted outside of the net: only the gate learns.
+    "classifiers": {**_CLASSIFIERS, "regularization": [SparseGate(1e-2)]},
+    "classifiers, no columns": _CLASSIFIERS,
     # To find regimes.
     "linear": {**_LINEAR, "regularization": [SparseGate(1e-3)]},
     "linear, gate with layers": {**_LINEAR, "regularization": [SparseGate(3e-3)]},

@@ -4,10 +4,14 @@ An experts object holds hyperparameters only; ``build`` turns it into one torch 
 all experts (see :class:`ExpertsModule`). ``EXPERTS`` names the usual choices.
 """
 
+from typing import Any
+
+from sklearn_moe.checks import resolve
 from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
 from sklearn_moe.experts.complexity import ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
+from sklearn_moe.experts.estimators import EstimatorExperts, ListedExpertsModule
 from sklearn_moe.experts.linear import LinearExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
 from sklearn_moe.experts.mpo import MPOExperts
@@ -26,4 +30,18 @@ EXPERTS: dict[str, Experts] = {
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 
 # The public names. A new class only needs its line in the dictionary above.
-__all__ = ["EXPERTS", "CustomExperts", *{type(each).__name__ for each in EXPERTS.values()}]
+__all__ = [
+    "EXPERTS",
+    "CustomExperts",
+    "EstimatorExperts",
+    *{type(each).__name__ for each in EXPERTS.values()},
+]
+
+
+def as_experts(experts: Any) -> Any:
+    """Return experts as an object: a name, a list or a function is looked up or wrapped."""
+    if isinstance(experts, (list, tuple)):
+        experts = EstimatorExperts(experts)
+    elif callable(experts) and not hasattr(experts, "build"):
+        experts = CustomExperts(experts)
+    return resolve("experts", experts, EXPERTS)

@@ -10,7 +10,19 @@ from torch import Tensor, nn
 
 
 class Experts(BaseEstimator):
-    """Base class of all kinds of experts: it holds hyperparameters, ``build`` makes the module."""
+    """Base class of all kinds of experts: it holds hyperparameters, ``build`` makes the module.
+
+    Attributes
+    ----------
+    is_linear : bool, default=False
+        Whether each expert is a multinomial logistic regression.
+    n_outside : int, default=0
+        Number of experts that answer outside of the net. Their log-probabilities come with the
+        samples.
+    """
+
+    is_linear = False
+    n_outside = 0
 
     def build(
         self,
@@ -66,6 +78,10 @@ class ExpertsModule(nn.Module):
         Whether the experts draw from torch's global random state. It is then seeded under a lock.
     is_linear : bool, default=False
         Whether each expert is a multinomial logistic regression.
+    n_given : int, default=0
+        How many numbers of a sample are log-probabilities of experts that answer outside.
+    names : list of str or None, default=None
+        Names of the experts, if a user gave them.
     """
 
     hidden_size: int
@@ -75,6 +91,8 @@ class ExpertsModule(nn.Module):
     can_merge = False
     uses_global_random_state = False
     is_linear = False
+    n_given = 0
+    names: list[str] | None = None
 
     @property
     def costs(self) -> Sequence[int]:

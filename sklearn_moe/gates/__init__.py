@@ -14,6 +14,7 @@ from sklearn_moe.gates.base import (
     build_gate,
     mask_all_but_top_k,
 )
+from sklearn_moe.gates.constant import ConstantGate
 from sklearn_moe.gates.cosine import CosineGate
 from sklearn_moe.gates.kmeans import KMeansGate
 from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
@@ -25,6 +26,7 @@ GATES: dict[str, Gate] = {
     "hard": SoftmaxGate(top_k=1),
     "attentive": AttentiveGate(),
     "cosine": CosineGate(),
+    "constant": ConstantGate(),
     "kmeans": KMeansGate(),
 }
 """The gates that ``MoEClassifier(gate=...)`` knows by name."""

@@ -332,13 +332,7 @@ class Gate(BaseEstimator):
 
     def _check(self, n_experts: int) -> tuple[int, ...]:
         """Check the parameters and return the sizes of the gate's hidden layers."""
-        self._validate_params()
-        if self.top_k is not None and self.top_k > n_experts:
-            raise ValueError(
-                f"The gate's top_k={self.top_k} must not be larger than n_experts={n_experts}. "
-                f"Lower top_k, for example gate={type(self).__name__}(top_k={n_experts}), or "
-                "raise n_experts."
-            )
+        self._check_top_k(n_experts)
         encoder = as_encoder(self.encoder)
         if encoder is not None and encoder.needs_tables:
             raise ValueError(
@@ -347,6 +341,16 @@ class Gate(BaseEstimator):
                 "encoder=None."
             )
         return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
+
+    def _check_top_k(self, n_experts: int) -> None:
+        """Check the parameters, and that there are as many experts as shall answer."""
+        self._validate_params()
+        if self.top_k is not None and self.top_k > n_experts:
+            raise ValueError(
+                f"The gate's top_k={self.top_k} must not be larger than n_experts={n_experts}. "
+                f"Lower top_k, for example gate={type(self).__name__}(top_k={n_experts}), or "
+                "raise n_experts."
+            )
 
 
 def build_gate(

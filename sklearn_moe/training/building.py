@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
     """Build a mixture with the parameters of a net, and initial weights from a generator."""
     table = None if net.table is None else net.table.make_layer()
-    shape = net.input_shape if table is None else (table.n_out,)
+    n_given = getattr(net.experts, "n_outside", 0) * net.n_classes
+    shape = samples_shape(net) if table is None else (table.n_out,)
     encoder = build_encoder(net.encoder, shape, generator)
     shape = output_shape(encoder, shape)
     experts_of = net.experts
@@ -30,6 +31,8 @@ def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
 
     def experts_for(n_experts):
         own_shape = _shape_of(net.expert_columns, shape)
+        if n_given:
+            own_shape = (own_shape[0] + n_given,)
         return build_experts(experts_of, own_shape, n_experts, net.n_classes, generator)
 
     def gate_for(n_experts):
@@ -37,15 +40,28 @@ def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
 
     experts = _make(experts_for, net.steps_["experts"])
     gate = _make(gate_for, net.steps_["gate"])
+    gate_columns, expert_columns = net.gate_columns, net.expert_columns
+    if n_given:  # the last columns are log-probabilities, which only the experts read
+        n_columns = shape[0]
+        if gate_columns is None:
+            gate_columns = np.arange(n_columns)
+        if expert_columns is not None:
+            expert_columns = np.r_[expert_columns, n_columns : n_columns + n_given]
     return net.module(
         experts,
         gate,
         mixing=net.mixing,
         encoder=encoder,
         table=table,
-        gate_columns=net.gate_columns,
-        expert_columns=net.expert_columns,
+        gate_columns=gate_columns,
+        expert_columns=expert_columns,
     )
+
+
+def samples_shape(net: MoENet) -> tuple[int, ...]:
+    """Return the shape of a sample without what experts outside of the net say about it."""
+    n_given = getattr(net.experts, "n_outside", 0) * net.n_classes
+    return (net.input_shape[0] - n_given,) if n_given else net.input_shape
 
 
 def build_gate_of(

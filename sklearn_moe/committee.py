@@ -1,0 +1,292 @@
+"""The fitted scikit-learn classifiers among a mixture's experts."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn import get_config
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
+from sklearn.utils.metadata_routing import get_routing_for_object
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+
+from sklearn_moe.containers import SparseRows
+from sklearn_moe.experts import EstimatorExperts
+
+# Lowest log-probability: a class that an expert rules out costs the mixture a finite likelihood.
+LOWEST = np.log(1e-7)
+
+# Bounds of the logarithm of the temperature.
+TEMPERATURES = np.log(0.2), np.log(5)
+
+
+@dataclass(eq=False)
+class Committee:
+    """Classifiers that answer beside the experts of the net.
+
+    Their log-probabilities follow the columns of a sample, in the array that the net reads.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the classifiers.
+    estimators : list
+        The fitted classifiers; None for one that pruning has removed.
+    temperatures : list of float
+        Their log-probabilities are divided by these.
+    classes : ndarray of shape (n_classes,)
+        The classes of the mixture.
+    """
+
+    names: list[str]
+    estimators: list[BaseEstimator | None]
+    temperatures: list[float]
+    classes: NDArray
+
+    @property
+    def n_columns(self) -> int:
+        return len(self.estimators) * len(self.classes)
+
+    def log_proba(self, X: Any, asked: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Return log-probabilities (n_samples, n_estimators, n_classes) of samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Samples, as a user passed them.
+        asked : ndarray of shape (n_samples, n_estimators), default=None
+            Which classifiers must answer for a sample; None means all. The others get zeros.
+        """
+        X = X if hasattr(X, "shape") else np.asarray(X)
+        out = np.zeros((X.shape[0], len(self.estimators), len(self.classes)), dtype=np.float32)
+        for place, estimator in enumerate(self.estimators):
+            if estimator is None:
+                continue
+            rows, own = slice(None), X
+            if asked is not None and not asked[:, place].all():
+                rows = np.flatnonzero(asked[:, place])
+                if len(rows) == 0:
+                    continue
+                own = _safe_indexing(X, rows)
+            log_proba = _log_proba(estimator, own, self.classes)
+            out[rows, place] = log_softmax(log_proba / self.temperatures[place], axis=1)
+        return out
+
+    def keep(self, names: list[str]) -> Committee:
+        """Return a committee without the classifiers of other names, whose places stay."""
+        kept = [
+            estimator if name in names else None
+            for name, estimator in zip(self.names, self.estimators, strict=True)
+        ]
+        return Committee(self.names, kept, self.temperatures, self.classes)
+
+
+def join(samples: NDArray | SparseRows, log_proba: NDArray) -> NDArray | SparseRows:
+    """Return samples, as the net reads them, with log-probabilities as their last columns."""
+    log_proba = log_proba.reshape(len(log_proba), -1)
+    if isinstance(samples, SparseRows):
+        return SparseRows(sparse.hstack([samples.matrix, log_proba.astype(samples.dtype)]))
+    return np.hstack([samples, log_proba.astype(samples.dtype)])
+
+
+def fit_committee(
+    experts: EstimatorExperts,
+    X: Any,
+    y: NDArray[np.int64],
+    classes: NDArray,
+    *,
+    rows: NDArray[np.int64],
+    sample_weight: NDArray,
+    group: NDArray | None,
+    random_state: np.random.RandomState,
+) -> tuple[Committee, NDArray[np.float32]]:
+    """Fit the classifiers of a list on all samples, and on folds.
+
+    Parameters
+    ----------
+    experts : EstimatorExperts
+        The list, which was checked.
+    X : array-like of shape (n_samples, n_features)
+        Samples, as a user passed them.
+    y : ndarray of shape (n_samples,)
+        Index of the class of each sample.
+    classes : ndarray of shape (n_classes,)
+        The class labels.
+    rows : ndarray of int
+        The samples that count.
+    sample_weight : ndarray of shape (n_samples,)
+        Their weights.
+    group : ndarray of shape (n_samples,) or None
+        Groups that folds must not split.
+    random_state : RandomState
+        Splits the folds, and seeds classifiers that have no seed.
+
+    Returns
+    -------
+    committee : Committee
+        The classifiers, fitted on all samples.
+    log_proba : ndarray of shape (n_samples, n_estimators, n_classes)
+        The log-probabilities of classifiers that were fitted without the sample. Zeros for samples
+        that do not count.
+    """
+    X = X if hasattr(X, "shape") else np.asarray(X)
+    labels = classes[y]
+    names = [name for name, _ in experts.outside]
+    is_fitted = [
+        experts.cv == "prefit" or isinstance(estimator, FrozenEstimator)
+        for _, estimator in experts.outside
+    ]
+    folds = [] if all(is_fitted) else _folds(experts.cv, X, y, rows, group, random_state)
+    tasks = []
+    for (name, estimator), fitted in zip(experts.outside, is_fitted, strict=True):
+        if fitted:
+            _check_fitted(name, estimator, classes)
+            continue
+        params = _weights_for(name, estimator, sample_weight, rows)
+        estimator = _seeded(clone(estimator), random_state)
+        tasks += [(name, estimator, params, train, test) for train, test in folds]
+        tasks.append((name, estimator, params, rows, None))
+    results = Parallel(n_jobs=experts.n_jobs)(
+        delayed(_fit_one)(*task, X, labels, classes) for task in tasks
+    )
+    results = iter(results)
+    estimators, temperatures = [], []
+    out = np.zeros((X.shape[0], len(names), len(classes)), dtype=np.float32)
+    for place, ((_, estimator), fitted) in enumerate(zip(experts.outside, is_fitted, strict=True)):
+        temperature = 1.0
+        if fitted:
+            out[rows, place] = _log_proba(estimator, _safe_indexing(X, rows), classes)
+        else:
+            for _, test in folds:
+                out[test, place] = next(results)
+            estimator = next(results)
+            if experts.calibrate:
+                temperature = _temperature(out[rows, place], y[rows], sample_weight[rows])
+        out[rows, place] = log_softmax(out[rows, place] / temperature, axis=1)
+        estimators.append(estimator)
+        temperatures.append(temperature)
+    return Committee(names, estimators, temperatures, classes), out
+
+
+def _fit_one(name, estimator, params, train, test, X, labels, classes):
+    """Fit a classifier; return it, or its log-probabilities for the test samples of a fold."""
+    params = {key: value[train] for key, value in params.items()}
+    try:
+        with warnings.catch_warnings():
+            if test is not None:  # the fit on all samples warns, too
+                warnings.simplefilter("ignore")
+            fitted = clone(estimator).fit(_safe_indexing(X, train), labels[train], **params)
+            return fitted if test is None else _log_proba(fitted, _safe_indexing(X, test), classes)
+    except Exception as error:
+        where = "the fit on all samples" if test is None else "a fit on a part of the samples"
+        raise ValueError(
+            f"The expert {name!r} failed in {where}. {estimator!r} raises "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _log_proba(estimator, X, classes):
+    """Return log-probabilities of the mixture's classes, of which a classifier may lack some."""
+    proba = np.zeros((X.shape[0], len(classes)))
+    proba[:, np.searchsorted(classes, estimator.classes_)] = estimator.predict_proba(X)
+    with np.errstate(divide="ignore"):
+        return np.log(proba).clip(LOWEST)
+
+
+def _folds(cv, X, y, rows, group, random_state):
+    """Return training and test samples of each fold."""
+    labels, groups = y[rows], None if group is None else group[rows]
+    if isinstance(cv, (int, np.integer)):
+        most = np.bincount(labels).max() if group is None else len(np.unique(groups))
+        if most < 2:
+            raise ValueError(
+                f"The experts need two samples of a class, or two groups, to be fitted on folds; "
+                f"got n_samples={len(rows)}. Pass more, or fitted experts with cv='prefit'."
+            )
+        kind = StratifiedKFold if group is None else StratifiedGroupKFold
+        cv = kind(min(cv, most), shuffle=True, random_state=random_state)
+    with warnings.catch_warnings():
+        # The fits of folds do well without a class of few samples.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = [
+            (rows[train], rows[test])
+            for train, test in cv.split(_safe_indexing(X, rows), labels, groups)
+        ]
+    tested = np.concatenate([test for _, test in folds])
+    if not np.array_equal(np.sort(tested), np.sort(rows)):
+        raise ValueError(f"cv={cv!r} must test each sample once, as StratifiedKFold does.")
+    return folds
+
+
+def _temperature(log_proba, y, sample_weight):
+    """Return the temperature with the lowest log loss."""
+    if np.ptp(y) == 0:
+        return 1.0
+
+    def loss(log_temperature):
+        scaled = log_softmax(log_proba / np.exp(log_temperature), axis=1)
+        return -np.average(scaled[np.arange(len(y)), y], weights=sample_weight)
+
+    best = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded")
+    return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
+
+
+def _seeded(estimator, random_state):
+    """Give seeds to the parts of a classifier that have none."""
+    seeds = {
+        name: int(random_state.randint(np.iinfo(np.int32).max))
+        for name, value in sorted(estimator.get_params().items(), key=lambda item: item[0])
+        if (name == "random_state" or name.endswith("__random_state")) and value is None
+    }
+    return estimator.set_params(**seeds)
+
+
+def _weights_for(name, estimator, sample_weight, rows):
+    """Return the arguments of ``fit`` that hold the weights of the samples."""
+    if np.ptp(sample_weight[rows]) == 0:
+        return {}
+    key = "sample_weight"
+    if get_config()["enable_metadata_routing"]:
+        takes = get_routing_for_object(estimator).consumes("fit", [key])
+    else:
+        last = estimator
+        while isinstance(last, Pipeline):
+            step, last = last.steps[-1]
+            key = f"{step}__{key}"
+        takes = has_fit_parameter(last, "sample_weight")
+    if takes:
+        return {key: sample_weight}
+    raise ValueError(
+        f"There are sample weights or class weights, but the expert {name!r} does not take them: "
+        f"{estimator!r}. Leave it out."
+    )
+
+
+def _check_fitted(name, estimator, classes):
+    """Raise an error unless a classifier is fitted on some of the classes."""
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        raise NotFittedError(
+            f"The expert {name!r} is not fitted: {estimator!r}. Fit it first, or set cv to a "
+            "number of folds. Note that clone, which searches call, forgets a fit unless it is "
+            "wrapped in a FrozenEstimator."
+        ) from error
+    unknown = sorted(set(estimator.classes_.tolist()) - set(classes.tolist()))
+    if unknown:
+        raise ValueError(
+            f"The expert {name!r} was fitted on the classes {unknown}, too, but y has only "
+            f"{classes.tolist()}."
+        )

@@ -1,0 +1,301 @@
+"""A list of experts with names: scikit-learn's classifiers, and kinds of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import is_regressor
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metaestimators import _BaseComposition
+from torch import Tensor, nn
+
+from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
+
+
+class EstimatorExperts(Experts, _BaseComposition):
+    r"""Experts from a list: any classifiers of scikit-learn, beside kinds of this package.
+
+    ``MoEClassifier(experts=[...])`` wraps a list in this. The classifiers are fitted on folds of
+    the training samples, and the gate learns from their probabilities for samples that they have
+    not seen, by the likelihood of the mixture. Then they are fitted on all samples. They get the
+    table as it came, with text and categories; the gate reads it encoded. Kinds of this package,
+    such as ``MLPExperts()``, train together with the gate and learn what the others leave.
+
+    The probabilities of each classifier are calibrated by one temperature :math:`T`, on samples
+    that it has not seen: :math:`o_c \propto p_c^{1/T}`.
+
+    Parameters
+    ----------
+    estimators : list of (str, estimator) tuples
+        Names and experts: classifiers or pipelines with ``predict_proba``, a fitted mixture, or a
+        kind of this package, as an object or a name in ``EXPERTS``, which is one expert. A
+        ``FrozenEstimator`` is taken as it is.
+    cv : int, cross-validation generator or "prefit", default=5
+        How to split the training samples. An int is the number of stratified folds, which keep
+        ``groups`` together. With "prefit" the classifiers are fitted already and taken as they
+        are: the gate should then learn from samples that they have not seen.
+    calibrate : bool, default=True
+        Whether to calibrate the classifiers that are fitted here.
+    n_jobs : int or None, default=None
+        Number of processes for the fits; None is one, -1 is all processors.
+
+    See Also
+    --------
+    sklearn.ensemble.StackingClassifier : Its final estimator reads only the probabilities.
+
+    References
+    ----------
+    D. H. Wolpert, Stacked Generalization, Neural Networks 5, 1992.
+
+    C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On Calibration of Modern Neural Networks, 2017,
+    arXiv 1706.04599.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_moe import MoEClassifier
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> line = make_pipeline(StandardScaler(), LogisticRegression())
+    >>> forest = RandomForestClassifier(20, max_depth=5)
+    >>> clf = MoEClassifier(experts=[("line", line), ("forest", forest)], random_state=0)
+    >>> clf.fit(X, y).expert_names_
+    ['line', 'forest']
+    >>> clf.expert_proba(X).shape
+    (569, 2, 2)
+    """
+
+    _parameter_constraints: dict = {
+        "estimators": [list, tuple],
+        "cv": [
+            Interval(Integral, 2, None, closed="left"),
+            StrOptions({"prefit"}),
+            HasMethods(["split", "get_n_splits"]),
+        ],
+        "calibrate": ["boolean"],
+        "n_jobs": [Integral, None],
+    }
+
+    def __init__(
+        self,
+        estimators: Sequence[tuple[str, Any]],
+        *,
+        cv: Any = 5,
+        calibrate: bool = True,
+        n_jobs: int | None = None,
+    ):
+        self.estimators = estimators
+        self.cv = cv
+        self.calibrate = calibrate
+        self.n_jobs = n_jobs
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters, with ``deep`` also the experts by name and their parameters."""
+        return self._get_params("estimators", deep=deep)
+
+    def set_params(self, **params) -> EstimatorExperts:
+        """Set parameters, experts by name, or their parameters, such as ``trees__max_depth``."""
+        self._set_params("estimators", **params)
+        return self
+
+    @property
+    def outside(self) -> list[tuple[str, Any]]:
+        """The classifiers, which are fitted outside of the net."""
+        return [each for each in self.estimators if not _is_own_kind(each[1])]
+
+    @property
+    def n_outside(self) -> int:
+        return len(self.outside)
+
+    def check(self) -> None:
+        """Raise an error unless the list holds classifiers and kinds of experts with names."""
+        self._validate_params()
+        if len(self.estimators) == 0:
+            raise ValueError("experts is an empty list. Pass (name, estimator) tuples.")
+        for each in self.estimators:
+            if not (isinstance(each, (tuple, list)) and len(each) == 2 and _is_name(each[0])):
+                raise ValueError(f"experts must hold (name, estimator) tuples, got {each!r}.")
+        names = [name for name, _ in self.estimators]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"The name {name!r} stands twice in experts. Names must differ.")
+            if "__" in name or name in self._get_param_names():
+                raise ValueError(
+                    f"An expert must not have the name {name!r}: names with two underscores, and "
+                    f"{self._get_param_names()}, are those of parameters."
+                )
+        for name, estimator in self.outside:
+            _check_classifier(name, estimator)
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> ListedExpertsModule:
+        """Return the torch module of these experts.
+
+        The last ``n_outside * n_classes`` numbers of a sample are the log-probabilities of the
+        classifiers; the others are the columns that the kinds of this package read.
+        """
+        from sklearn_moe.experts import as_experts
+
+        n_given = self.n_outside * n_classes
+        own_shape = (input_shape[0] - n_given,) if n_given else input_shape
+        parts, members, slot = [], [], 0
+        for _, expert in self.estimators:
+            if _is_own_kind(expert):
+                members.append((len(parts), 0))
+                parts.append(build_experts(as_experts(expert), own_shape, 1, n_classes, generator))
+            else:
+                members.append((None, slot))
+                slot += 1
+        names = [name for name, _ in self.estimators]
+        return ListedExpertsModule(parts, members, names, self.n_outside, n_classes)
+
+
+class ListedExpertsModule(ExpertsModule):
+    """Experts of several kinds, some of which answer outside of the net.
+
+    Parameters
+    ----------
+    parts : list of ExpertsModule
+        The experts that are trained here.
+    members : list of (int or None, int) tuples
+        For each expert its part, and its place there. The part is None for an expert whose
+        log-probabilities come with the samples.
+    names : list of str
+        Names of the experts.
+    n_outside : int
+        Number of experts whose log-probabilities come with the samples.
+    n_classes : int
+        Number of classes.
+
+    Attributes
+    ----------
+    outside : list of (int, int) tuples
+        The experts that answer outside: their numbers here and there.
+    """
+
+    def __init__(
+        self,
+        parts: list[ExpertsModule],
+        members: list[tuple[int | None, int]],
+        names: list[str],
+        n_outside: int,
+        n_classes: int,
+    ):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.members = members
+        self.names = names
+        self.n_outside = n_outside
+        self.hidden_size = self.n_classes = n_classes
+        self.independent = all(part.independent for part in parts)
+        self.uses_global_random_state = any(part.uses_global_random_state for part in parts)
+
+    @property
+    def n_given(self) -> int:
+        return self.n_outside * self.n_classes
+
+    @property
+    def outside(self) -> list[tuple[int, int]]:
+        return [(e, place) for e, (part, place) in enumerate(self.members) if part is None]
+
+    @property
+    def costs(self) -> list[int]:
+        costs = [part.costs for part in self.parts]
+        return [0 if part is None else costs[part][place] for part, place in self.members]
+
+    @property
+    def widest(self) -> int:
+        return max([self.n_classes, *(part.widest or part.hidden_size for part in self.parts)])
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x, given = self._split(x)
+        answers = [part(x, generator)[0] for part in self.parts]
+        logits = [(given if p is None else answers[p])[:, place] for p, place in self.members]
+        logits = torch.stack(logits, dim=1)
+        return logits, logits.softmax(dim=2)
+
+    def _split(self, x):
+        """Return the columns of the samples, and the log-probabilities that came with them."""
+        if self.n_given == 0:
+            return x, None
+        given = x[:, -self.n_given :].unflatten(1, (self.n_outside, self.n_classes))
+        return x[:, : -self.n_given], given
+
+    def penalty(self) -> Tensor | None:
+        penalties = [part.penalty() for part in self.parts]
+        if all(each is None for each in penalties):
+            return None
+        return torch.cat([each for each in penalties if each is not None])
+
+    def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
+        logits = []
+        for own, (part, place) in zip(x, (self.members[e] for e in experts), strict=True):
+            own, given = self._split(own)
+            if part is None:
+                logits.append(given[:, place])
+            else:
+                logits += self.parts[part].run_some([own], [place])
+        return logits
+
+    def keep(self, experts: list[int]) -> None:
+        self.names = [self.names[e] for e in experts]
+        kept = [self.members[e] for e in experts]
+        places = {
+            part: sorted(place for p, place in kept if p == part)
+            for part in sorted({p for p, _ in kept if p is not None})
+        }
+        for part, own in places.items():
+            self.parts[part].keep(own)
+        new = {part: number for number, part in enumerate(places)}
+        self.parts = nn.ModuleList([self.parts[part] for part in places])
+        self.members = [
+            (None, place) if part is None else (new[part], places[part].index(place))
+            for part, place in kept
+        ]
+
+    def asked(self, answers: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return for which samples the classifiers outside must answer, (n_samples, n_outside)."""
+        asked = np.zeros((len(answers), self.n_outside), dtype=bool)
+        for expert, place in self.outside:
+            asked[:, place] = answers[:, expert]
+        return asked
+
+
+def _is_own_kind(expert):
+    return isinstance(expert, str) or hasattr(expert, "build")
+
+
+def _is_name(name):
+    return isinstance(name, str) and name != ""
+
+
+def _check_classifier(name, estimator):
+    """Raise an error unless an expert is a classifier with probabilities."""
+    if isinstance(estimator, type):
+        raise ValueError(
+            f"The expert {name!r} must be an object, not a class: write {estimator.__name__}()."
+        )
+    if not hasattr(estimator, "fit"):
+        raise ValueError(f"The expert {name!r} must have the method fit, got {estimator!r}.")
+    if is_regressor(estimator):
+        raise ValueError(f"The expert {name!r} must be a classifier, got {estimator!r}.")
+    if not hasattr(estimator, "predict_proba"):
+        raise ValueError(
+            f"The expert {name!r} must have the method predict_proba, which {estimator!r} lacks. "
+            "Calibrate it: CalibratedClassifierCV(...)."
+        )
