@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
@@ -69,7 +69,7 @@ class Committee:
         asked : ndarray of shape (n_samples, n_estimators), default=None
             Which classifiers must answer for a sample; None means all. The others get zeros.
         """
-        X = X if hasattr(X, "shape") else np.asarray(X)
+        X = _indexable(X)
         out = np.zeros((X.shape[0], len(self.estimators), len(self.classes)), dtype=np.float32)
         for place, estimator in enumerate(self.estimators):
             if estimator is None:
@@ -141,7 +141,7 @@ def fit_committee(
         The log-probabilities of classifiers that were fitted without the sample. Zeros for samples
         that do not count.
     """
-    X = X if hasattr(X, "shape") else np.asarray(X)
+    X = _indexable(X)
     labels = classes[y]
     names = [name for name, _ in experts.outside]
     is_fitted = [
@@ -203,6 +203,11 @@ def _log_proba(estimator, X, classes):
     proba[:, np.searchsorted(classes, estimator.classes_)] = estimator.predict_proba(X)
     with np.errstate(divide="ignore"):
         return np.log(proba).clip(LOWEST)
+
+
+def _indexable(X):
+    """Return samples whose rows can be selected: sparse rows, a frame or an array."""
+    return indexable(X if hasattr(X, "shape") else np.asarray(X))[0]
 
 
 def _folds(cv, X, y, rows, group, random_state):

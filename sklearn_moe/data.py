@@ -375,7 +375,8 @@ def read_training_data(
     of_class = class_weights(estimator.class_weight, y, weight, classes)
     weight = weight * of_class[y]
     rows = weighty(weight)  # samples without weight count as removed
-    of_all = {"y": y, "sample_weight": weight, "rows": rows, "group": group}
+    # Not scaled, as the penalties of some classifiers depend on the scale of the weights.
+    of_all = {"y": y, "sample_weight": given_weight * of_class[y], "rows": rows, "group": group}
     val_rows = None
     if held_out is not None:
         X_val, y_val, weight_val = held_out
@@ -407,7 +408,7 @@ def read_training_data(
     if group is not None:
         _select_constant(reader, estimator, samples, group, labels)
     if experts is not None and experts.n_outside:
-        if samples.ndim != 2:
+        if len(samples.shape) != 2:
             raise ValueError(
                 "Classifiers of scikit-learn as experts need a table, got images. Flatten them, "
                 "and pass input_shape for experts that read images."

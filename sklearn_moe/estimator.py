@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
@@ -22,9 +23,10 @@ from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.notices import warn_of_collapse, warn_of_disagreement, warn_of_separation
 from sklearn_moe.parameters import (
     check_nested,
+    classifiers_among,
     encodes_tables,
-    parameters_in_list,
-    set_parameters_in_list,
+    parameters_in_lists,
+    set_parameters_in_lists,
 )
 from sklearn_moe.regularizers import REGULARIZERS
 
@@ -52,17 +54,19 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     Parameters
     ----------
     n_experts : int, default=8
-        Number of experts, at most 65,536.
-    experts : str, object or callable, default="auto"
+        Number of experts, at most 65,536. A list of experts is as long as it is.
+    experts : str, object, callable or list, default="auto"
         Kind of experts: a name in ``EXPERTS``, an object such as
         ``MLPExperts(hidden_layer_sizes=(128,))``, or a function ``(input_shape, n_outputs) ->
         torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
+        A list such as ``[("forest", RandomForestClassifier()), ("net", MLPExperts())]`` has any
+        classifiers of scikit-learn (see ``EstimatorExperts``).
         "auto" is "conv" if the experts read images, and "mlp" otherwise.
     gate : str or object, default="softmax"
         How experts are chosen: a name in ``GATES`` or an object such as
         ``AttentiveGate(key_size=16)``. "softmax" mixes all experts, "top_k" keeps two of them for
-        a sample and "hard" one, "attentive" reads the experts' hidden vectors, and "kmeans" gives
-        each expert a cluster of the samples.
+        a sample and "hard" one, "attentive" reads the experts' hidden vectors, "kmeans" gives each
+        expert a cluster of the samples, and "constant" gives all samples the same mixture.
     regularization : str, object, list of these or None, default="auto"
         Penalties that shape the decomposition: names in ``REGULARIZERS``, such as "importance" and
         "sample_similarity", objects such as ``SampleSimilarity(strength=0.1)``, or a function
@@ -230,9 +234,14 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         is measured with the weights that the mixture had at that time.
     expert_usage_ : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the weighted samples of the last training.
+    expert_names_ : list of str or None
+        Names of the experts, if ``experts`` is a list.
+    named_experts_ : Bunch
+        The fitted classifiers among the experts, by name.
     expert_costs_ : ndarray of shape (n_experts,)
         Multiply-adds that each expert takes for a sample. For a network that you wrote, it is the
-        number of its parameters, as for a network of linear layers.
+        number of its parameters, as for a network of linear layers. Classifiers of scikit-learn
+        count as 0.
     n_parameters_ : int
         Number of parameters of gate, experts and encoder.
     report_ : DistillationReport, PruningReport or None
@@ -315,7 +324,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         self,
         n_experts: int = 8,
         *,
-        experts: str | object | Callable[[tuple[int, ...], int], nn.Module] = "auto",
+        experts: str | object | list | Callable[[tuple[int, ...], int], nn.Module] = "auto",
         gate: str | object = "softmax",
         regularization: str | Callable | Sequence | None = "auto",
         encoder: str | object | Callable[[tuple[int, ...]], nn.Module] | None = "auto",
@@ -382,6 +391,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = tags.input_tags.categorical = encodes_tables(self)
         tags.input_tags.string = encodes_tables(self)
+        for classifier in classifiers_among(self.experts):
+            of_classifier = get_tags(classifier).input_tags
+            tags.input_tags.sparse &= of_classifier.sparse
+            tags.input_tags.allow_nan &= of_classifier.allow_nan
         return tags
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -391,7 +404,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         ----------
         deep : bool, default=True
             Whether to include the parameters of nested objects, such as ``gate__top_k``; those of
-            regularizations in a list are named by position, ``regularization__0__strength``.
+            regularizations in a list are named by position, ``regularization__0__strength``, and
+            those of experts in a list by name, ``experts__forest__max_depth``.
 
         Returns
         -------
@@ -399,7 +413,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             Values by name.
         """
         params = super().get_params(deep=deep)
-        return params | parameters_in_list(self.regularization) if deep else params
+        return params | parameters_in_lists(self) if deep else params
 
     def set_params(self, **params) -> MoEClassifier:
         """Set parameters, including nested ones such as ``gate__top_k``.
@@ -419,7 +433,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
             For an unknown parameter, and for a nested parameter of something that is given by
             name, as only objects have parameters.
         """
-        params = set_parameters_in_list(self, params)
+        params = set_parameters_in_lists(self, params)
         check_nested(self, params)
         return super().set_params(**params)
 

@@ -20,7 +20,7 @@ LOG_PROBA_AT_ONCE = 2**24
 # For which samples each expert must answer, by the gate's probabilities.
 
 
-def _who_answers(gate_proba):
+def _answering(gate_proba):
     return gate_proba > 0
 
 
@@ -28,7 +28,7 @@ def _nobody(gate_proba):
     return np.zeros(gate_proba.shape, dtype=bool)
 
 
-def _the_chosen(gate_proba):
+def _chosen(gate_proba):
     return np.eye(gate_proba.shape[1], dtype=bool)[gate_proba.argmax(axis=1)]
 
 
@@ -66,7 +66,7 @@ class FittedMixture:
             Probabilities in the order of ``classes_``; rows sum to 1. They are float64, or float32
             if ``X`` is float32 or float16.
         """
-        return self._evaluate_proba(X, MixtureOfExperts.predict_proba, asks=_who_answers)
+        return self._evaluate_proba(X, MixtureOfExperts.predict_proba, asks=_answering)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the logarithm of the probability of each class.
@@ -82,7 +82,7 @@ class FittedMixture:
             Log-probabilities. They are exact even if the probability is rounded to 0.
         """
         log_proba = self._evaluate(
-            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1), asks=_who_answers
+            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1), asks=_answering
         )
         if log_proba.dtype == np.float64:
             log_proba -= logsumexp(log_proba, axis=1, keepdims=True)
@@ -122,7 +122,9 @@ class FittedMixture:
         """
         if chosen_only:
             return self._evaluate_proba(
-                X, lambda module, x: module.chosen_expert_logits(x).softmax(dim=1), asks=_the_chosen
+                X,
+                lambda module, x: module.chosen_expert_logits(x).softmax(dim=1),
+                asks=_chosen,
             )
         return self._evaluate_proba(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
 

@@ -30,6 +30,8 @@ def warn_of_news(estimator: BaseEstimator, news: dict[int, str]) -> None:
 def warn_of_collapse(estimator: BaseEstimator) -> None:
     """Warn if nearly all samples go to one expert."""
     usage = estimator.expert_usage_
+    if estimator.expert_names_ is not None:
+        return  # one model may well be the best for all
     if usage_entropy([usage]) < 0.1 * math.log2(len(usage)):
         warnings.warn(
             f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "

@@ -40,6 +40,7 @@ _ROOMS = {
 
 def check_parameters(estimator: BaseEstimator) -> None:
     """Check what scikit-learn's table of constraints cannot check."""
+    listed_experts(estimator)
     check_device(estimator.device)
     check_no_booleans(estimator)
     check_sizes(estimator.get_params())
@@ -89,6 +90,18 @@ def listed_experts(estimator: BaseEstimator) -> EstimatorExperts | None:
         return None
     experts.check()
     return experts
+
+
+def classifiers_among(experts: Any) -> list[BaseEstimator]:
+    """Return the classifiers in a list of experts that a user passed; none if it is another."""
+    if isinstance(experts, (list, tuple)):
+        experts = EstimatorExperts(experts)
+    if not isinstance(experts, EstimatorExperts):
+        return []
+    try:
+        return [classifier for _, classifier in experts.outside]
+    except (TypeError, ValueError):  # fit will raise the error
+        return []
 
 
 def number_of_experts(estimator: BaseEstimator) -> int:
@@ -281,8 +294,9 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
         return RECIPES["linear, gate with layers" if has_layers else "linear"]
     experts = listed_experts(estimator)
     if experts is not None and experts.n_outside:
-        can_be_sparse = is_flat and not has_backbone and _can_be_sparse(gate)
-        return RECIPES["classifiers" if can_be_sparse else "classifiers, no columns"]
+        only_classifiers = experts.n_outside == len(experts.estimators)
+        can_be_sparse = only_classifiers and not has_backbone and _can_be_sparse(gate)
+        return RECIPES["classifiers" if can_be_sparse else "classifiers and others"]
     if not is_flat or has_backbone or _is_function(estimator.experts):
         return RECIPES["other"]
     # A gate without ``needs_hidden`` counts as reading the experts, as its module does.
@@ -341,33 +355,49 @@ def _checked(given):
 # Nested parameters, such as gate__top_k and regularization__0__strength.
 
 
-def parameters_in_list(regularization: Any) -> dict[str, Any]:
-    """Return the parameters of regularizations in a list, named by their position."""
-    if not isinstance(regularization, (list, tuple)):
-        return {}
-    return {
-        f"regularization__{place}__{name}": value
-        for place, each in enumerate(regularization)
-        if hasattr(each, "get_params")
-        for name, value in each.get_params().items()
+def parameters_in_lists(estimator: BaseEstimator) -> dict[str, Any]:
+    """Return the parameters of regularizations and experts in lists, by position and by name."""
+    found = {}
+    if isinstance(estimator.regularization, (list, tuple)):
+        found = {
+            f"regularization__{place}__{name}": value
+            for place, each in enumerate(estimator.regularization)
+            if hasattr(each, "get_params")
+            for name, value in each.get_params().items()
+        }
+    if isinstance(estimator.experts, (list, tuple)):
+        experts = EstimatorExperts(estimator.experts)
+        own = experts.get_params(deep=False)
+        of_experts = experts.get_params()
+        found |= {f"experts__{key}": of_experts[key] for key in of_experts if key not in own}
+    return found
+
+
+def set_parameters_in_lists(estimator: BaseEstimator, params: dict[str, Any]) -> dict[str, Any]:
+    """Set parameters in lists, after all others; return those that are still to set."""
+    lists = {
+        name
+        for name in ("regularization", "experts")
+        if isinstance(params.get(name, getattr(estimator, name)), (list, tuple))
     }
-
-
-def set_parameters_in_list(estimator: BaseEstimator, params: dict[str, Any]) -> dict[str, Any]:
-    """Set parameters of regularizations in a list, after all others; return those still to set."""
-    in_list = [key for key in params if re.match(r"regularization__\d+__", key)]
+    in_list = [key for key in params if "__" in key and key.split("__")[0] in lists]
+    in_list = [key for key in in_list if re.match(r"experts__|regularization__\d+__", key)]
     if not in_list:
         return params
     estimator.set_params(**{key: each for key, each in params.items() if key not in in_list})
     known = estimator.get_params()
     for key in in_list:
+        room, _, rest = key.partition("__")
         if key not in known:
             raise ValueError(
-                f"Cannot set {key}: regularization={estimator.regularization!r} has no such "
-                "parameter. Pass a list of objects, for example [Importance()]."
+                f"Cannot set {key}: {room}={getattr(estimator, room)!r} has no such parameter."
             )
-        _, place, name = key.split("__", maxsplit=2)
-        estimator.regularization[int(place)].set_params(**{name: params[key]})
+        if room == "experts":
+            experts = EstimatorExperts(estimator.experts).set_params(**{rest: params[key]})
+            estimator.experts = experts.estimators
+        else:
+            place, _, name = rest.partition("__")
+            estimator.regularization[int(place)].set_params(**{name: params[key]})
     return {}
 
 

@@ -133,8 +133,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         **_ONE_START,
     },
     # Classifiers that are fitted outside of the net: only the gate learns.
-    "classifiers": {**_CLASSIFIERS, "regularization": [SparseGate(1e-2)]},
-    "classifiers, no columns": _CLASSIFIERS,
+    "classifiers": {**_CLASSIFIERS, "regularization": [SparseGate(1e-3)]},
+    "classifiers and others": _CLASSIFIERS,
     # To find regimes.
     "linear": {**_LINEAR, "regularization": [SparseGate(1e-3)]},
     "linear, gate with layers": {**_LINEAR, "regularization": [SparseGate(3e-3)]},

@@ -99,8 +99,9 @@ def decomposition_report(
         The text, which a notebook shows as ``print`` would. It lists at most 16 experts, those
         that are chosen most often.
 
-        The dict has ``experts``, a list of one dict per expert, with "expert", "share", "usage",
-        "accuracy", "certainty", "specialization", "specialization_to_best" and "main_classes".
+        The dict has ``experts``, a list of one dict per expert, with "expert", "name" (None
+        unless ``experts`` was a list with names), "share", "usage", "accuracy", "certainty",
+        "specialization", "specialization_to_best" and "main_classes".
         "main_classes" has the three largest classes of the expert's samples, without those below
         a tenth, and their shares of its samples. Accuracy, certainty and specialization are nan
         for an expert that is never chosen.
@@ -153,7 +154,7 @@ def decomposition_report(
             f"estimator has {len(decomposition.usage)}."
         )
     report = {
-        "experts": _experts(decomposition),
+        "experts": _experts(decomposition, model.expert_names_),
         "accuracy": accuracy,
         "n_parameters": model.n_parameters_,
         "gate_columns": _gate_columns(model),
@@ -181,7 +182,7 @@ _MEASURES = (
 )
 
 
-def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
+def _experts(decomposition: Decomposition, names: list[str] | None) -> list[dict[str, Any]]:
     shares = decomposition.table.sum(axis=1) / decomposition.table.sum()
     classes = decomposition.classes.tolist()
     experts = []
@@ -191,6 +192,7 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
         experts.append(
             {
                 "expert": expert,
+                "name": None if names is None else names[expert],
                 "share": float(shares[expert]),
                 "usage": float(decomposition.usage[expert]),
                 "accuracy": float(decomposition.expert_accuracy[expert]),
@@ -268,13 +270,15 @@ def _text(
         (row for row in report["experts"] if row["share"] > 0), key=lambda row: -row["share"]
     )
     names = dict(zip(decomposition.classes.tolist(), cut(decomposition.classes, 8), strict=True))
-    lines = ["expert   share   usage  accuracy  certainty  knows  main classes"]
-    for row in experts[:MOST_EXPERTS]:
+    shown = experts[:MOST_EXPERTS]
+    width = max([len("expert"), *(len(row["name"]) for row in shown if row["name"])])
+    lines = [f"{'expert':{width}}   share   usage  accuracy  certainty  knows  main classes"]
+    for row in shown:
         classes = ", ".join(
             f"{names[label]} ({part:.0%})" for label, part in row["main_classes"].items()
         )
         lines.append(
-            f"{row['expert']:6}  {row['share']:6.1%}  {row['usage']:6.1%}  "
+            f"{row['name'] or row['expert']:>{width}}  {row['share']:6.1%}  {row['usage']:6.1%}  "
             f"{row['accuracy']:8.3f}  {row['certainty']:9.2f}  "
             f"{signed(row['specialization'], 2):5.2f}  {classes or 'many'}"
         )

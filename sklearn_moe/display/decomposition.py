@@ -14,6 +14,7 @@ from sklearn_moe.display.layout import (
     inches,
     label_ticks,
     longest,
+    names_of,
     one_axes,
 )
 
@@ -126,7 +127,8 @@ class DecompositionDisplay:
         DecompositionDisplay
         """
         decomposition = decomposition_entropy(estimator, X, y)
-        display = cls(decomposition, display_labels=display_labels, expert_names=expert_names)
+        names = names_of(estimator, expert_names)
+        display = cls(decomposition, display_labels=display_labels, expert_names=names)
         return display.plot(ax=ax, **kwargs)
 
     @classmethod

@@ -12,6 +12,7 @@ from sklearn_moe.display.layout import (
     inches,
     label_ticks,
     longest,
+    names_of,
     one_axes,
 )
 
@@ -83,7 +84,8 @@ class GateDisplay:
         GateDisplay
         """
         model, X = final_model(estimator, X)
-        return cls.from_predictions(model.gate_proba(X), expert_names=expert_names, ax=ax)
+        proba, names = model.gate_proba(X), names_of(model, expert_names)
+        return cls.from_predictions(proba, expert_names=names, ax=ax)
 
     @classmethod
     def from_predictions(cls, gate_proba: ArrayLike, *, expert_names=None, ax=None) -> GateDisplay:

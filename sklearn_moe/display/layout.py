@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from sklearn_moe.containers import as_dense, as_eager
+from sklearn_moe.decomposition import final_model
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart, and then darker ones of
 # Tol. Black and the second blue are left out, because paler colours mean a less sure gate. If
@@ -68,6 +69,11 @@ def several_axes(display, ax, n_axes, figsize):
 def inches(ax):
     """Return width and height of the axes, roughly, as the layout is not yet known."""
     return (ax.get_window_extent().size / ax.figure.dpi).tolist()
+
+
+def names_of(estimator, names):
+    """Return names of the experts: those that are passed, or those that a list of experts has."""
+    return final_model(estimator)[0].expert_names_ if names is None else names
 
 
 def expert_labels(names, n_experts, *, width=26):

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from sklearn.utils.validation import check_consistent_length
 
 from sklearn_moe.decomposition import check_labels, cut, final_model
-from sklearn_moe.display.layout import COLORS, as_table, expert_labels, inches, one_axes
+from sklearn_moe.display.layout import COLORS, as_table, expert_labels, inches, names_of, one_axes
 from sklearn_moe.report import MOST_EXPERTS
 
 # In points; smaller regions have no number.
@@ -197,7 +197,7 @@ class ExpertRegionsDisplay:
             points=plane.points[shown],
             chosen=model.apply(own),
             labels=y,
-            expert_names=expert_names,
+            expert_names=names_of(estimator, expert_names),
         ).plot(ax=ax, **kwargs)
 
     def plot(self, ax=None, *, xlabel=None, ylabel=None, **kwargs) -> ExpertRegionsDisplay:

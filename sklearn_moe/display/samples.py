@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from sklearn_moe.containers import as_eager
 from sklearn_moe.decomposition import check_gate_proba, check_labels, cut, final_model
-from sklearn_moe.display.layout import COLORS, as_table, expert_labels, longest, one_axes
+from sklearn_moe.display.layout import COLORS, as_table, expert_labels, longest, names_of, one_axes
 from sklearn_moe.measures import mean_differences
 
 # A column that does not hold numbers gives this many features: its most frequent values.
@@ -120,6 +120,7 @@ class ExpertSamplesDisplay:
         shape = model.input_shape
         if shape is not None and np.ndim(X) == 2 and np.shape(X)[1] == np.prod(shape):
             kwargs.setdefault("image_shape", shape)
+        kwargs["expert_names"] = names_of(model, kwargs.get("expert_names"))
         return cls.from_predictions(model.gate_proba(samples), X, y, ax=ax, **kwargs)
 
     @classmethod

@@ -78,6 +78,8 @@ class ExpertsModule(nn.Module):
         Whether the experts draw from torch's global random state. It is then seeded under a lock.
     is_linear : bool, default=False
         Whether each expert is a multinomial logistic regression.
+    is_fixed : bool, default=False
+        Whether nothing in the experts is trained.
     n_given : int, default=0
         How many numbers of a sample are log-probabilities of experts that answer outside.
     names : list of str or None, default=None
@@ -91,6 +93,7 @@ class ExpertsModule(nn.Module):
     can_merge = False
     uses_global_random_state = False
     is_linear = False
+    is_fixed = False
     n_given = 0
     names: list[str] | None = None
 

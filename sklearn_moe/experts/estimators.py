@@ -15,6 +15,7 @@ from sklearn.utils.metaestimators import _BaseComposition
 from torch import Tensor, nn
 
 from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
+from sklearn_moe.layers import LayerTrail
 
 
 class EstimatorExperts(Experts, _BaseComposition):
@@ -160,7 +161,8 @@ class EstimatorExperts(Experts, _BaseComposition):
                 members.append((None, slot))
                 slot += 1
         names = [name for name, _ in self.estimators]
-        return ListedExpertsModule(parts, members, names, self.n_outside, n_classes)
+        kind = ListedExpertsModule if parts else OutsideExpertsModule
+        return kind(parts, members, names, self.n_outside, n_classes)
 
 
 class ListedExpertsModule(ExpertsModule):
@@ -274,6 +276,21 @@ class ListedExpertsModule(ExpertsModule):
         for expert, place in self.outside:
             asked[:, place] = answers[:, expert]
         return asked
+
+
+class OutsideExpertsModule(ListedExpertsModule):
+    """Experts that all answer outside of the net, so that only the gate learns."""
+
+    has_known_gradient = True
+    is_fixed = True
+
+    def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
+        """Return the trail of a batch, as if the log-probabilities were the output of a layer."""
+        logits, _ = self.forward(x)
+        return [LayerTrail(x, None, x, logits.permute(1, 2, 0).contiguous())]
+
+    def backward(self, trail: list[LayerTrail], upstream: Tensor) -> None:
+        """Do nothing, as there is nothing to learn."""
 
 
 def _is_own_kind(expert):

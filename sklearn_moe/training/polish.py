@@ -1,4 +1,4 @@
-"""After the last epoch: polish linear experts, and remove columns that a sparse gate ignores."""
+"""After the last epoch: polish what is simple, and remove columns that a sparse gate ignores."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ FIRST_STEPS, STEPS_OF_ATTEMPT, LAST_STEPS = 15, 15, 100
 
 
 def can_be_polished(net: MoENet) -> bool:
-    """Whether a net's mixture has linear experts and a gate, with a gradient in closed form."""
+    """Whether a net's mixture has linear or fixed experts, and a gradient in closed form."""
     module = net.module_
     return (
-        module.experts.is_linear
+        (module.experts.is_linear or module.experts.is_fixed)
         and module.gate.top_k is None
         and type(module.encoder) is torch.nn.Identity
         and type(net.criterion_) is torch.nn.NLLLoss
@@ -61,7 +61,7 @@ def finish(
     *,
     starts: Starts | None = None,
 ) -> None:
-    """Polish linear experts, and let a sparse gate drop the columns that it does not need.
+    """Polish linear experts or a gate, and let a sparse gate drop columns that it does not need.
 
     The score of a restart does not know how many columns the gate can do without. So a sparse gate
     without hidden layers chooses among restarts that divide the samples differently, by their BIC
@@ -220,7 +220,9 @@ class _Objective:
         n_samples, n_outputs = len(x), gate.input_weight.shape[1]
         rows = evenly(n_samples, SAMPLES)
         n_parameters = (n_outputs - 1) * _rank(x[rows, gate.used_inputs])
-        loss = self([]) - self.mixture.experts.penalty().sum()
+        loss, penalty = self([]), self.mixture.experts.penalty()
+        if penalty is not None:
+            loss = loss - penalty.sum()
         return float(2 * n_samples * loss) + n_parameters * np.log(self.n_units)
 
 
@@ -253,7 +255,7 @@ def information_criteria(
     X, y, sample_weight, group
         The training samples, with weights of mean 1.
     """
-    if not can_be_polished(net):
+    if not (can_be_polished(net) and net.module_.experts.is_linear):
         return {}
     joint = log_joint(net, X, y, sample_weight, group)
     log_proba = np.logaddexp.reduce(joint, axis=1)
