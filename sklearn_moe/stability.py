@@ -293,10 +293,11 @@ def decomposition_stability(
 
     Parameters
     ----------
-    estimator : MoEClassifier, Pipeline or search
-        A ``MoEClassifier``, a pipeline that ends in one, or a search for one. If it is fitted, it
-        is the reference, and not changed; otherwise a clone is fitted first. Of a search, the best
-        estimator is fitted again, without another search.
+    estimator : MoEClassifier, Pipeline, search or NExpertsChoice
+        A ``MoEClassifier``, a pipeline that ends in one, a search for one, or the result of
+        :func:`choose_n_experts`. If it is fitted, it is the reference, and not changed; otherwise
+        a clone is fitted first. Of a search, the best estimator is fitted again, without another
+        search.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         The training samples. All fits are also measured on them.
     y : array-like of shape (n_samples,)
@@ -418,6 +419,7 @@ class _Fit(NamedTuple):
 
 
 def _fitted(estimator, X, y, params):
+    estimator = getattr(estimator, "best_estimator_", estimator)
     try:
         check_is_fitted(estimator)
     except NotFittedError:

@@ -27,6 +27,8 @@ from sklearn_moe import (
     TableEncoder,
     choose_n_experts,
     decomposition_entropy,
+    decomposition_stability,
+    expert_summary,
     likelihood_ratio_test,
 )
 from sklearn_moe.model_selection import n_experts
@@ -88,6 +90,15 @@ def test_it_prints_a_table_and_takes_the_place_of_an_estimator(choice):
     assert "BIC decides: 3 experts" in rows[-1]
     X, y = regimes(200, seed=1)
     assert decomposition_entropy(choice, X, y).table.shape == (3, 2)
+    assert len(expert_summary(choice, *regimes(1500, seed=2)).usage) == 3
+
+
+def test_stability_of_the_chosen_mixture(small):
+    X, y = small
+    choice = choose_n_experts(make_pipeline(StandardScaler(), QUICK), X, y, [2], verbose=0)
+    stability = decomposition_stability(choice, X, y, n_refits=1, random_state=0)
+    scaler, model = choice.best_estimator_
+    assert (stability.choice[0] == model.apply(scaler.transform(X))).all()
 
 
 def test_one_regime_is_a_logistic_regression():
