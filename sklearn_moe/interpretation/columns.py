@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_moe.containers import SparseRows, as_dense, as_eager, as_frame, as_objects
 from sklearn_moe.decomposition import final_model
 from sklearn_moe.interpretation.terms import column_names
+from sklearn_moe.interpretation.words import in_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Columns:
         if table is None or not table.is_categorical_[column]:
             return None
         position = int(table.is_categorical_[:column].sum())
-        names = [in_words(each) for each in table.categories_[position]]
+        names = [in_words(each, exact=True) for each in table.categories_[position]]
         return names + ["infrequent"] * table.has_infrequent_[position]
 
     def values(self) -> NDArray:
@@ -144,10 +145,3 @@ def expert_log_proba(model: BaseEstimator, samples: NDArray, expert: int) -> NDA
         return logits.log_softmax(dim=1)
 
     return model.net_.evaluate(samples, predict, np.float64)
-
-
-def in_words(value: object) -> str:
-    """Return a value of a column as it is shown."""
-    if value is None or value != value:
-        return "missing"
-    return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)

@@ -15,10 +15,8 @@ from sklearn_moe.containers import (
     as_objects,
     read_table,
 )
+from sklearn_moe.interpretation.words import MISSING, in_words
 from sklearn_moe.tables import as_category
-
-# Whole numbers get commas from here on, so that years have none.
-LARGE = 10_000
 
 # A short text names at most this many categories.
 SHORT = 2
@@ -79,7 +77,7 @@ class Range:
             return f"{self.column} is missing"
         if self.low == -np.inf and self.high == np.inf:
             return f"{self.column} is known"
-        low, high = (in_words(bound) for bound in (self.low, self.high))
+        low, high = (in_words(bound, exact=True) for bound in (self.low, self.high))
         if self.low == -np.inf:
             text = f"{self.column} <= {high}"
         elif self.high == np.inf:
@@ -156,7 +154,7 @@ class Among:
         # Name the fewer categories: those that are meant, or those that are not.
         is_turned = 0 < len(others) < len(self.values) + (not self.inside)
         names = sorted(
-            (in_words(value) for value in (others if is_turned else self.values)),
+            (in_words(value, exact=True) for value in (others if is_turned else self.values)),
             key=lambda name: (name == MISSING, name),
         )
         if short and len(names) > SHORT + 1:
@@ -183,8 +181,6 @@ class Among:
 
 Condition = Range | Among
 
-MISSING = "missing"
-
 
 def sort_key(level):
     """Sort numbers before text, and a missing value last."""
@@ -193,18 +189,6 @@ def sort_key(level):
 
 def or_missing(text, column):
     return f"({text} OR {column} IS NULL)"
-
-
-def in_words(value: float | str | None) -> str:
-    """Return a bound or a category as people write it."""
-    if value is None:
-        return MISSING
-    if isinstance(value, str):
-        return value
-    value = float(value)
-    if value.is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}" if abs(value) >= LARGE else str(int(value))
-    return f"{value:,}" if abs(value) >= LARGE else str(value)
 
 
 def quoted(column: str) -> str:

@@ -22,8 +22,9 @@ from sklearn.utils._param_validation import (
 )
 
 from sklearn_moe.decomposition import cut, signed
-from sklearn_moe.interpretation.columns import Columns, in_words, read_columns
+from sklearn_moe.interpretation.columns import Columns, read_columns
 from sklearn_moe.interpretation.shapley import sampled_shapley
+from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.mixture import MixtureOfExperts
 
 # The printed text has this many samples, and columns of each.

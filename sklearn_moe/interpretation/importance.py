@@ -18,9 +18,9 @@ from sklearn_moe.decomposition import check_labels, cut, signed
 from sklearn_moe.interpretation.columns import (
     Columns,
     expert_log_proba,
-    in_words,
     read_columns,
 )
+from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.measures import mean_differences, mean_of_known
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.report import MOST_EXPERTS

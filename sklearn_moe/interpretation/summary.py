@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 from sklearn_moe.checks import check_weight, encode
 from sklearn_moe.decomposition import check_labels, cut, final_model, signed
 from sklearn_moe.interpretation.linear_fit import LinearFit
-from sklearn_moe.interpretation.terms import Words, in_words
+from sklearn_moe.interpretation.terms import Words
+from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.stability import SAME, DecompositionStability
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def expert_summary(
     >>> np.sign(slopes["coefficient"]).sort_values().tolist()
     [-1.0, 1.0]
     """
-    check_is_fitted(estimator)
+    check_is_fitted(final_model(estimator)[0])
     model, samples = final_model(estimator, X)
     _check_kind(model)
     y = check_labels(y)

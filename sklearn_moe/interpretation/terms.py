@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
+from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.tables import TableTransformer
 
 
@@ -40,7 +41,8 @@ class Term(NamedTuple):
             return Words(name, name)
         if self.kind == "missing":
             return Words(f"{name} missing", name, "missing", "known")
-        value, against = in_words(self.value), in_words(self.against)
+        exact = self.kind == "category"
+        value, against = (in_words(each, exact) for each in (self.value, self.against))
         return Words(f"{name} = {value} (against {against})", name, value, against)
 
 
@@ -61,13 +63,6 @@ class Words(NamedTuple):
     column: str
     value: str | None = None
     against: str | None = None
-
-
-def in_words(value: object) -> str:
-    """Return a value of a column as it is shown."""
-    if value is None:
-        return "missing"
-    return f"{float(f'{value:.4g}'):,.12g}" if isinstance(value, float) else str(value)
 
 
 def column_names(model: BaseEstimator) -> NDArray:
