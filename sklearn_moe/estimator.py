@@ -200,8 +200,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     init_agreement_ : float or None
         Whether other restarts found the same: the mean adjusted Rand index between the experts
         that the kept restart chooses and those of the restarts that come within 0.002 nats per
-        sample of the best score (or 2 nats in all). 1 is the same decomposition, though not always
-        the best one; None if no other restart came so near.
+        sample of its score (or 2 nats in all). Where a sparse gate chooses among restarts by their
+        BIC, this is the score, and a restart that did not take part counts as the one that divides
+        the samples as it did. 1 is the same decomposition, though not always the best one; None if
+        no other restart came so near.
     log_likelihood_ : float or None
         Log-likelihood of the training samples, each counted with its weight. This and the next
         four attributes are for linear experts under a soft gate without a backbone, and None for

@@ -94,9 +94,26 @@ def test_restarts_that_differ():
     starts = Starts([End(None, *each) for each in zip(scores, choices, strict=True)], 10_000)
     assert starts.kept == 2 and starts.agreement is None
     assert starts.distinct(3) == [2, 1, 3] and starts.distinct(2) == [2, 1]
-    starts.kept = 3  # by its BIC
-    expected = adjusted_rand_score(choices[3], choices[2])
-    assert starts.agreement == pytest.approx(expected)
+
+
+def test_restarts_after_a_choice_by_another_score():
+    """A restart counts as the finished one that it is like, with the score that this one got."""
+    one, other, third = np.eye(3, dtype=int).repeat(8, axis=1)
+    near_one, moved = one.copy(), other.copy()
+    near_one[0], moved[-1] = 0, 1
+    scores = [-0.30, -0.31, -0.3105, -0.32, -0.3001]
+    choices = [other, one, near_one, one, third]
+    starts = Starts([End(None, *each) for each in zip(scores, choices, strict=True)], 10_000)
+    index = adjusted_rand_score
+    assert starts.kept == 0 and starts.agreement == index(other, third)
+    # Restart 1 is kept. Of those like it, 2 is near, and 3 is not; 4 is like none.
+    starts.kept = 1
+    starts.finished = {0: End(None, -0.29, moved), 1: End(None, -0.25, other)}
+    assert starts.agreement == pytest.approx(index(one, near_one))
+    # Where 0 is near, it is compared as it is now.
+    starts.finished[0] = End(None, -0.251, moved)
+    expected = [index(one, near_one), index(other, moved)]
+    assert starts.agreement == pytest.approx(np.mean(expected))
 
 
 def test_a_sparse_gate_keeps_the_restart_with_the_lowest_bic(data, monkeypatch):

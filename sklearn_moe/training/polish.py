@@ -13,7 +13,12 @@ from torch import Tensor
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.closed_form import has_known_gradient, likelihood_gradient
-from sklearn_moe.training.restarts import log_joint, mean_log_likelihood
+from sklearn_moe.training.restarts import (
+    SAMPLES_TO_AGREE,
+    End,
+    log_joint,
+    mean_log_likelihood,
+)
 
 if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
@@ -90,7 +95,7 @@ def finish(
 def _polish(net, is_sparse, starts, *data):
     """Bring a net with linear experts to the nearest optimum of its loss, by L-BFGS."""
     objective = _Objective(net, *data)
-    before, kept = objective(), None
+    before, finished = objective(), {}
     if is_sparse:
         distinct = [] if starts is None else starts.distinct(MOST_DISTINCT)
         others = [objective.of(starts.ends[i].mixture) for i in distinct[1:]]
@@ -98,9 +103,10 @@ def _polish(net, is_sparse, starts, *data):
         for each in objectives:
             each.minimise(FIRST_STEPS)
             _drop_columns(each)
-        best = int(np.nan_to_num([each.bic() for each in objectives], nan=np.inf).argmin())
+        ends = [each.end() for each in objectives]
+        best = int(np.nan_to_num([-end.score for end in ends], nan=np.inf).argmin())
         objective = objectives[best]
-        kept = distinct[best] if distinct else None
+        finished = dict(zip(distinct, ends, strict=False))
     objective.minimise(LAST_STEPS)
     after = objective()
     if not (after.isfinite() if is_sparse else after < before):
@@ -108,8 +114,8 @@ def _polish(net, is_sparse, starts, *data):
     with torch.no_grad():
         for name, parameter in objective.mixture.named_parameters():
             net.module_.get_parameter(name).copy_(parameter)
-    if kept is not None:
-        starts.kept = kept
+    if finished:
+        starts.kept, starts.finished = distinct[best], finished
 
 
 @torch.no_grad()
@@ -224,6 +230,14 @@ class _Objective:
         if penalty is not None:
             loss = loss - penalty.sum()
         return float(2 * n_samples * loss) + n_parameters * np.log(self.n_units)
+
+    @torch.no_grad()
+    def end(self) -> End:
+        """Return what the restart has come to; its score is the BIC, as a log-likelihood."""
+        x = self.batch["x"]
+        rows = evenly(len(x), SAMPLES_TO_AGREE)
+        choice = self.mixture.gate_proba(x[rows]).argmax(dim=1).cpu().numpy()
+        return End(self.mixture, -self.bic() / (2 * len(x)), choice)
 
 
 def _in_double(module):

@@ -110,6 +110,8 @@ class Starts:
         The score of each restart.
     kept : int
         The restart that is kept: at first that with the highest score.
+    finished : dict of End by int
+        The restarts among which a later score chose, as they were then; empty if none did.
     """
 
     def __init__(self, ends: list[End], n_samples: int):
@@ -117,16 +119,29 @@ class Starts:
         self.scores = np.array([end.score for end in ends])
         self.order = np.nan_to_num(-self.scores, nan=np.inf).argsort(kind="stable").tolist()
         self.kept = self.order[0]
+        self.finished: dict[int, End] = {}
 
     @property
     def agreement(self) -> float | None:
-        """Mean adjusted Rand index of the kept restart and those near the best score, or better.
+        """Mean adjusted Rand index of the kept restart and those near its score.
 
-        It is None if none comes so near.
+        If a later score chose, each restart counts as the finished one that divides the samples as
+        it did, and restarts that are like none of them do not count. It is None if no restart is
+        near.
         """
-        lowest = self.scores[self.order[0]] - max(NEAR, NEAR_IN_ALL / self.n_samples)
-        near = [i for i in self.order if i != self.kept and self.scores[i] >= lowest]
-        return float(np.mean([self._index(self.kept, i) for i in near])) if near else None
+        finished = self.finished or dict(enumerate(self.ends))
+        lowest = finished[self.kept].score - max(NEAR, NEAR_IN_ALL / self.n_samples)
+        found = []
+        for i in self.order:
+            like = max(finished, key=lambda each: self._index(i, each)) if self.finished else i
+            if i == self.kept or (i != like and self._index(i, like) < SAME):
+                continue
+            if finished[like].score + self.scores[i] - self.scores[like] >= lowest:
+                pair = (finished[like], finished[self.kept])
+                if like == self.kept:  # both as they were before
+                    pair = self.ends[i], self.ends[like]
+                found.append(adjusted_rand_score(*(each.choice for each in pair)))
+        return float(np.mean(found)) if found else None
 
     def distinct(self, most: int) -> list[int]:
         """Return restarts in the order of their scores that divide the samples differently."""
