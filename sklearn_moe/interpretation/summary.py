@@ -49,7 +49,8 @@ class ExpertSummary:
         method. Empty if there are no standard errors.
     alike : dict of tuple of int to float
         For each two experts, the BIC of the mixture with one expert in place of both, less the BIC
-        of the mixture. A negative number means that the data do not tell the two apart.
+        of the mixture. A negative number means that the data do not tell the two apart. Empty if
+        ``one_for_all`` is not positive, so that no two differ.
     one_for_all : float
         The BIC of a single logistic regression, less the BIC of the mixture.
     words : dict of Words by str
@@ -320,12 +321,13 @@ def expert_summary(
 def _summarise(fit, confidence, stability):
     maximum = fit.likelihood.maximise(fit.parameters)
     reason = _why_no_errors(fit, maximum, stability)
+    one_for_all = fit.one_for_all(maximum)
     quantile = norm.ppf((1 + confidence) / 2)
     return ExpertSummary(
         coefficients=fit.coefficients(maximum, quantile, with_errors=reason is None),
         differences={} if reason else fit.differences(maximum),
-        alike=fit.alike(maximum),
-        one_for_all=fit.one_for_all(maximum),
+        alike=fit.alike(maximum) if one_for_all > 0 else {},
+        one_for_all=one_for_all,
         words={each.feature: each for each, _ in fit.words()},
         units={each.feature: unit for each, unit in fit.words()},
         classes=fit.classes,
