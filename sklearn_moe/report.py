@@ -143,6 +143,14 @@ def decomposition_report(
     >>> len(report["experts"])
     3
     """
+    report, decomposition = measured(estimator, X, y, stability)
+    return report if output_dict else Report(_text(report, decomposition, stability))
+
+
+def measured(
+    estimator, X, y: ArrayLike, stability: DecompositionStability | None
+) -> tuple[dict[str, Any], Decomposition]:
+    """Return the dict of :func:`decomposition_report`, and the decomposition."""
     y = check_labels(y)
     model, X = final_model(estimator, X)
     decomposition = decomposition_entropy(model, X, y)
@@ -163,7 +171,7 @@ def decomposition_report(
         "advice": advice,
         "stability": None if stability is None else _in_short(stability),
     }
-    return report if output_dict else Report(_text(report, decomposition, stability))
+    return report, decomposition
 
 
 _MEASURES = (

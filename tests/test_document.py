@@ -26,7 +26,10 @@ def fitted():
         }
     )
     y = np.where(X["a<b>"] > 0, X["x"] > 0, X["x"] < 0).astype(int)
-    return MoEClassifier(2, experts="linear", max_iter=3, random_state=0).fit(X, y), X, y
+    clf = MoEClassifier(
+        2, experts="linear", gate_features=["a<b>"], n_init=4, max_iter=30, random_state=0
+    )
+    return clf.fit(X, y), X, y
 
 
 def test_document(fitted, tmp_path):

@@ -263,7 +263,7 @@ class ExpertEffectDisplay:
                 lower.locator_params(axis="x", integer=True)
         for upper, lower in self.axes_[::n_columns]:
             upper.set_ylabel(f"probability of {self.target}\nby each expert alone")
-            lower.set_ylabel("expert")
+            lower.set_ylabel("expert", rotation=0, ha="right", va="center")
         self._add_legend(self.axes_[min(n_columns, n_panels) - 1, 0])
         return self
 

@@ -3,44 +3,55 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
-from html import escape
-from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import log_loss
-from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils._param_validation import validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from sklearn_moe.containers import as_dense, as_eager, as_frame
 from sklearn_moe.decomposition import check_labels, final_model
+from sklearn_moe.interpretation.behaviour import about_experts
 from sklearn_moe.interpretation.conditions import as_table, column_names
-from sklearn_moe.interpretation.importance import expert_importance
-from sklearn_moe.interpretation.page import GLOSSARY, as_page, picture, preformatted, table
-from sklearn_moe.interpretation.rules import gate_rules
-from sklearn_moe.interpretation.summary import expert_summary
+from sklearn_moe.interpretation.page import GLOSSARY, as_page, bullets, table
+from sklearn_moe.interpretation.rules import GateRules, gate_rules
+from sklearn_moe.interpretation.sections import (
+    Case,
+    about_data,
+    about_division,
+    about_errors,
+    about_number,
+    about_owners,
+    about_settings,
+    about_stability,
+    groups_of,
+)
+from sklearn_moe.model_selection.n_experts import NExpertsChoice
 from sklearn_moe.parameters import has_linear_experts
-from sklearn_moe.report import decomposition_report
+from sklearn_moe.report import measured
+from sklearn_moe.stability import DecompositionStability
 
-# Groups with fewer rows say little.
-FEW = 50
-
-# A column of numbers with more values makes groups of quarters; others show at most this many.
-MOST_VALUES = 12
-
-# The effects of so many columns are drawn, and importance is measured on at most so many rows.
-MOST_EFFECTS, MOST_ROWS = 4, 2000
+# The first section names at most so many classes, and experts.
+MOST_NAMED = 4
 
 
+@validate_params(
+    {
+        "path": [str, os.PathLike],
+        "group_by": [Integral, str, None],
+        "choice": [NExpertsChoice, None],
+        "stability": [DecompositionStability, None],
+        "title": [str],
+        "date": [str, None],
+    },
+    prefer_skip_nested_validation=True,
+)
 def model_document(
-    estimator: BaseEstimator,
+    estimator: BaseEstimator | NExpertsChoice,
     X_test: ArrayLike,
     y_test: ArrayLike,
     path: str | os.PathLike,
@@ -48,37 +59,38 @@ def model_document(
     X_train: ArrayLike | None = None,
     y_train: ArrayLike | None = None,
     group_by: int | str | None = None,
-    choice: Any = None,
-    stability: Any = None,
+    choice: NExpertsChoice | None = None,
+    stability: DecompositionStability | None = None,
     title: str = "Mixture of experts",
     date: str | None = None,
 ) -> Path:
     """Write a document about a fitted mixture, which a reviewer can read, print and file.
 
-    It is one HTML file that needs no network. It says what the data are, how the mixture was
-    fitted, which samples each expert owns and what it does there, how often the mixture errs and
-    how good its probabilities are (overall, for each expert and for groups), and when not to
-    believe it. The same arguments write the same file.
+    It is one HTML file that needs no network. It begins with a few plain sentences, and says what
+    the data are, which samples each expert owns and what it does there, how often the mixture errs
+    and how good its probabilities are (overall, for each expert and for groups), whether the
+    experts come back, when not to believe it, and how the mixture was fitted. Its reader need not
+    know what a mixture of experts is. The same arguments write the same file.
 
     Parameters
     ----------
-    estimator : MoEClassifier, Pipeline or search
-        A fitted ``MoEClassifier``, a pipeline that ends in one, or a search with such a
-        ``best_estimator_``.
+    estimator : MoEClassifier, Pipeline, search or NExpertsChoice
+        A fitted ``MoEClassifier``, a pipeline that ends in one, a search with such a
+        ``best_estimator_``, or what :func:`choose_n_experts` has returned.
     X_test : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Samples that the fit has not seen. All errors are measured on them.
     y_test : array-like of shape (n_samples,)
-        Their labels.
+        Their labels. The name of a pandas Series is what the document says that they are.
     path : str or path
         The file to write, in a folder that exists.
     X_train, y_train : array-like, default=None
         The training samples and their labels. They are needed for the coefficients of linear
         experts.
     group_by : int or str, default=None
-        A column of the table, by name or position: the error is shown for each of its values too,
-        or for four ranges of them.
+        A column of the table, by name or position: the error is shown for each of its values too
+        (the 12 most frequent), or for four ranges of a column of numbers.
     choice : NExpertsChoice, default=None
-        What :func:`choose_n_experts` has returned.
+        What :func:`choose_n_experts` has returned; by default the ``estimator``, if it is one.
     stability : DecompositionStability, default=None
         What :func:`decomposition_stability` has returned.
     title : str, default="Mixture of experts"
@@ -96,8 +108,10 @@ def model_document(
     OSError
         If the folder of ``path`` does not exist.
     ValueError
-        If labels are unknown, the table has no column ``group_by`` or other columns than those of
-        the fit.
+        If a parameter is not valid, labels are unknown, the table has no column ``group_by`` or
+        other columns than those of the fit, or ``stability`` is that of another number of experts.
+    TypeError
+        If the estimator has no mixture.
     NotFittedError
         If the mixture is not fitted.
     ImportError
@@ -124,11 +138,46 @@ def model_document(
         raise OSError(f"The folder {str(path.parent)!r} of path does not exist. Make it first.")
     if (X_train is None) != (y_train is None):
         raise ValueError("X_train and y_train must be given together.")
+    if choice is None and isinstance(estimator, NExpertsChoice):
+        choice = estimator
+    case = _read(estimator, X_test, y_test, X_train, stability)
+    groups = None
+    if group_by is not None:
+        group_by = _find_column(case.columns, group_by)
+        groups = groups_of(case.columns[group_by])
+    if case.rules is not None and not case.rules.is_usable:
+        case.limits.append(
+            f"The rules describe the gate for only {case.rules.fidelity:.0%} of the rows. Do not "
+            "describe the experts by them."
+        )
+    sections = {"The data": about_data(case), "Who owns what": about_owners(case)}
+    if case.rules is not None:
+        sections["What the experts do"] = about_experts(case, X_train, y_train, stability)
+    sections |= {
+        "How the work is divided": about_division(case),
+        "The number of experts": about_number(case, choice),
+        "Stability": about_stability(stability),
+        "Error and calibration": about_errors(case, group_by, groups),
+    }
+    _judge(case, stability)
+    sections |= {
+        "When not to believe it": bullets(case.against + case.limits),
+        "Settings": about_settings(case.model),
+        "Words": table(["word", "meaning"], GLOSSARY.items()),
+    }
+    name = getattr(y_test, "name", None)
+    in_short = {"In short": bullets(_in_short(case, name, stability))}
+    path.write_text(as_page(title, date, in_short | sections), encoding="utf-8")
+    return path
+
+
+def _read(estimator, X, y, X_train, stability):
+    """Check the test samples, and return all that is computed of them once."""
     check_is_fitted(final_model(estimator)[0])
-    X_test = as_eager(X_test)
-    model, samples = final_model(estimator, X_test)
-    y = check_labels(y_test, model.classes_)
-    check_consistent_length(X_test, y)
+    X = as_eager(X)
+    model, samples = final_model(estimator, X)
+    y = check_labels(y, model.classes_)
+    check_consistent_length(X, y)
     unknown = sorted(set(y.tolist()) - set(model.classes_.tolist()))
     if unknown:
         raise ValueError(
@@ -136,67 +185,28 @@ def model_document(
             f"{model.classes_.tolist()} of the fit. Leave these samples out."
         )
     proba = model.predict_proba(samples).astype(np.float64)
-    proba /= proba.sum(axis=1, keepdims=True)
-    chosen = model.apply(samples)
+    report, decomposition = measured(model, samples, y, stability)
+    rules = None
     is_table = model.input_shape is None and len(model.net_.input_shape) == 1
-    columns = _columns(X_test) if is_table else {}
-    groups = None if group_by is None else _groups(columns, group_by)
-    n_experts = len(model.expert_costs_)
-    report = decomposition_report(estimator, X_test, y, stability=stability, output_dict=True)
-    limits = _verdicts(report, stability)
-
-    sections = {
-        "The data": _data(columns, X_test, y, model.classes_),
-        "The settings": _settings(model),
-        "The number of experts": _number(model, n_experts, choice),
-    }
-    names = None
-    if is_table:
-        rules_from = X_test if X_train is None else X_train
-        rules = gate_rules(
-            estimator,
-            rules_from,
-            X_test=None if X_train is None else X_test,
-            random_state=0,
-        )
-        names = rules if rules.is_usable else None
-        if not rules.is_usable:
-            limits.append(
-                f"The rules describe the gate for only {rules.fidelity:.0%} of the samples. Do "
-                "not describe the experts by them."
-            )
-        sections["Who owns what"] = preformatted(rules) + picture(
-            _rules_display(rules), (2.5 * (_depth(rules) + 1.2), 0.62 * len(rules.rules) + 1)
-        )
-        sections["What the experts do"] = _experts(
-            estimator, model, X_test, y, X_train, y_train, stability, limits
-        )
-    else:
-        from sklearn_moe.display.samples import ExpertSamplesDisplay
-
-        sections["Who owns what"] = picture(
-            lambda ax: ExpertSamplesDisplay.from_estimator(estimator, X_test, y, ax=ax),
-            (9, 1 + n_experts),
-        )
-    sections["How the work is divided"] = _division(estimator, X_test, y, names, stability)
-    sections["Stability"] = (
-        "<p>It was not measured whether another fit finds the same experts. Measure it with "
-        "<code>decomposition_stability(estimator, X, y)</code>, and pass the result as "
-        "<code>stability=</code>.</p>"
-        if stability is None
-        else preformatted(stability)
+    if is_table and X_train is None:
+        rules = gate_rules(estimator, X, random_state=0)
+    elif is_table:
+        rules = gate_rules(estimator, X_train, X_test=X, random_state=0)
+    return Case(
+        estimator=estimator,
+        model=model,
+        X=X,
+        y=y,
+        columns=_columns(X) if is_table else {},
+        proba=proba / proba.sum(axis=1, keepdims=True),
+        chosen=model.apply(samples),
+        report=report,
+        decomposition=decomposition,
+        rules=rules,
     )
-    sections["Error and calibration"] = _errors(
-        proba, y, model.classes_, chosen, n_experts, group_by, groups, limits
-    )
-    limits.append("All errors hold for samples like the test samples, and for no others.")
-    sections["When not to believe it"] = _list(limits)
-    sections["Words"] = table(["word", "meaning"], GLOSSARY.items())
-    path.write_text(as_page(title, date, sections), encoding="utf-8")
-    return path
 
 
-def _columns(X):
+def _columns(X) -> dict[str, NDArray]:
     """Return the columns of a table by name: numbers, or objects."""
     X = as_table(as_dense(X))
     frame = as_frame(X)
@@ -216,224 +226,129 @@ def _as_numbers(values):
         return values
 
 
-def _missing(values):
-    return np.array([value is None or value != value for value in values], dtype=bool)
-
-
-def _groups(columns, group_by):
-    """Return a name of its group for each sample."""
+def _find_column(columns, group_by):
+    """Return the name of the column that makes groups."""
     names = list(columns)
-    if isinstance(group_by, int) and 0 <= group_by < len(names):
-        group_by = names[group_by]
+    if not names:
+        raise ValueError(f"group_by={group_by!r} needs a table, but X_test holds images.")
+    if isinstance(group_by, Integral) and 0 <= group_by < len(names):
+        return names[group_by]
     if group_by not in columns:
         raise ValueError(
             f"group_by={group_by!r} is no column of X_test; it must be one of {names}."
         )
-    values, missing = columns[group_by], _missing(columns[group_by])
-    known = values[~missing]
-    if values.dtype == object or len(np.unique(known)) <= MOST_VALUES:
-        texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-    else:
-        bounds = np.quantile(known, [0, 0.25, 0.5, 0.75, 1])
-        place = np.searchsorted(bounds[1:-1], values)
-        texts = [f"{bounds[i]:.4g} to {bounds[i + 1]:.4g}" for i in np.minimum(place, 3)]
-    return np.where(missing, "missing", texts)
+    return group_by
 
 
-def _data(columns, X, y, classes):
-    shares = [(label, (y == label).sum(), f"{(y == label).mean():.1%}") for label in classes]
-    text = (
-        f"<p>{len(y):,} test rows. They were not used for the fit, if the author kept to it.</p>"
-    )
-    text += table(["class", "rows", "share"], shares)
-    if not columns:
-        return text + f"<p>Each is an image of shape {escape(str(np.shape(X)[1:]))}.</p>"
-    rows = []
-    for name, values in columns.items():
-        missing = _missing(values)
-        known = values[~missing]
-        if values.dtype != object:
-            kind = "numbers"
-            what = f"{known.min():.6g} to {known.max():.6g}" if len(known) else ""
-        else:
-            kind = "categories"
-            found = sorted({str(value) for value in known})
-            what = ", ".join(found[:MOST_VALUES])
-            what += f" and {len(found) - MOST_VALUES} more" if len(found) > MOST_VALUES else ""
-        rows.append((name, kind, what, f"{missing.mean():.1%}"))
-    return text + table(["column", "kind", "values", "missing"], rows)
-
-
-def _settings(model):
-    defaults = type(model)().get_params(deep=False)
-    changed = [
-        (name, re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
-        for name, value in sorted(model.get_params(deep=False).items())
-        if name not in defaults or repr(value) != repr(defaults[name])
-    ]
-    net = model.module_
-    found = [
-        ("gate", type(net.gate).__name__),
-        ("experts", type(net.experts).__name__),
-        ("mixing", net.mixing),
-        ("parameters of the net", f"{model.n_parameters_:,}"),
-    ]
-    versions = [("python", platform.python_version())]
-    versions += [
-        (name, version(name)) for name in ("scikit-learn", "torch", "numpy", "matplotlib")
-    ]
-    from sklearn_moe import __version__
-
-    versions.insert(1, ("sklearn_moe", __version__))
-    return (
-        "<p>Parameters that differ from the defaults:</p>"
-        + table(["parameter", "value"], changed)
-        + "<p>What the fit made of them:</p>"
-        + table(["part", "value"], found)
-        + table(["software", "version"], versions)
-    )
-
-
-def _number(model, n_experts, choice):
-    text = f"<p>The mixture has {n_experts} experts.</p>"
-    criteria = [
-        (name.rstrip("_"), f"{getattr(model, name):,.1f}")
-        for name in ("log_likelihood_", "aic_", "bic_", "icl_")
-        if getattr(model, name, None) is not None
-    ]
-    if criteria:
-        text += table(["criterion, on the training samples", "value"], criteria)
-    if choice is None:
-        return text + (
-            "<p>This document does not know why. <code>choose_n_experts(estimator, X, y)</code> "
-            "compares numbers of experts; pass its result as <code>choice=</code>.</p>"
+def _judge(case, stability):
+    """Collect what the measures say against an interpretation."""
+    use, gate, experts = case.report["verdict"]
+    base = max(np.mean(case.y == label) for label in case.model.classes_)
+    if case.report["accuracy"] <= base:
+        case.limits.append(
+            "The mixture is right no more often than one that always names the most frequent "
+            "class."
         )
-    return text + preformatted(choice)
+    if case.n_experts > 1:
+        if experts == "interchangeable":
+            case.against.append(
+                "The experts are interchangeable: others predict the rows of an expert about as "
+                "well as it does."
+            )
+        if stability is None:
+            case.limits.append("It is not known whether another fit finds the same experts.")
+        elif stability.verdict != "comes back":
+            case.against.append(stability.sentence)
+        if gate == "unsure":
+            case.limits.append(
+                "The gate is unsure: several experts share a sample, so that none of them alone "
+                "says what the mixture predicts."
+            )
+        if use == "uneven":
+            case.limits.append("The experts are used unevenly: some own few samples, or none.")
+    case.limits.append("All errors hold for samples like the test samples, and for no others.")
 
 
-def _rules_display(rules):
-    from sklearn_moe.display.rules import GateRulesDisplay
-
-    return lambda ax: GateRulesDisplay(rules).plot(ax=ax)
-
-
-def _depth(rules):
-    return max(len(rule.conditions) for rule in rules.rules)
-
-
-def _experts(estimator, model, X, y, X_train, y_train, stability, limits):
-    """Coefficients of linear experts, what each expert needs, and the effects of columns."""
-    from sklearn_moe.display.effects import ExpertEffectDisplay
-
-    text = ""
-    if has_linear_experts(model) and X_train is not None:
-        try:
-            summary = expert_summary(estimator, X_train, y_train, stability=stability)
-        except (TypeError, ValueError) as error:
-            text += f"<p>There are no coefficients: {escape(str(error))}</p>"
-        else:
-            text += preformatted(summary)
-            says = " ".join(summary.sentences)
-            if "do not differ" in says:
-                limits.append(says)
-    elif has_linear_experts(model):
-        text += "<p>Pass <code>X_train</code> and <code>y_train</code> for the coefficients.</p>"
-    rows = np.sort(np.random.RandomState(0).permutation(len(y))[:MOST_ROWS])
-    importance = expert_importance(
-        estimator, _safe_indexing(X, rows), y[rows], n_repeats=2, random_state=0
+def _in_short(case, name, stability):
+    """Return some plain sentences that say it all."""
+    classes, counts = np.unique(case.y, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    shares = counts[order] / len(case.y)
+    listed = [
+        f"{label} ({share:.0%})"
+        for label, share in zip(classes[order].tolist(), shares, strict=True)
+    ]
+    what = f"{len(case.columns)} columns" if case.columns else "pixels"
+    of = f'"{name}", which is' if isinstance(name, str) else "the class,"
+    sentences = [
+        f"The data: {len(case.y):,} test {case.unit}. From {what}, the model predicts {of} "
+        f"{_joined(listed, 'or', MOST_NAMED)}.",
+        _kind(case),
+    ]
+    if case.n_experts > 1:
+        sentences.append(_owners(case))
+    sentences.append(
+        f"It names the right class for {case.report['accuracy']:.1%} of the test {case.unit}. "
+        f"Always naming {classes[order[0]]} would be right for {shares[0]:.1%}."
     )
-    text += preformatted(importance)
-    share = importance.n_samples / importance.n_samples.sum()
-    needed = share @ np.nan_to_num(importance.importance)
-    order = np.argsort(-needed, kind="stable")[:MOST_EFFECTS].tolist()
-    target = None
-    if len(model.classes_) > 2:  # the most frequent one
-        labels, counts = np.unique(y, return_counts=True)
-        target = labels.tolist()[int(counts.argmax())]
-    return text + picture(
-        lambda ax: ExpertEffectDisplay.from_estimator(
-            estimator, X, order, target=target, random_state=0, ax=ax
-        ),
-        (3.6 * len(order) + 2, 4),
-    )
-
-
-def _division(estimator, X, y, names, stability):
-    from sklearn_moe.display.decomposition import DecompositionDisplay
-
-    return preformatted(decomposition_report(estimator, X, y, stability=stability)) + picture(
-        lambda ax: DecompositionDisplay.from_estimator(estimator, X, y, expert_names=names, ax=ax),
-        (9, 5),
-    )
-
-
-def _errors(proba, y, classes, chosen, n_experts, group_by, groups, limits):
-    """Tables of the error, overall and in parts, and the calibration curve."""
-    is_binary = len(classes) == 2
-    hot = y[:, np.newaxis] == classes
-    head = ["part", "rows", "accuracy", "log loss", "Brier score"]
-    if is_binary:
-        head += [f"predicted share of {classes[1]}", f"observed share of {classes[1]}"]
-
-    def row(name, part):
-        n, p = int(part.sum()), proba[part]
-        if n == 0:
-            return [name, 0] + ["-"] * (len(head) - 2)
-        brier = ((p - hot[part]) ** 2).sum(axis=1).mean() / (2 if is_binary else 1)
-        cells = [
-            f"{(classes[p.argmax(axis=1)] == y[part]).mean():.3f}",
-            f"{log_loss(y[part], p, labels=classes):.3f}",
-            f"{brier:.3f}",
-        ]
-        if is_binary:
-            cells += [f"{p[:, 1].mean():.1%}", f"{hot[part, 1].mean():.1%}"]
-        if n < FEW:
-            limits.append(f"{name} has only {n} test rows, so its error is hardly known.")
-        return [name, f"{n:,}", *cells]
-
-    rows = [row("all", np.ones(len(y), dtype=bool))]
-    rows += [row(f"expert {expert}", chosen == expert) for expert in range(n_experts)]
-    if groups is not None:
-        rows += [row(f"{group_by}: {name}", groups == name) for name in np.unique(groups)]
-
-    if is_binary:
-        truth, p, label = hot[:, 1], proba[:, 1], f"probability of {classes[1]}"
-    else:
-        truth = classes[proba.argmax(axis=1)] == y
-        p, label = proba.max(axis=1), "probability of the predicted class"
-
-    def draw(ax):
-        observed, predicted = calibration_curve(
-            truth, p.clip(0, 1), strategy="quantile", n_bins=10
+    if len(case.model.classes_) == 2:
+        label = case.target
+        sentences[-1] += (
+            f" It predicts {case.proba[:, 1].mean():.1%} {label}, and "
+            f"{np.mean(case.y == label):.1%} are."
         )
-        ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-        ax.plot(predicted, observed, "o-", color="#0072B2")
-        ax.set(xlabel=f"predicted {label}", ylabel="observed share", aspect="equal")
+    if case.n_experts > 1:
+        sentences.append(_belief(case, stability))
+    return sentences
 
+
+def _joined(items, word, most):
+    if len(items) > most:
+        items = [*items[: most - 1], f"{len(items) - most + 1} more"]
+    *first, last = items
+    return f"{', '.join(first)} {word} {last}" if first else last
+
+
+def _kind(case):
+    if case.n_experts == 1:
+        what = "a logistic regression" if has_linear_experts(case.model) else "one network"
+        return f"The model: a mixture of experts with a single expert, that is, {what}."
+    one = "logistic regressions" if has_linear_experts(case.model) else "networks"
     return (
-        "<p>The rows of an expert are those for which the gate chooses it; the whole mixture "
-        "predicts them.</p>"
-        + table(head, rows)
-        + "<p>Calibration: the points lie on the grey line if probabilities are right. Each "
-        "point is a tenth of the test rows.</p>" + picture(draw, (4.5, 4.5))
+        f"The model: a mixture of experts. {case.n_experts} smaller models, the experts, here "
+        f"{one}, share the work. A part called the gate decides for each of the {case.unit} how "
+        "much each expert counts; the expert that counts most owns it."
     )
 
 
-def _verdicts(report, stability):
-    """What the measures say against an interpretation."""
-    limits, verdict = [], report["verdict"]
-    if "interchangeable" in verdict:
-        limits.append("The experts are interchangeable: do not read them as different rules.")
-    if "unsure" in verdict:
-        limits.append("The gate is unsure: several experts share a sample.")
-    if "uneven" in verdict:
-        limits.append("The experts are used unevenly: some have few samples, or none.")
+def _owners(case):
+    experts = [
+        f"{case.names[each['expert']]} owns {each['share']:.0%}" + _classes(case, each)
+        for each in case.experts
+    ]
+    text = f"Who owns what: {_joined(experts, 'and', MOST_NAMED)}."
+    if len(case.experts) == 1:
+        text += " So nothing is divided."
+    elif isinstance(case.rules, GateRules) and not case.rules.is_usable:
+        text += " No short rules say which rows these are."
+    return text
+
+
+def _classes(case, expert):
+    labels = list(expert["main_classes"])
+    if case.rules is not None or not labels:
+        return ""
+    return f", mostly {_joined(list(map(str, labels)), 'and', MOST_NAMED)}"
+
+
+def _belief(case, stability):
+    if len(case.experts) == 1:
+        return "Believe it? Read it as one model: one expert owns everything."
+    if case.against:
+        return "Believe it? Do not read the experts as different rules. " + " ".join(case.against)
     if stability is None:
-        limits.append("It is not known whether another fit finds the same experts.")
-    elif stability.verdict != "comes back":
-        limits.append(stability.sentence)
-    return limits
-
-
-def _list(items):
-    return "<ul>" + "".join(f"<li>{escape(each)}</li>" for each in items) + "</ul>"
+        return (
+            "Believe it? Nothing here speaks against different experts, but it was not measured "
+            "whether another fit finds the same ones. Do not rely on them before it is."
+        )
+    return f"Believe it? Nothing here speaks against it. {stability.sentence}"

@@ -97,6 +97,7 @@ class ExpertImportance:
     def __repr__(self) -> str:
         names = cut(self.feature_names, 24)
         order = np.argsort(-self.n_samples, kind="stable")
+        has_others = np.count_nonzero(self.n_samples) > 1
         lines = [
             "needs: bits of log-likelihood that the expert loses on its samples if the column is "
             "permuted",
@@ -115,11 +116,12 @@ class ExpertImportance:
             importance = np.nan_to_num(self.importance[expert])
             needs = np.argsort(-importance, kind="stable")[:MOST_COLUMNS]
             apart = np.argsort(-np.abs(self.difference[expert]), kind="stable")[:MOST_COLUMNS]
-            lines.append(f"  {'needs':39}  apart")
+            lines.append(f"  {'needs':39}  apart" if has_others else "  needs")
             for one, other in zip(needs, apart, strict=True):
                 left = f"{names[one]:24} {signed(importance[one], 3):6.3f} "
                 left += f"± {self.importance_std[expert, one]:.3f}"
-                lines.append(f"  {left:39}  {self._apart(expert, other, names)}")
+                right = self._apart(expert, other, names) if has_others else ""
+                lines.append(f"  {left:39}  {right}".rstrip())
         if len(order) > MOST_EXPERTS:
             lines += ["", f"{len(order) - MOST_EXPERTS} more experts"]
         return "\n".join(lines)

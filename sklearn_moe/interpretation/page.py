@@ -20,16 +20,30 @@ h2 { break-after: avoid } }
 GLOSSARY = {
     "mixture of experts": "A model that divides the samples among several smaller models.",
     "expert": "One of these models. It predicts the class of a sample.",
-    "gate": "The part that says how much each expert counts for a sample. It chooses the expert "
-    "that counts most.",
-    "fidelity": "Share of the samples for which the rules and the gate choose the same expert.",
-    "odds ratio": "The factor of the odds, p / (1 - p), of a class if a column grows by one unit.",
+    "gate": "The part that says how much each expert counts for a sample, its weight. It chooses "
+    "the expert that counts most.",
+    "own samples": "The samples for which the gate chooses an expert.",
+    "rule": "What the samples of an expert have in common, in words. The gate does not follow "
+    "rules; they only describe it.",
+    "odds": "p / (1 - p) for a probability p. A coefficient is what one more unit of a column "
+    "adds to the logarithm of the odds.",
     "log loss": "Mean of -log(p) for the probability p that the mixture gave the true class. Low "
     "is good; 0 is perfect.",
     "Brier score": "Mean squared difference of the probabilities and what happened. Low is good.",
+    "calibrated": "Of all samples with a predicted probability of 70%, 70% are of the class.",
     "BIC": "A measure of fit that also counts the parameters. Low is good.",
     "bit": "A sample that loses one bit gets half of the probability for its true class.",
 }
+
+
+def paragraph(*sentences):
+    """Return a paragraph of sentences, which are escaped."""
+    return f"<p>{escape(' '.join(sentences))}</p>\n"
+
+
+def bullets(items):
+    """Return a list; all items are escaped."""
+    return "<ul>" + "".join(f"<li>{escape(each)}</li>" for each in items) + "</ul>\n"
 
 
 def table(head, rows):
@@ -46,17 +60,21 @@ def preformatted(value):
     return f"<pre>{escape(str(value))}</pre>\n"
 
 
-def picture(draw, size):
-    """Return the picture that ``draw(ax)`` makes on axes of this size in inches."""
+def picture(draw, size, alt):
+    """Return the picture that ``draw(figure)`` makes on a figure of this size in inches.
+
+    ``alt`` says what there is to see, for those who do not see it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    draw(figure.subplots())
+    draw(figure)
     file = BytesIO()
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return f'<img alt="" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">\n'
+    data = b64encode(file.getvalue()).decode()
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">\n'
 
 
 def as_page(title, date, sections):
