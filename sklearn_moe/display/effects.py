@@ -259,8 +259,9 @@ class ExpertEffectDisplay:
                 # About ten characters fit into an inch.
                 is_long = sum(len(name) + 2 for name in cut(effect.categories, 16)) > 10 * width
                 lower.tick_params(axis="x", rotation=90 if is_long else 0)
-            elif np.array_equal(effect.grid, effect.grid.round()):
-                lower.locator_params(axis="x", integer=True)
+            else:
+                is_whole = np.array_equal(effect.grid, effect.grid.round())
+                lower.locator_params(axis="x", nbins=5, integer=is_whole)
         for upper, lower in self.axes_[::n_columns]:
             upper.set_ylabel(f"probability of {self.target}\nby each expert alone")
             lower.set_ylabel("expert", rotation=0, ha="right", va="center")

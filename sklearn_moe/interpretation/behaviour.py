@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import _safe_indexing
 
-from sklearn_moe.decomposition import with_last
+from sklearn_moe.decomposition import final_model, with_last
 from sklearn_moe.display import ExpertEffectDisplay
 from sklearn_moe.display.effects import ColumnEffect
 from sklearn_moe.interpretation.importance import expert_importance
@@ -25,6 +25,9 @@ MOST_EFFECTS, MOST_ROWS = 4, 2000
 
 # An effect below this does not count.
 NO_EFFECT = 0.02
+
+# A curve rises or falls if this share of its range is between its ends.
+MAINLY = 0.8
 
 # Smallest probability in a log loss.
 TINY = np.finfo(float).eps
@@ -46,7 +49,10 @@ def about_experts(
     is_known = np.isfinite([importance.own, importance.others]).any(axis=(0, 1))
     order = np.argsort(np.where(is_known, -needed, np.inf), kind="stable")
     order = order[: min(MOST_EFFECTS, is_known.sum())].tolist()
-    text = _effects(case, order) if order else ""
+    text = ""
+    if final_model(case.estimator, case.X)[1] is not case.X:
+        text = paragraph("The columns, and their units, are those after the first steps.")
+    text += _effects(case, order) if order else ""
     text += paragraph(
         "What each expert needs most, and how its rows differ from all others. A need is how much "
         "worse the expert predicts its own rows if the values of the column are shuffled, in "
@@ -176,6 +182,8 @@ def effect_in_words(effect: ColumnEffect, expert: int) -> str:
         return f"about {response.mean():.0%} everywhere"
     if effect.categories:
         return f"from {at(low)} to {at(high)}"
-    if {low, high} == {0, len(response) - 1}:
-        return f"{'rises' if high else 'falls'} from {at(0)} to {at(len(response) - 1)}"
-    return f"{at(0)}, {at(len(response) - 1)}; lowest {at(low)}, highest {at(high)}"
+    last = len(response) - 1
+    change = response[last] - response[0]
+    if abs(change) >= MAINLY * (response[high] - response[low]):
+        return f"{'rises' if change > 0 else 'falls'} from {at(0)} to {at(last)}"
+    return ", then ".join(at(i) for i in sorted({0, low, high, last}))

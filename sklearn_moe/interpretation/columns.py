@@ -96,12 +96,12 @@ def read_columns(estimator: BaseEstimator, X: ArrayLike, caller: str) -> Columns
         model,
         X,
         samples[:] if isinstance(samples, SparseRows) else samples,
-        _names(estimator, model),
+        names_of(estimator, model),
         np.argsort(order),
     )
 
 
-def _names(estimator, model):
+def names_of(estimator: BaseEstimator, model: BaseEstimator) -> NDArray:
     """Return names of the columns that the mixture gets, if need be from a pipeline's steps."""
     if hasattr(model, "feature_names_in_"):
         return model.feature_names_in_

@@ -141,7 +141,7 @@ def model_document(
     if choice is None and isinstance(estimator, NExpertsChoice):
         choice = estimator
     case = _read(estimator, X_test, y_test, X_train, stability)
-    groups = None
+    groups = {}
     if group_by is not None:
         group_by = _find_column(case.columns, group_by)
         groups = groups_of(case.columns[group_by])
@@ -150,18 +150,21 @@ def model_document(
             f"The rules describe the gate for only {case.rules.fidelity:.0%} of the rows. Do not "
             "describe the experts by them."
         )
-    sections = {"The data": about_data(case), "Who owns what": about_owners(case)}
+    sections = {"The data": about_data(case)}
+    is_divided = case.n_experts > 1
+    if is_divided:
+        sections["Who owns what"] = about_owners(case)
     if case.rules is not None:
         sections["What the experts do"] = about_experts(case, X_train, y_train, stability)
-    sections |= {
-        "How the work is divided": about_division(case),
-        "The number of experts": about_number(case, choice),
-        "Stability": about_stability(stability),
-        "Error and calibration": about_errors(case, group_by, groups),
-    }
+    if is_divided:
+        sections["How the work is divided"] = about_division(case)
+    sections["The number of experts"] = about_number(case, choice)
+    if is_divided:
+        sections["Stability"] = about_stability(stability)
+    sections["Error and calibration"] = about_errors(case, group_by, groups)
     _judge(case, stability)
     sections |= {
-        "When not to believe it": bullets(case.against + case.limits),
+        "When not to believe it": bullets(case.against + case.errors + case.limits),
         "Settings": about_settings(case.model),
         "Words": table(["word", "meaning"], GLOSSARY.items()),
     }
@@ -245,9 +248,10 @@ def _judge(case, stability):
     use, gate, experts = case.report["verdict"]
     base = max(np.mean(case.y == label) for label in case.model.classes_)
     if case.report["accuracy"] <= base:
-        case.limits.append(
+        case.errors.insert(
+            0,
             "The mixture is right no more often than one that always names the most frequent "
-            "class."
+            "class.",
         )
     if case.n_experts > 1:
         if experts == "interchangeable":
@@ -297,6 +301,7 @@ def _in_short(case, name, stability):
             f" It predicts {case.proba[:, 1].mean():.1%} {label}, and "
             f"{np.mean(case.y == label):.1%} are."
         )
+    sentences[-1] = " ".join([sentences[-1], *case.errors[:1]])
     if case.n_experts > 1:
         sentences.append(_belief(case, stability))
     return sentences
@@ -323,10 +328,12 @@ def _kind(case):
 
 def _owners(case):
     experts = [
-        f"{case.names[each['expert']]} owns {each['share']:.0%}" + _classes(case, each)
-        for each in case.experts
+        f"{case.names[each['expert']]} owns {each['share']:.0%}{_classes(case, each)}"
+        for each in case.experts[:MOST_NAMED]
     ]
-    text = f"Who owns what: {_joined(experts, 'and', MOST_NAMED)}."
+    if len(case.experts) > MOST_NAMED:
+        experts.append(f"{len(case.experts) - MOST_NAMED} more own the rest")
+    text = f"Who owns what: {'; '.join(experts)}."
     if len(case.experts) == 1:
         text += " So nothing is divided."
     elif isinstance(case.rules, GateRules) and not case.rules.is_usable:

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chi2, norm
 
 from sklearn_moe.interpretation.inference import Design, Likelihood, determined
-from sklearn_moe.interpretation.terms import Terms, column_names
+from sklearn_moe.interpretation.terms import Terms
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.polish import can_be_polished
 
@@ -28,7 +28,7 @@ MOST_NAMED = 4
 class LinearFit:
     """A fitted mixture on its training samples: the likelihood, and the terms of each part."""
 
-    def __init__(self, model, X, y, weight, groups):
+    def __init__(self, model, X, y, weight, groups, names):
         self.model, module = model, model.module_
         samples = model.reader_.read(X, model)
         encoded = torch.from_numpy(model.net_.evaluate(samples, MixtureOfExperts.encode))
@@ -37,7 +37,7 @@ class LinearFit:
         gate_proba = model.net_.evaluate(samples, MixtureOfExperts.gate_proba, np.float64)
         self.usage = np.average(gate_proba, axis=0, weights=weight)
         self.group = None if groups is None else np.asarray(groups)
-        self.names = column_names(model)
+        self.names = names
 
         sources = np.arange(encoded.shape[1])
         if model.encoder_ is not None:

@@ -6,6 +6,7 @@ import platform
 import re
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ MOST_VALUES = 12
 
 # So many columns of the table, and experts, are listed.
 MOST_COLUMNS, MOST_EXPERTS = 100, 16
+
+# Larger ratios of probabilities are not told.
+MOST_TIMES = 100
 
 # A mean probability is wrong if it is off by more than this, and by so many standard errors.
 OFF, ERRORS = 0.02, 3
@@ -65,10 +69,9 @@ class Case:
         The rules of the gate; None for images.
     single : ndarray of shape (n_samples, n_classes) or None
         Probabilities that a single logistic regression predicts; None if there is none.
-    limits : list of str
-        What speaks against believing it, which the sections add.
-    against : list of str
-        What speaks against reading the experts as different rules.
+    against, errors, limits : list of str
+        What the sections found to speak against reading the experts as different rules, against
+        the predictions, and against any other part of it.
     """
 
     estimator: BaseEstimator
@@ -82,8 +85,9 @@ class Case:
     decomposition: Decomposition
     rules: GateRules | None
     single: NDArray[np.float64] | None = None
-    limits: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
 
     @property
     def unit(self) -> str:
@@ -228,17 +232,16 @@ def about_division(case: Case) -> str:
         sentences.append(
             f"{case.n_experts - len(experts)} of the {case.n_experts} experts own nothing."
         )
-    if case.n_experts == 1:
-        return text + paragraph("There is one expert, so that nothing is divided.")
     use, gate, experts_are = report["verdict"]
+    ratio = 2 ** report["specialization"]
+    ratio = f"{ratio:.2f}" if ratio < MOST_TIMES else f"more than {MOST_TIMES}"
     sentences += [
         f"By weight, the experts are used {use}ly, as if {2 ** report['usage_entropy']:.1f} of "
         f"{case.n_experts} had equal parts.",
         f"The gate is {gate}, as if {2 ** report['sample_entropy']:.1f} experts shared each of "
         f"the {case.unit} equally.",
-        f"The true class is {2 ** report['specialization']:.2f} times as probable by the expert "
-        f"that owns the {case.unit[:-1]} as by the others, so the experts are "
-        f"{experts_are}.",
+        f"The true class is {ratio} times as probable by the expert that owns the "
+        f"{case.unit[:-1]} as by the others, so the experts are {experts_are}.",
         f"The mixture is right for {report['accuracy']:.1%} of the {case.unit}, and the expert "
         f"that owns it alone for {report['chosen_expert_accuracy']:.1%}.",
     ]
@@ -298,7 +301,7 @@ def about_stability(stability: DecompositionStability | None) -> str:
     ) + preformatted(stability)
 
 
-def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None) -> str:
+def about_errors(case: Case, group_by: str | None, groups: dict[str, NDArray[np.bool_]]) -> str:
     """Tell the error, overall and in parts, with the calibration curve."""
     classes, y, proba = case.model.classes_, case.y, case.proba
     is_binary = len(classes) == 2
@@ -307,7 +310,7 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
     head = ["part", case.unit, "right", "log loss", "Brier score"]
     if is_binary:
         head += [f"predicted share of {target}", f"observed share of {target}"]
-    few = []
+    few, off = [], []
 
     def row(name, part, p=proba):
         n, p = int(part.sum()), p[part]
@@ -324,8 +327,8 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
             cells += [f"{predicted:.1%}", f"{observed:.1%}"]
             error = np.sqrt(np.mean(p[:, 1] * (1 - p[:, 1])) / n)
             if abs(predicted - observed) > max(OFF, ERRORS * error):
-                case.limits.append(
-                    f"Probabilities are off for {name}: {predicted:.1%} {target} predicted, "
+                off.append(
+                    f"The probabilities are off for {name}: {predicted:.1%} {target} predicted, "
                     f"{observed:.1%} observed."
                 )
         if n < FEW:
@@ -333,12 +336,12 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
         return [name, f"{n:,}", *cells]
 
     everyone = np.ones(len(y), dtype=bool)
-    rows = [row("all", everyone)]
+    rows = [row("all rows" if case.columns else "all images", everyone)]
     shares = np.tile(hot.mean(axis=0), (len(y), 1))
     rows.append(row("for comparison: always the shares of the classes", everyone, shares))
     loss, of_shares = (float(each[3]) for each in rows)
     if loss >= of_shares:
-        case.limits.append(
+        case.errors.append(
             "Its probabilities are no better than always the shares of the classes (log loss "
             f"{loss:.3f} against {of_shares:.3f})."
         )
@@ -346,8 +349,7 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
         rows.append(row("for comparison: one logistic regression", everyone, case.single))
     if case.n_experts > 1:
         rows += [row(name, case.chosen == expert) for expert, name in enumerate(case.names)]
-    if groups is not None:
-        rows += [row(f"{group_by}: {name}", groups == name) for name in np.unique(groups)]
+    rows += [row(f"{group_by}: {name}", part) for name, part in groups.items()]
     if few:
         case.limits.append(
             f"The error is hardly known for parts of fewer than {FEW} test {case.unit}: "
@@ -355,10 +357,21 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
         )
     if is_binary:
         truth, p, label = hot[:, 1], proba[:, 1], f"probability of {target}"
+        found = f"are {target}"
     else:
         truth = classes[proba.argmax(axis=1)] == y
         p, label = proba.max(axis=1), "probability of the predicted class"
+        found = "are of this class"
     observed, predicted = calibration_curve(truth, p.clip(0, 1), strategy="quantile", n_bins=10)
+    error = np.sqrt(predicted * (1 - predicted) * len(predicted) / len(y))
+    beyond = np.abs(observed - predicted) - np.maximum(OFF, ERRORS * error)
+    worst = int(beyond.argmax())
+    if beyond[worst] > 0:
+        case.errors.append(
+            f"The probabilities are off: where the {label} is {predicted[worst]:.0%}, "
+            f"{observed[worst]:.0%} {found}."
+        )
+    case.errors += off
 
     def draw(figure):
         ax = figure.subplots()
@@ -368,10 +381,10 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
 
     return (
         paragraph(
-            "The rows of an expert are what it owns; the whole mixture predicts them. The log "
-            "loss is the mean of -log(p) for the probability p of the true class, and the Brier "
-            "score the mean squared difference of the probabilities and what happened; of both, "
-            "low is good, and 0 is perfect."
+            f"The {case.unit} of an expert are what it owns; the whole mixture predicts them. The "
+            "log loss is the mean of -log(p) for the probability p of the true class, and the "
+            "Brier score the mean squared difference of the probabilities and what happened; of "
+            "both, low is good, and 0 is perfect."
         )
         + table(head, rows)
         + paragraph(
@@ -388,22 +401,25 @@ def about_errors(case: Case, group_by: str | int | None, groups: NDArray | None)
     )
 
 
-def groups_of(values: NDArray) -> NDArray:
-    """Return a name of its group for each value of a column."""
+def groups_of(values: NDArray) -> dict[str, NDArray[np.bool_]]:
+    """Return by its name which samples belong to each group that the values of a column make."""
     missing = is_missing(values)
     known = values[~missing]
     if values.dtype != object and len(np.unique(known)) > MOST_VALUES:
-        bounds = np.quantile(known, [0, 0.25, 0.5, 0.75, 1])
-        place = np.minimum(np.searchsorted(bounds[1:-1], values), 3)
-        ends = [in_words(bound) for bound in bounds]
-        texts = np.array([f"{ends[i]} to {ends[i + 1]}" for i in place], dtype=object)
+        bounds = np.unique(np.quantile(known, [0.25, 0.5, 0.75, 1]))
+        ends = dict.fromkeys(in_words(end) for end in (known.min(), bounds[0]))
+        groups = {" to ".join(ends): values <= bounds[0]}
+        for low, high in pairwise(bounds.tolist()):
+            groups[f"over {in_words(low)} to {in_words(high)}"] = (values > low) & (values <= high)
     else:
-        texts = np.array([in_words(value, exact=True) for value in values], dtype=object)
-        names, counts = np.unique(texts[~missing], return_counts=True)
-        often = names[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
-        texts[~np.isin(texts, often)] = "other values"
-    texts[missing] = MISSING
-    return texts
+        words = np.array([in_words(value, exact=True) for value in values], dtype=object)
+        _, first, counts = np.unique(words[~missing], return_index=True, return_counts=True)
+        often = known[first[np.argsort(-counts, kind="stable")[:MOST_VALUES]]]
+        names = [in_words(value, exact=True) for value in sorted(often)]
+        groups = {name: words == name for name in names}
+        groups["other values"] = ~np.isin(words, names) & ~missing
+    groups[MISSING] = missing
+    return {name: rows for name, rows in groups.items() if rows.any()}
 
 
 def about_settings(model: BaseEstimator) -> str:

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from sklearn_moe.checks import check_weight, encode
 from sklearn_moe.decomposition import check_labels, cut, final_model, signed
+from sklearn_moe.interpretation.columns import names_of
 from sklearn_moe.interpretation.linear_fit import LinearFit
 from sklearn_moe.interpretation.terms import Words
 from sklearn_moe.interpretation.words import in_words
@@ -312,7 +313,8 @@ def expert_summary(
     y = check_labels(y)
     check_consistent_length(samples, y, sample_weight, groups)
     weight = check_weight(sample_weight, y, "sample_weight")
-    fit = LinearFit(model, samples, encode(y, model.classes_, "y"), weight, groups)
+    label = encode(y, model.classes_, "y")
+    fit = LinearFit(model, samples, label, weight, groups, names_of(estimator, model))
     fit.check_samples()
     with threadpool_limits(1):  # the matrices are small
         return _summarise(fit, confidence, stability)
