@@ -13,12 +13,12 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from sklearn_moe.containers import as_dense, as_eager, as_frame
+from sklearn_moe.containers import as_eager, as_frame
 from sklearn_moe.decomposition import check_labels, final_model
 from sklearn_moe.interpretation.behaviour import about_experts
 from sklearn_moe.interpretation.conditions import as_table, column_names
 from sklearn_moe.interpretation.page import GLOSSARY, as_page, bullets, table
-from sklearn_moe.interpretation.rules import GateRules, gate_rules
+from sklearn_moe.interpretation.rules import gate_rules
 from sklearn_moe.interpretation.sections import (
     Case,
     about_data,
@@ -211,7 +211,7 @@ def _read(estimator, X, y, X_train, stability):
 
 def _columns(X) -> dict[str, NDArray]:
     """Return the columns of a table by name: numbers, or objects."""
-    X = as_table(as_dense(X))
+    X = as_table(X)
     frame = as_frame(X)
     if frame is None:
         values = np.asarray(X).T
@@ -283,7 +283,7 @@ def _in_short(case, name, stability):
         for label, share in zip(classes[order].tolist(), shares, strict=True)
     ]
     what = f"{len(case.columns)} columns" if case.columns else "pixels"
-    of = f'"{name}", which is' if isinstance(name, str) else "the class,"
+    of = f'"{name}", which is' if isinstance(name, str) and name else "the class,"
     sentences = [
         f"The data: {len(case.y):,} test {case.unit}. From {what}, the model predicts {of} "
         f"{_joined(listed, 'or', MOST_NAMED)}.",
@@ -336,7 +336,7 @@ def _owners(case):
     text = f"Who owns what: {'; '.join(experts)}."
     if len(case.experts) == 1:
         text += " So nothing is divided."
-    elif isinstance(case.rules, GateRules) and not case.rules.is_usable:
+    elif case.rules is not None and not case.rules.is_usable:
         text += " No short rules say which rows these are."
     return text
 

@@ -203,7 +203,7 @@ def about_owners(case: Case) -> str:
     depth = max(len(rule.conditions) for rule in rules.rules)
     return text + picture(
         lambda figure: GateRulesDisplay(rules).plot(ax=figure.subplots()),
-        (2.5 * (depth + 1.2), 0.62 * len(rules.rules) + 1),
+        (2.4 * (depth + 1), 0.9 * len(rules.rules) + 1),
         "The same as a tree: " + "; ".join(map(str, rules.rules)) + ".",
     )
 
