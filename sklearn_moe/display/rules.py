@@ -99,7 +99,7 @@ class GateRulesDisplay:
         GateRulesDisplay
         """
         self._depth, self._n_leaves = _depth(self.rules.tree), len(self.rules.rules)
-        size = (LEVEL * (self._depth + 1.2), HEIGHT * self._n_leaves + 1)
+        size = tree_size(self.rules)
         self.ax_ = ax = one_axes(self, ax, size)
         self.figure_ = ax.figure
         self.questions_, self.leaves_, self.lines_ = [], [], []
@@ -163,6 +163,11 @@ class GateRulesDisplay:
             zorder=3,
             bbox={"facecolor": color, "edgecolor": edge, "boxstyle": "round,pad=0.4"},
         )
+
+
+def tree_size(rules):
+    """Return width and height of a picture of the rules in inches."""
+    return LEVEL * (_depth(rules.tree) + 1.2), HEIGHT * len(rules.rules) + 1
 
 
 def _depth(tree):

@@ -21,6 +21,7 @@ from sklearn_moe.display import (
     ExpertSamplesDisplay,
     GateRulesDisplay,
 )
+from sklearn_moe.display.rules import tree_size
 from sklearn_moe.interpretation.page import bullets, paragraph, picture, preformatted, table
 from sklearn_moe.interpretation.rules import GateRules
 from sklearn_moe.interpretation.words import MISSING, in_words
@@ -200,10 +201,10 @@ def about_owners(case: Case) -> str:
         for rule in rules.rules
     ]
     text += table(["expert", "condition", "rows that meet it", "of these, the expert's"], rows)
-    depth = max(len(rule.conditions) for rule in rules.rules)
+    width, height = tree_size(rules)
     return text + picture(
         lambda figure: GateRulesDisplay(rules).plot(ax=figure.subplots()),
-        (2.4 * (depth + 1), 0.9 * len(rules.rules) + 1),
+        (1.2 * width, 1.2 * height),
         "The same as a tree: " + "; ".join(map(str, rules.rules)) + ".",
     )
 
