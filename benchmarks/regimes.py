@@ -55,9 +55,10 @@ class Sample(NamedTuple):
     regime: np.ndarray
     chosen: np.ndarray  # the most probable regime
     proba: np.ndarray  # of class 1
+    rules: np.ndarray | None = None  # coefficients of x3 to x6 in each regime
 
     def part(self, rows):
-        return Sample(self.X.iloc[rows], *(each[rows] for each in self[1:]))
+        return Sample(self.X.iloc[rows], *(each[rows] for each in self[1:5]), self.rules)
 
 
 # Data
@@ -69,7 +70,7 @@ def draw(rng, columns, gate, rules):
     regime = (gate.cumsum(axis=1) > rng.random((len(X), 1))).argmax(axis=1)
     of_regime = expit(X[["x3", "x4", "x5", "x6"]].to_numpy(float) @ rules.T)
     y = (rng.random(len(X)) < of_regime[np.arange(len(X)), regime]).astype(int)
-    return Sample(X, y, regime, gate.argmax(axis=1), (gate * of_regime).sum(axis=1))
+    return Sample(X, y, regime, gate.argmax(axis=1), (gate * of_regime).sum(axis=1), rules)
 
 
 def draw_rules(rng, n_regimes):

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from html import unescape
+from html import escape, unescape
 from types import SimpleNamespace
 
 import matplotlib
@@ -20,6 +20,7 @@ from sklearn_moe import (
     MoEClassifier,
     choose_n_experts,
     decomposition_stability,
+    expert_summary,
     model_document,
 )
 from sklearn_moe.interpretation.behaviour import effect_in_words
@@ -132,6 +133,16 @@ def test_missing_values_and_text(tmp_path):
     sections = read(path)
     assert "other values" in sections["Error and calibration"]
     assert f"{X['number'].isna().mean():.1%}" in sections["The data"]
+
+
+def test_document_with_a_summary(fitted, tmp_path):
+    clf, X, y = fitted
+    summary = expert_summary(
+        clf, X, y, standard_errors="bootstrap", n_bootstrap=20, random_state=0, confidence=0.8
+    )
+    page = model_document(clf, X, y, tmp_path / "a.html", summary=summary).read_text("utf-8")
+    assert "Pass X_train" not in page
+    assert escape(summary.notes[-1]) in page
 
 
 def test_document_of_images(tmp_path):

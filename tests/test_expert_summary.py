@@ -1,10 +1,14 @@
 """Coefficients of linear experts, their errors, and what is said about them."""
 
+from copy import copy, deepcopy
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from joblib import parallel_config
 from scipy.special import expit
+from scipy.stats import norm
 from sklearn.datasets import load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -17,7 +21,9 @@ from sklearn_moe import (
     SoftmaxGate,
     expert_summary,
 )
+from sklearn_moe.gates import CosineGate
 from sklearn_moe.interpretation.inference import Design, Likelihood
+from sklearn_moe.training import polish
 
 matplotlib.use("Agg")
 
@@ -78,6 +84,34 @@ def test_derivatives_are_those_of_the_likelihood(grouped):
         (target.evaluate(at - step)[1] - target.evaluate(at + step)[1]) / 2e-5 for step in steps
     ]
     np.testing.assert_allclose(curves, information, atol=1e-5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_units_can_be_drawn_again(grouped):
+    rng = np.random.default_rng(0)
+    group = np.arange(60) // 4 if grouped else None
+    target = likelihood(rng, group)
+    at = rng.normal(size=target.n_parameters)
+    counts = rng.integers(4, size=len(target.unit_weight))
+    repeated = copy(target)
+    repeated.penalty = target.penalty * 0
+    value, gradient, information = repeated.resampled(counts).evaluate(at)
+    total = np.zeros(3, dtype=object)
+    for unit, count in enumerate(counts.tolist()):
+        alone = np.eye(len(counts))[unit]
+        total += count * np.array(repeated.resampled(alone).evaluate(at), dtype=object)
+    for found, expected in zip((value, gradient, information), total, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_numbers_of_experts_mean_nothing():
+    rng = np.random.default_rng(0)
+    target = likelihood(rng)
+    at, order = rng.normal(size=target.n_parameters), [2, 0, 1]
+    renumbered = target.renumbered(at, order)
+    np.testing.assert_allclose(
+        target.responsibilities(renumbered), target.responsibilities(at)[:, order]
+    )
 
 
 @pytest.mark.parametrize("data", ["two classes", "wine"])
@@ -213,19 +247,148 @@ def test_groups():
         expert_summary(clf, X, y)
 
 
+def test_bootstrap_of_one_expert_is_that_of_a_logistic_regression():
+    X, y = draw(300)
+    X = X[["when", "size"]]
+    clf = MoEClassifier(1, experts="linear", n_init=1, random_state=0).fit(X, y)
+    found = expert_summary(
+        clf, X, y, standard_errors="bootstrap", n_bootstrap=150, random_state=0
+    ).to_frame()
+    rng, coefficients = np.random.default_rng(0), []
+    for _ in range(150):
+        rows = rng.integers(300, size=300)
+        model = LogisticRegression(C=np.inf).fit(X.iloc[rows], y[rows])
+        coefficients.append([*model.intercept_, *model.coef_[0]])
+    np.testing.assert_allclose(found["standard_error"], np.std(coefficients, axis=0), rtol=0.25)
+    half = norm.ppf(0.975) * found["standard_error"]
+    np.testing.assert_allclose(found["upper"], found["coefficient"] + half)
+    np.testing.assert_allclose(found["lower"], found["coefficient"] - half)
+    assert set(found["method"]) == {"bootstrap"}
+
+
+def test_bootstrap_of_a_mixture(fitted, summary):
+    clf, X, y = fitted
+    arguments = {"standard_errors": "bootstrap", "n_bootstrap": 40, "random_state": 0}
+    found = expert_summary(clf, X, y, **arguments)
+    with parallel_config("threading"):
+        again = expert_summary(clf, X, y, n_jobs=2, **arguments)
+    one, other = found.to_frame(), summary.to_frame()
+    pd.testing.assert_frame_equal(one, again.to_frame())
+    np.testing.assert_array_equal(one["coefficient"], other["coefficient"])
+    of_experts = one["part"] == "expert"
+    ratio = one["standard_error"][of_experts] / other["standard_error"][of_experts]
+    assert 0.5 < ratio.min() < ratio.max() < 2
+    assert "These coefficients differ between experts: price" in repr(found)
+    assert "40 bootstrap samples" in repr(found)
+    assert len(CoefficientDisplay(found).plot().points_) == 2
+
+
+def test_bootstrap_draws_as_many_samples_as_weights_count():
+    X, y = draw(200)
+    weight = np.full(200, 2.0)
+    clf = MoEClassifier(1, experts="linear", n_init=1, random_state=0)
+    clf.fit(X, y, sample_weight=weight)
+    arguments = {"standard_errors": "bootstrap", "n_bootstrap": 100, "random_state": 0}
+    found = expert_summary(clf, X, y, sample_weight=weight, **arguments)
+    twice = np.tile(np.arange(200), 2)
+    repeated = expert_summary(clf, X.iloc[twice], y[twice], **arguments)
+    np.testing.assert_allclose(
+        found.coefficients["standard_error"], repeated.coefficients["standard_error"], rtol=0.3
+    )
+
+
+@pytest.mark.parametrize("gate", [SoftmaxGate((2,)), CosineGate()])
+def test_bootstrap_of_groups_for_a_gate_that_is_not_linear(gate, monkeypatch):
+    monkeypatch.setattr(polish, "LAST_STEPS", 20)
+    X, _ = draw(240)
+    group = np.arange(240) // 4
+    X["when"] = X["when"].to_numpy()[group * 4]
+    noise = np.random.default_rng(0).logistic(size=240)
+    y = np.sign(X["when"]) * 0.3 * (X["price"] - 50) + X["size"] + noise > 0
+    columns = {"gate_features": ["when"], "expert_features": ["price", "size"]}
+    clf = MoEClassifier(
+        2, experts="linear", gate=gate, n_init=1, max_iter=5, random_state=0, **columns
+    )
+    clf.fit(X, y, groups=group)
+    module = deepcopy(clf.module_.state_dict())
+    found = expert_summary(
+        clf, X, y, groups=group, standard_errors="bootstrap", n_bootstrap=20, random_state=0
+    ).to_frame()
+    assert set(found["part"]) == {"expert"}
+    assert (found["standard_error"] > 0).all()
+    price = found[found["feature"] == "price"]
+    assert (np.sign(price["lower"]) == np.sign(price["upper"])).all()
+    for name, value in clf.module_.state_dict().items():
+        assert (value == module[name]).all()
+
+
+def test_no_errors_where_refits_disagree():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2))
+    y = X[:, 1] + rng.logistic(size=300) > 0
+    params = {"encoder": None, "regularization": None, "gate_features": [0], "n_init": 1}
+    clf = MoEClassifier(3, experts="linear", random_state=0, max_iter=10, **params).fit(X, y)
+    found = expert_summary(clf, X, y, standard_errors="bootstrap", n_bootstrap=20, random_state=0)
+    assert found.differences == {}
+    assert set(found.coefficients["method"]) == {None}
+    assert "refits to bootstrap samples found other decompositions" in repr(found)
+
+
+def test_no_errors_where_bootstrap_samples_are_separated():
+    X, y = draw(300)
+    X["rare"] = 0
+    X.loc[[*np.flatnonzero(y == 0)[:2], *np.flatnonzero(y == 1)[:2]], "rare"] = 1
+    clf = MoEClassifier(1, experts="linear", n_init=1, random_state=0).fit(X, y)
+    by_information = expert_summary(clf, X, y).to_frame().set_index("feature")
+    assert by_information["standard_error"]["rare"] > 0
+    found = expert_summary(clf, X, y, standard_errors="bootstrap", n_bootstrap=60, random_state=0)
+    errors = found.to_frame().set_index("feature")["standard_error"]
+    assert np.isnan(errors["rare"])
+    assert errors["price"] > 0
+    assert "there or in the bootstrap samples" in repr(found)
+
+
+def test_no_errors_of_a_gate_with_a_penalty(fitted, summary):
+    _, X, y = fitted
+    assert np.isnan(summary.to_frame().set_index("part")["standard_error"]["gate"]).all()
+    assert "No standard errors of the gate" in repr(summary)
+    X = X[["when", "size"]]
+    y = expit(X["when"]) > np.random.default_rng(0).random(len(X))  # a regime for each class
+    y ^= X["size"] > 0
+    free = MoEClassifier(
+        2,
+        experts="linear",
+        encoder=None,
+        regularization=None,
+        gate_features=["when"],
+        expert_features=["size"],
+        n_init=1,
+        random_state=0,
+    ).fit(X, y)
+    found = expert_summary(free, X, y)
+    assert (found.to_frame().set_index("part")["standard_error"]["gate"] > 0).all()
+
+
 def test_picture(summary):
     display = CoefficientDisplay(summary).plot(n_features=2)
     assert len(display.points_) == 2
     assert len(display.axes_[0].get_yticks()) == 2
-    assert "expert 0" in display.axes_[0].get_legend().get_texts()[0].get_text()
+    label = display.axes_[0].get_legend().get_texts()[0].get_text()
+    assert label.startswith("expert 0 (")
 
 
 def test_errors(fitted):
     clf, X, y = fitted
     with pytest.raises(ValueError, match="X and y must be the samples of the fit"):
         expert_summary(clf, X[:500], y[:500])
-    with pytest.raises(ValueError, match="confidence"):
-        expert_summary(clf, X, y, confidence=2)
+    for name, value in {"confidence": 2, "standard_errors": "robust", "n_bootstrap": 5}.items():
+        with pytest.raises(ValueError, match=name):
+            expert_summary(clf, X, y, **{name: value})
+    weight = np.full(300, 1e-3)  # in all, less than one sample
+    light = MoEClassifier(1, experts="linear", n_init=1, max_iter=1)
+    light.fit(X[:300], y[:300], sample_weight=weight)
+    with pytest.raises(ValueError, match="sample_weight does not count samples"):
+        expert_summary(light, X[:300], y[:300], sample_weight=weight, standard_errors="bootstrap")
     flexible = MoEClassifier(2, max_iter=1).fit(X, y)
     with pytest.raises(TypeError, match="experts='linear'"):
         expert_summary(flexible, X, y)

@@ -137,7 +137,7 @@ class CoefficientDisplay:
                         fmt="osD^vP"[expert % 6],
                         markersize=4,
                         color=COLORS[expert % len(COLORS)],
-                        label=f"expert {names[expert]} ({summary.usage[expert]:.0%} of samples)",
+                        label=f"{names[expert]} ({summary.usage[expert]:.0%} of samples)",
                     )
                 )
             axes.set_yticks(np.arange(len(shown)), rows)

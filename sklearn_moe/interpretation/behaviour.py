@@ -14,7 +14,7 @@ from sklearn_moe.display.effects import ColumnEffect
 from sklearn_moe.interpretation.importance import expert_importance
 from sklearn_moe.interpretation.page import paragraph, picture, preformatted, table
 from sklearn_moe.interpretation.sections import ERRORS, MOST_EXPERTS, Case
-from sklearn_moe.interpretation.summary import expert_summary
+from sklearn_moe.interpretation.summary import ExpertSummary, expert_summary
 from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.model_selection.n_experts import with_n_experts
 from sklearn_moe.parameters import has_linear_experts
@@ -38,6 +38,7 @@ def about_experts(
     X_train: ArrayLike | None,
     y_train: ArrayLike | None,
     stability: DecompositionStability | None,
+    summary: ExpertSummary | None,
 ) -> str:
     """Tell what the experts do: effects of columns, what each needs, and coefficients."""
     rows = np.sort(np.random.RandomState(0).permutation(len(case.y))[:MOST_ROWS])
@@ -61,14 +62,15 @@ def about_experts(
     ) + preformatted(importance)
     if not has_linear_experts(case.model):
         return text
-    if X_train is None:
+    if summary is None and X_train is None:
         return text + paragraph(
             "The experts are logistic regressions. Pass X_train and y_train for the coefficients."
         )
-    try:
-        summary = expert_summary(case.estimator, X_train, y_train, stability=stability)
-    except (TypeError, ValueError) as error:
-        return text + paragraph(f"There are no coefficients: {error}")
+    if summary is None:
+        try:
+            summary = expert_summary(case.estimator, X_train, y_train, stability=stability)
+        except (TypeError, ValueError) as error:
+            return text + paragraph(f"There are no coefficients: {error}")
     says = _compare_with_one(case, X_train, y_train, summary)
     return (
         text
@@ -86,7 +88,7 @@ def about_experts(
 
 def _compare_with_one(case, X_train, y_train, summary):
     """Return what to say of a single logistic regression, by its BIC and on the test rows."""
-    if case.n_experts == 1:
+    if case.n_experts == 1 or X_train is None:
         return []
     single = with_n_experts(with_last(case.estimator, case.model), 1)
     with warnings.catch_warnings():

@@ -30,6 +30,7 @@ from sklearn_moe.interpretation.sections import (
     about_stability,
     groups_of,
 )
+from sklearn_moe.interpretation.summary import ExpertSummary
 from sklearn_moe.model_selection.n_experts import NExpertsChoice
 from sklearn_moe.parameters import has_linear_experts
 from sklearn_moe.report import measured
@@ -45,6 +46,7 @@ MOST_NAMED = 4
         "group_by": [Integral, str, None],
         "choice": [NExpertsChoice, None],
         "stability": [DecompositionStability, None],
+        "summary": [ExpertSummary, None],
         "title": [str],
         "date": [str, None],
     },
@@ -61,6 +63,7 @@ def model_document(
     group_by: int | str | None = None,
     choice: NExpertsChoice | None = None,
     stability: DecompositionStability | None = None,
+    summary: ExpertSummary | None = None,
     title: str = "Mixture of experts",
     date: str | None = None,
 ) -> Path:
@@ -93,6 +96,9 @@ def model_document(
         What :func:`choose_n_experts` has returned; by default the ``estimator``, if it is one.
     stability : DecompositionStability, default=None
         What :func:`decomposition_stability` has returned.
+    summary : ExpertSummary, default=None
+        What :func:`expert_summary` has returned, such as one with weights, groups or standard
+        errors by bootstrap. By default, it is made from ``X_train`` and ``y_train``.
     title : str, default="Mixture of experts"
         The title.
     date : str, default=None
@@ -155,7 +161,7 @@ def model_document(
     if is_divided:
         sections["Who owns what"] = about_owners(case)
     if case.rules is not None:
-        sections["What the experts do"] = about_experts(case, X_train, y_train, stability)
+        sections["What the experts do"] = about_experts(case, X_train, y_train, stability, summary)
     if is_divided:
         sections["How the work is divided"] = about_division(case)
     sections["The number of experts"] = about_number(case, choice)

@@ -189,9 +189,10 @@ class Likelihood:
         self.starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
         self.n_experts, self.n_classes = n_experts, n_classes
         self.has_gate = isinstance(gate, Design)
+        self.first = order[self.starts]
         columns = gate.columns if self.has_gate else np.empty((len(y), 0))
-        self.gate_columns = columns[order][self.starts]
-        self.offset = np.zeros(n_experts) if self.has_gate else gate[order][self.starts]
+        self.gate_columns = columns[self.first]
+        self.offset = np.zeros(n_experts) if self.has_gate else gate[self.first]
         self.expert_columns = experts.columns[order]
         self.y = y[order]
         weight = sample_weight[order].astype(np.float64)
@@ -229,6 +230,37 @@ class Likelihood:
         return [
             parameters[self.block(part)].reshape(shape) for part, shape in enumerate(self.shapes)
         ]
+
+    def resampled(self, counts: NDArray, log_gate: NDArray | None = None) -> Likelihood:
+        """Return the likelihood of units that are drawn with replacement.
+
+        Parameters
+        ----------
+        counts : ndarray of shape (n_units,)
+            How often each unit is drawn.
+        log_gate : ndarray of shape (n_samples, n_experts), default=None
+            The fixed log-probabilities of a gate that was fitted to these units.
+        """
+        other = copy(self)
+        other.unit_weight = counts.astype(np.float64)
+        if log_gate is not None:
+            other.offset = log_gate[self.first]
+        return other
+
+    def renumbered(self, parameters: NDArray, order: NDArray) -> NDArray[np.float64]:
+        """Return the parameters if the experts had other numbers.
+
+        Parameters
+        ----------
+        parameters : ndarray of shape (n_parameters,)
+            The parameters.
+        order : ndarray of int of shape (n_experts,)
+            The present number of each expert of the new order.
+        """
+        gate, *experts = self.unpack(parameters)
+        gate = np.pad(gate, ((1, 0), (0, 0)))[order]
+        parts = [gate[1:] - gate[:1], *(experts[each] for each in order)]
+        return np.concatenate([part.ravel() for part in parts])
 
     def evaluate(self, parameters: NDArray) -> tuple[float, NDArray, NDArray]:
         """Return the log-likelihood, its gradient and its negative second derivatives.

@@ -15,11 +15,7 @@ from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.polish import can_be_polished
 
 COLUMNS = ("part", "expert", "class", "feature", "coefficient", "odds_ratio", "standard_error")
-COLUMNS += ("lower", "upper", "p_value")
-
-# A coefficient is not known if more than this share of its variance comes from directions in which
-# the likelihood has hardly any curvature.
-MOST_UNKNOWN = 0.1
+COLUMNS += ("lower", "upper", "p_value", "method")
 
 # So many coefficients without a standard error are named.
 MOST_NAMED = 4
@@ -83,6 +79,7 @@ class LinearFit:
             gate_penalty=penalty,
         )
         self.data = y, weight, penalty
+        self.gate_is_penalised = penalty is not None and bool(penalty.any())
         logits = model.net_.evaluate(samples, MixtureOfExperts.expert_logits)
         for own in logits.transpose(1, 0, 2):
             part = self.expert_design.parameters(own)
@@ -103,20 +100,30 @@ class LinearFit:
                 "on these samples if you want their coefficients."
             )
 
-    @cached_property
-    def contrasts(self):
-        """Part, expert, class, name and contrast of each coefficient.
+    @property
+    def has_linear_gate(self):
+        """Whether the parameters of the gate are among those of the likelihood."""
+        return self.gate_design is not None or self.n_experts == 1
 
-        The contrast is None if the samples do not determine the coefficient.
+    @cached_property
+    def rows(self):
+        """Part, expert, class and name of each coefficient, and its contrast.
+
+        The contrast is nan if the samples do not determine the coefficient.
         """
-        contrasts = []
+        rows = []
         if self.gate_terms is not None:
             for expert in range(1, self.n_experts):
-                contrasts += self._contrasts("gate", expert, None, 0, expert - 1)
+                rows += self._rows("gate", expert, None, 0, expert - 1)
         for expert in range(self.n_experts):
             for i, label in enumerate(self.classes[1:].tolist()):
-                contrasts += self._contrasts("expert", expert, label, expert + 1, i)
-        return contrasts
+                rows += self._rows("expert", expert, label, expert + 1, i)
+        return rows
+
+    @property
+    def contrasts(self):
+        """The contrasts of all coefficients, (n_coefficients, n_parameters)."""
+        return np.array([contrast for *_, contrast in self.rows])
 
     def words(self):
         """Yield the words and the unit of each term."""
@@ -124,7 +131,7 @@ class LinearFit:
             for term in terms.terms if terms else []:
                 yield term.words(self.names), terms.unit(term)
 
-    def _contrasts(self, part, expert, label, block, output):
+    def _rows(self, part, expert, label, block, output):
         terms, design = self.expert_terms, self.expert_design
         if part == "gate":
             terms, design = self.gate_terms, self.gate_design
@@ -132,48 +139,51 @@ class LinearFit:
         start = block.start + output * design.columns.shape[1]
         for term in terms.terms:
             contrast = design.contrast(terms.direction(term))
+            placed = np.full(self.likelihood.n_parameters, np.nan if contrast is None else 0.0)
             if contrast is not None:
-                placed = np.zeros(self.likelihood.n_parameters)
                 placed[start : start + len(contrast)] = contrast
-                contrast = placed
-            yield part, expert, label, term.words(self.names).feature, contrast
+            yield part, expert, label, term.words(self.names).feature, placed
 
-    def coefficients(self, maximum, quantile, *, with_errors):
-        """Return the columns of the table of coefficients."""
+    def coefficients(self, errors, confidence):
+        """Return the columns of the table of coefficients.
+
+        ``errors`` says how certain they are (see standard_errors.py), or is None.
+        """
         table = {name: [] for name in COLUMNS}
-        for part, expert, label, name, contrast in self.contrasts:
-            value = error = np.nan
-            if contrast is not None:
-                is_known = with_errors and _is_known(contrast, maximum)
-                value = contrast @ (maximum.parameters if is_known else self.parameters)
-                if is_known:
-                    error = np.sqrt(contrast @ maximum.covariance @ contrast)
+        quantile = norm.ppf((1 + confidence) / 2)
+        for i, (*names, contrast) in enumerate(self.rows):
+            value, error, method = float(contrast @ self.parameters), np.nan, None
+            if errors is not None and errors.is_known[i]:
+                value = float(errors.values[i])
+                if not self._is_penalised(names[0]):
+                    error, method = float(errors.errors[i]), errors.method
             with np.errstate(over="ignore"):
-                ratio = np.exp(value)
-            row = (part, expert, label, name, value, ratio, error)
-            row += (value - quantile * error, value + quantile * error)
-            row += (2 * norm.sf(abs(value) / error) if error > 0 else np.nan,)
+                ratio = float(np.exp(value))
+            p_value = float(2 * norm.sf(abs(value) / error)) if error > 0 else np.nan
+            interval = value - quantile * error, value + quantile * error
+            row = (*names, value, ratio, error, *map(float, interval), p_value, method)
             for column, each in zip(COLUMNS, row, strict=True):
-                table[column].append(each if column in COLUMNS[:4] else float(each))
+                table[column].append(each)
         return table
 
-    def differences(self, maximum):
+    def _is_penalised(self, part):
+        return part == "gate" and self.gate_is_penalised
+
+    def differences(self, errors):
         """Return Wald tests of each coefficient being the same in all experts."""
         tests = {name: [] for name in ("class", "feature", "statistic", "degrees_of_freedom")}
         values = []
         by_term = {}
-        for part, _, label, name, contrast in self.contrasts:
+        for i, (part, _, label, name, _) in enumerate(self.rows):
             if part == "expert":
-                by_term.setdefault((label, name), []).append(contrast)
-        for (label, name), contrasts in by_term.items():
-            if len(contrasts) == 1 or any(
-                each is None or not _is_known(each, maximum) for each in contrasts
-            ):
+                by_term.setdefault((label, name), []).append(i)
+        for (label, name), places in by_term.items():
+            if len(places) == 1 or not errors.is_known[places].all():
                 continue
-            differences = np.array(contrasts[1:]) - contrasts[0]
-            covariance = differences @ maximum.covariance @ differences.T
-            value = differences @ maximum.parameters
-            statistic = float(value @ np.linalg.solve(covariance, value))
+            less_first = np.eye(len(places))[1:] - np.eye(len(places))[0]
+            covariance = less_first @ errors.covariance(places) @ less_first.T
+            value = less_first @ errors.values[places]
+            statistic = float(value @ np.linalg.pinv(covariance, hermitian=True) @ value)
             for column, each in zip(tests, (label, name, statistic, len(value)), strict=True):
                 tests[column].append(each)
             values.append(chi2.sf(statistic, len(value)))
@@ -239,17 +249,25 @@ class LinearFit:
         )
         return likelihood.maximise(np.zeros(likelihood.n_parameters)).parameters
 
-    def notes(self, maximum):
+    def notes(self, errors):
         """Return which coefficients have no standard error."""
         unknown = [
             f"{'the gate' if part == 'gate' else f'expert {expert}'}: {name}"
-            for part, expert, _, name, contrast in self.contrasts
-            if contrast is None or not _is_known(contrast, maximum)
+            for (part, expert, _, name, _), is_known in zip(
+                self.rows, errors.is_known, strict=True
+            )
+            if not (is_known or self._is_penalised(part))
         ]
         notes = []
+        if self._is_penalised("gate"):
+            notes = [
+                "No standard errors of the gate: its penalty draws its coefficients towards 0, "
+                "and no interval accounts\nfor that. Take regularization=None, with encoder=None "
+                "if straight lines are enough for it."
+            ]
         if self.omitted:
             names = ", ".join(str(self.names[column]) for column in dict.fromkeys(self.omitted))
-            notes = [f"No coefficient: {names}. Other columns determine it."]
+            notes.append(f"No coefficient: {names}. Other columns determine it.")
         if not unknown:
             return notes
         listed = "; ".join(dict.fromkeys(unknown[:MOST_NAMED]))
@@ -257,17 +275,11 @@ class LinearFit:
         return [
             *notes,
             f"No standard error: {listed}{more}.",
-            "These separate the classes, or the experts, so the likelihood rises as they grow "
-            "without bound.",
+            f"These separate the classes, or the experts{errors.where}, so the likelihood rises "
+            "as they grow without bound.",
             "Shown are those of the fitted mixture, which l2 of LinearExperts, or the penalty of "
             "the gate, keeps finite.",
         ]
-
-
-def _is_known(contrast, maximum):
-    """Whether the likelihood determines a contrast."""
-    variance = contrast @ maximum.covariance @ contrast
-    return np.sum((contrast @ maximum.unknown) ** 2) <= MOST_UNKNOWN * variance
 
 
 def _bic(likelihood, maximum):

@@ -111,11 +111,31 @@ def _polish(net, is_sparse, starts, *data):
     after = objective()
     if not (after.isfinite() if is_sparse else after < before):
         return
-    with torch.no_grad():
-        for name, parameter in objective.mixture.named_parameters():
-            net.module_.get_parameter(name).copy_(parameter)
+    objective.copy_to(net)
     if finished:
         starts.kept, starts.finished = distinct[best], finished
+
+
+def polish_again(
+    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+) -> None:
+    """Bring a polished net to the nearest optimum for other samples.
+
+    Columns that its gate does not use stay out.
+
+    Parameters
+    ----------
+    net : MoENet
+        A net that can be polished.
+    X, y, sample_weight, group
+        The samples, as the net reads them.
+    """
+    objective = _Objective(net, X, y, sample_weight, group)
+    objective.dropped = ~net.module_.gate.used_inputs
+    before = objective()
+    objective.minimise(LAST_STEPS)
+    if objective() < before:
+        objective.copy_to(net)
 
 
 @torch.no_grad()
@@ -218,6 +238,12 @@ class _Objective:
             line_search_fn="strong_wolfe",
         )
         optimizer.step(self)
+
+    @torch.no_grad()
+    def copy_to(self, net: MoENet) -> None:
+        """Give a net the parameters of the mixture."""
+        for name, parameter in self.mixture.named_parameters():
+            net.module_.get_parameter(name).copy_(parameter)
 
     @torch.no_grad()
     def bic(self) -> float:
