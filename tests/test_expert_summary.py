@@ -1,6 +1,7 @@
 """Coefficients of linear experts, their errors, and what is said about them."""
 
 from copy import copy, deepcopy
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,7 @@ from sklearn_moe import (
 )
 from sklearn_moe.gates import CosineGate
 from sklearn_moe.interpretation.inference import Design, Likelihood
+from sklearn_moe.interpretation.terms import _in_units
 from sklearn_moe.training import polish
 
 matplotlib.use("Agg")
@@ -233,6 +235,14 @@ def test_no_errors_where_restarts_disagree(fitted):
     assert np.isnan(summary.coefficients["standard_error"]).all()
     assert summary.differences == {}
     assert "found other decompositions" in repr(summary)
+
+
+def test_a_knot_at_zero_is_zero():
+    rng = np.random.default_rng(0)
+    mean, scale = rng.uniform(1, 50, size=(2, 100))
+    knots = -mean / scale / np.sqrt(1 + (mean / scale / 3) ** 2)  # squashed
+    table = SimpleNamespace(mean_=mean, scale_=scale, exponent_=np.zeros(100, dtype=int))
+    assert not any(_in_units(table, i, knots[[i]]) for i in range(100))
 
 
 def test_groups():

@@ -143,8 +143,8 @@ class CoefficientDisplay:
             axes.set_yticks(np.arange(len(shown)), rows)
             axes.set_ylim(len(shown) - 0.5, -0.5)
             axes.set_xlabel(
-                f"less likely ←   log odds of {label}\nagainst {summary.classes[0]}"
-                "   → more likely"
+                f"log odds of {label} against {summary.classes[0]}\n"
+                f"← less likely {label}     more likely {label} →"
             )
             axes.spines[["top", "right"]].set_visible(False)
         n_all = len(self._features())

@@ -277,9 +277,10 @@ class DecompositionDisplay:
             for name, (words, symbol) in MEASURES.items()
         ]
         if found.specialization is not None:
+            times = 2**found.specialization
             lines.append(
-                f"true class {2**found.specialization:.2f} times as probable as for others"
-                f"  $_{{S={signed(found.specialization, 2):.2f}}}$"
+                f"true class {times:,.{2 if times < 10 else 0}f} times as probable for the chosen "
+                f"expert as for others  $_{{S={signed(found.specialization, 2):.2f}}}$"
             )
         return lines
 

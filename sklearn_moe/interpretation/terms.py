@@ -152,6 +152,7 @@ def _in_units(table, position, knots):
     """Return knots, which are standardised and squashed, in the units of the column."""
     standard = knots / np.sqrt(1 - np.square(knots / 3))
     scaled = table.mean_[position] + table.scale_[position] * standard
+    scaled[np.abs(scaled) < 1e-9 * table.scale_[position]] = 0.0  # what rounding leaves of it
     return np.ldexp(scaled, table.exponent_[position])
 
 
