@@ -49,6 +49,7 @@ sphinx_gallery_conf = {
                 "quickstart",
                 "table",
                 "regimes",
+                "reading",
                 "images",
                 "collapse",
                 "attentive_gate",

@@ -123,6 +123,8 @@ class CoefficientDisplay:
         self.points_ = []
         names = expert_labels(self.expert_names, n_experts)
         rows = cut([self._label(list(self._features())[i]) for i in shown], LONGEST)
+        is_scaled = any(unit != 1 for unit in summary.units.values())
+        standard = "\n+: for one standard deviation more" if is_scaled else ""
         offsets = np.linspace(-0.3, 0.3, n_experts) if n_experts > 1 else np.zeros(1)
         for axes, label, (effects, errors) in zip(self.axes_, labels, panels, strict=True):
             axes.axvline(0, color="0.6", linewidth=1, zorder=0)
@@ -144,7 +146,7 @@ class CoefficientDisplay:
             axes.set_ylim(len(shown) - 0.5, -0.5)
             axes.set_xlabel(
                 f"log odds of {label} against {summary.classes[0]}\n"
-                f"← less likely {label}     more likely {label} →"
+                f"← {label} less likely     {label} more likely →{standard}"
             )
             axes.spines[["top", "right"]].set_visible(False)
         n_all = len(self._features())
