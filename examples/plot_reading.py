@@ -50,8 +50,9 @@ X_train, X_test, y_train, y_test, digit_train, digit_test, images_train, images_
 # The gate reads one column, and its rules are the names of the experts. Ink at the middle right
 # speaks for an odd digit in one expert, and for an even one in the other.
 
-clf = MoEClassifier(2, experts="linear", gate_features=["middle left"], random_state=0)
-clf.fit(X_train, y_train)
+clf = MoEClassifier(
+    2, experts="linear", gate_features=["middle left"], n_init=4, random_state=0
+).fit(X_train, y_train)
 rules = gate_rules(clf, X_train, X_test=X_test, random_state=0)
 pictures = {
     "coefficients": CoefficientDisplay.from_estimator(clf, X_train, y_train, expert_names=rules)
