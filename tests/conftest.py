@@ -77,6 +77,13 @@ def fitted_table(table):
 
 
 @pytest.fixture
+def short_polish(monkeypatch):
+    """Let the polish of linear experts end early, where it does not matter how well they fit."""
+    for name in ("FIRST_STEPS", "STEPS_OF_ATTEMPT", "LAST_STEPS"):
+        monkeypatch.setattr(f"sklearn_moe.training.polish.{name}", 5)
+
+
+@pytest.fixture
 def few_digits(monkeypatch):
     """Let code load a third of the digits."""
 
@@ -88,13 +95,13 @@ def few_digits(monkeypatch):
 
 
 @pytest.fixture
-def short_trainings(few_digits, monkeypatch):
-    """Let a training end after three epochs; building the guide runs the examples whole."""
+def short_trainings(few_digits, short_polish, monkeypatch):
+    """Let a training end after two epochs; building the guide runs the examples whole."""
     fit_loop = MoENet.fit_loop
 
     def short(net, X, y=None, epochs=None, **params):
         epochs = net.max_epochs if epochs is None else epochs
-        return fit_loop(net, X, y, epochs=min(epochs, 3), **params)
+        return fit_loop(net, X, y, epochs=min(epochs, 2), **params)
 
     monkeypatch.setattr(MoENet, "fit_loop", short)
 

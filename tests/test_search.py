@@ -62,7 +62,7 @@ def states(study):
 @pytest.mark.smoke
 def test_default_space(clf, iris):
     X, y = iris
-    pipeline = make_pipeline(StandardScaler(), clf.set_params(max_iter=3))
+    pipeline = make_pipeline(StandardScaler(), clf.set_params(max_iter=1))
     search = tune(pipeline, X, y, n_trials=6, cv=2, scoring="neg_log_loss", random_state=0)
     assert len(search.study_.trials) == len(search.trials_dataframe()) == 6
     assert search.best_score_ == max(t.value for t in search.study_.trials if t.values) < 0
@@ -108,7 +108,7 @@ def test_results_are_those_of_scikit_learn(clf, iris):
 
 def test_reproducible(clf, iris):
     one, other, third = (
-        tune(clf.set_params(max_iter=2), *iris, n_trials=4, cv=2, random_state=seed)
+        tune(clf.set_params(max_iter=1), *iris, n_trials=4, cv=2, random_state=seed)
         for seed in (1, 1, 2)
     )
     params = [[trial.params for trial in search.study_.trials] for search in (one, other, third)]
@@ -118,7 +118,7 @@ def test_reproducible(clf, iris):
 
 
 def test_pickle_and_clone(clf, iris):
-    search = MoESearchCV(clf, n_experts, n_trials=2, cv=2).fit(*iris)
+    search = MoESearchCV(clf.set_params(max_iter=2), n_experts, n_trials=2, cv=2).fit(*iris)
     twin = pickle.loads(pickle.dumps(search))
     np.testing.assert_array_equal(twin.predict(iris[0]), search.predict(iris[0]))
     assert len(twin.study_.trials) == 2
@@ -145,7 +145,7 @@ def test_estimator_checks():
 def test_several_scores(clf, iris):
     X, y = iris
     scoring = ["neg_log_loss", "neg_sample_entropy"]
-    clf.set_params(max_iter=5)
+    clf.set_params(max_iter=2)
     search = tune(clf, X, y, n_trials=8, cv=2, scoring=scoring, random_state=0)
     front = [[row[name] for name in scoring] for row in search.pareto_front_]
     everyone = np.array([trial.values for trial in search.study_.trials])
@@ -162,6 +162,7 @@ def test_several_scores(clf, iris):
 
 
 def test_refit(clf, iris):
+    clf.set_params(max_iter=2)
     search = tune(clf, *iris, n_experts, n_trials=2, cv=2, refit=False)
     assert not hasattr(search, "best_estimator_") and search.best_params_
     last = tune(clf, *iris, n_experts, n_trials=2, cv=2, refit=lambda results: 1)
@@ -259,7 +260,7 @@ def test_string_labels_and_frames(as_frame, clf, iris):
     names = np.array(["b", "c", "a"])[y]
     if as_frame:
         X, names = pd.DataFrame(X, columns=list("pqrs")), pd.Series(names)
-    clf.set_params(max_iter=2)
+    clf.set_params(max_iter=1)
     pipeline = make_pipeline(StandardScaler().set_output(transform="pandas"), clf)
     search = tune(pipeline, X, names, n_trials=7, cv=2, random_state=0)
     assert set(search.predict(X)) <= set("abc")
@@ -609,7 +610,7 @@ def test_full_disk_under_sqlite(iris, tmp_path):
 @pytest.mark.parametrize("storage", [None, "sqlite", "journal"])
 def test_parallel(storage, clf, iris, tmp_path):
     path = {"sqlite": f"sqlite:///{tmp_path}/a.db", "journal": tmp_path / "a.log"}.get(storage)
-    search = tune(clf, *iris, n_experts, n_trials=4, cv=2, n_jobs=2, storage=path)
+    search = tune(clf.set_params(max_iter=1), *iris, n_experts, n_trials=4, cv=2, n_jobs=2, storage=path)
     assert states(search.study_) == ["COMPLETE"] * 4
     assert pickle.loads(pickle.dumps(search)).best_score_ == search.best_score_
 
@@ -618,7 +619,7 @@ def test_parallel(storage, clf, iris, tmp_path):
 @pytest.mark.parametrize("storage", [None, "journal.log"])
 def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    clf.set_params(max_iter=2)
+    clf.set_params(max_iter=1)
     go = partial(tune, clf, *iris, cv=2, study_name="mine", storage=storage, random_state=0)
     first = go(n_trials=3)
     assert (tmp_path / (storage or "mine.db")).exists()

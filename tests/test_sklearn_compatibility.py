@@ -15,23 +15,27 @@ pytestmark = [
 
 def _whole():
     """Mixtures that differ in kind, which go through all checks."""
-    yield MoEClassifier(max_iter=12)
-    yield MoEClassifier(3, max_iter=12, encoder=None, mixing="logit", batch_size=100)
+    yield MoEClassifier(max_iter=3)
+    yield MoEClassifier(3, max_iter=3, encoder=None, mixing="logit", batch_size=100)
     # Few of the checks have the rows for which "auto" takes hat functions.
-    yield MoEClassifier(max_iter=12, encoder=TableEncoder(n_knots=5))
-    yield MoEClassifier(max_iter=12, gate="attentive", batch_size=32)
-    yield MoEClassifier(max_iter=12, gate="noisy_top_k", regularization="load")
+    yield MoEClassifier(max_iter=3, encoder=TableEncoder(n_knots=5))
+    yield MoEClassifier(max_iter=3, gate="attentive", batch_size=32)
+    yield MoEClassifier(max_iter=3, gate="noisy_top_k", regularization="load")
 
 
 def _others():
     """A mixture with each gate, each kind of experts and each regularization, soon trained."""
-    soon = {"n_experts": 4, "max_iter": 4, "batch_size": 100, "n_init": 1}
+    soon = {"n_experts": 4, "max_iter": 2, "batch_size": 100, "n_init": 1}
     for gate in sorted(set(GATES) - {"softmax", "attentive"}):
         yield MoEClassifier(**soon, gate=gate)
     for experts in sorted(set(EXPERTS) - {"conv", "mlp"}):  # the checks have tables alone
         yield MoEClassifier(**soon, experts=experts)
     for regularization in sorted(set(REGULARIZERS) - {"load"}):
         yield MoEClassifier(**soon, regularization=regularization)
+    # For the check of class weights alone, which would train for 1000 epochs.
+    yield MoEClassifier(
+        3, batch_size=100, early_stopping=True, learning_rate_schedule="constant"
+    )
 
 
 # What a gate, experts or a regularization can break; all else is the estimator's.
@@ -63,8 +67,8 @@ _ONCE = {*_EXPECTED_FAILURES, "check_estimator_sparse_matrix"}
 
 def _runs(check, estimator, whole):
     name = check.func.__name__
-    if name == "check_class_weight_classifiers":  # trains for 1000 epochs, here of one step
-        return estimator is whole[1]
+    if estimator.early_stopping or name == "check_class_weight_classifiers":
+        return estimator.early_stopping and name == "check_class_weight_classifiers"
     if name == "check_classifiers_train" and estimator is not whole[0]:
         return "X_dtype" in check.keywords  # of its three variants that of read-only float32
     if name in _ONCE:
@@ -86,6 +90,7 @@ def _checks():
                 yield pytest.param(estimator, check, marks=marks, id=f"{of}-{name}")
 
 
+@pytest.mark.usefixtures("short_polish")
 @pytest.mark.parametrize("estimator, check", list(_checks()))
 def test_estimator_checks(estimator, check):
     check(estimator)
