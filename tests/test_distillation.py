@@ -27,7 +27,7 @@ from sklearn_moe import (
 )
 
 MOE = MoEClassifier(
-    n_experts=4, gate="attentive", regularization="importance", max_iter=30, random_state=0
+    n_experts=4, gate="attentive", regularization="importance", max_iter=12, random_state=0
 )
 
 

@@ -95,7 +95,7 @@ def test_convolutions_learn_digits(digits):
     X, y = digits[0].reshape(-1, 8, 8), digits[1]
     gate = AttentiveGate((32,), encoder=ConvEncoder((8,)))
     for change in ({"gate": gate}, {"encoder": "conv"}):
-        params = {"experts": "auto", "regularization": "importance", "max_iter": 20, **change}
+        params = {"experts": "auto", "regularization": "importance", "max_iter": 10, **change}
         clf = make(**params).fit(X[:700], y[:700])
         assert clf.score(X[700:], y[700:]) > 0.9
 
@@ -105,7 +105,7 @@ def test_students_keep_encoders(encoder, images):
     X, y = images
     gate = AttentiveGate((8,), encoder="conv" if encoder is None else None)
     experts = ConvExperts((4,), (8,)) if encoder is None else "auto"
-    teacher = make(gate=gate, encoder=encoder, experts=experts, max_iter=20).fit(X, y)
+    teacher = make(gate=gate, encoder=encoder, experts=experts, max_iter=10).fit(X, y)
     student = distill(teacher, X, y)
     for name, tensor in teacher.module_.state_dict().items():
         if name.startswith(("experts", "encoder")):
@@ -130,7 +130,7 @@ def test_student_learns_from_changed_images(target, images):
         "encoder": ConvEncoder((2,), normalization="batch"),
         "experts": MLPExperts((8,), dropout=0.5),
         "gate": AttentiveGate(),
-        "max_iter": 20,
+        "max_iter": 10,
     }
     teacher = make(augmentation=spy, **params).fit(X, y)
     n_seen = len(seen)

