@@ -80,7 +80,7 @@ def fitted_table(table):
 def short_polish(monkeypatch):
     """Let the polish of linear experts end early, where it does not matter how well they fit."""
     for name in ("FIRST_STEPS", "STEPS_OF_ATTEMPT", "LAST_STEPS"):
-        monkeypatch.setattr(f"sklearn_moe.training.polish.{name}", 5)
+        monkeypatch.setattr(f"sklearn_moe.training.polish.{name}", 2)
 
 
 @pytest.fixture

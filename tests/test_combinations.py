@@ -83,6 +83,9 @@ def test_all_names_are_here():
     assert set(KINDS) == {"auto", *EXPERTS}
 
 
+pytestmark = pytest.mark.usefixtures("short_polish")
+
+
 # The labels are random, so a sparse gate may drop all columns.
 @pytest.mark.filterwarnings("ignore:The gate has collapsed")
 @pytest.mark.parametrize("gate, experts", PAIRS)

@@ -59,6 +59,7 @@ def usual():
 
 @pytest.mark.filterwarnings("ignore:The best of")
 @pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.usefixtures("short_polish")
 def test_defaults_of_a_user_change_nothing(name, usual):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(60, 4)), np.arange(60) % 3

@@ -95,7 +95,7 @@ def test_convolutions_learn_digits(digits):
     X, y = digits[0].reshape(-1, 8, 8), digits[1]
     gate = AttentiveGate((32,), encoder=ConvEncoder((8,)))
     for change in ({"gate": gate}, {"encoder": "conv"}):
-        params = {"experts": "auto", "regularization": "importance", "max_iter": 10, **change}
+        params = {"experts": "auto", "regularization": "importance", "max_iter": 15, **change}
         clf = make(**params).fit(X[:700], y[:700])
         assert clf.score(X[700:], y[700:]) > 0.9
 

@@ -9,6 +9,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+from sklearn_moe import MoEClassifier
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -29,6 +31,7 @@ def test_readme_has_two_set_up_commands():
 
 def test_quick_start(few_digits, capsys, monkeypatch, tmp_path):
     matplotlib.use("agg")
+    monkeypatch.setitem(MoEClassifier.__init__.__kwdefaults__, "max_iter", 15)
     monkeypatch.setattr(sys, "argv", ["plot_quickstart.py", str(tmp_path / "picture.png")])
     runpy.run_path(str(ROOT / "examples" / "plot_quickstart.py"), run_name="__main__")
     plt.close("all")

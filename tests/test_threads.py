@@ -216,15 +216,36 @@ def test_a_new_thread_has_the_limit_of_the_process(several_threads):
     assert seen == [2, 4]
 
 
-def test_a_forked_child_predicts_and_fits():
-    run(
+def test_a_new_process_is_left_as_it_is_and_forks():
+    """In a notebook without ipywidgets, with one thread, as workers of joblib have it."""
+    said = run(
         """
 import multiprocessing
+import sys
+from types import ModuleType, SimpleNamespace
+
+sys.modules["ipykernel.zmqshell"] = ModuleType("ipykernel.zmqshell")
+sys.modules["IPython"] = SimpleNamespace(get_ipython=lambda: None)
+sys.modules["ipywidgets"] = None
+
 import numpy as np
 import torch
-from sklearn_moe import MoEClassifier
+from threadpoolctl import threadpool_info
+
+from sklearn_moe import MoEClassifier, tune
+from sklearn_moe.training.prediction import threads_for
 from sklearn_moe.training.threads import intra_op_threads
 
+X, y = [[0.0], [1.0]] * 9, [0, 1] * 9
+clf = MoEClassifier(n_experts=2, max_iter=1).fit(X, y)
+tune(clf, X, y, n_trials=1, cv=2, pruner=None, refit=False, verbose=0)
+with threads_for(clf.net_, 10**9):
+    assert torch.get_num_threads() == 1
+assert torch.get_num_threads() == 1
+assert all(each["num_threads"] == 1 for each in threadpool_info() if "torch" in each["filepath"])
+
+# A forked child predicts and fits.
+torch.set_num_threads(2)
 X = np.random.default_rng(0).normal(size=(64, 784))
 y = np.arange(64) % 2
 clf = MoEClassifier(n_experts=2, max_iter=1, n_threads=2, random_state=0).fit(X, y)
@@ -245,36 +266,7 @@ for child in children:
 codes = [child.exitcode for child in children]
 assert codes == [0, 0], codes
 """,
-        OMP_NUM_THREADS="2",
-        OMP_WAIT_POLICY="passive",
-    )
-
-
-def test_a_new_process_is_left_as_it_is():
-    """In a notebook without ipywidgets, with one thread, as workers of joblib have it."""
-    said = run(
-        """
-import sys
-from types import ModuleType, SimpleNamespace
-
-sys.modules["ipykernel.zmqshell"] = ModuleType("ipykernel.zmqshell")
-sys.modules["IPython"] = SimpleNamespace(get_ipython=lambda: None)
-sys.modules["ipywidgets"] = None
-
-import torch
-from threadpoolctl import threadpool_info
-
-from sklearn_moe import MoEClassifier, tune
-from sklearn_moe.training.prediction import threads_for
-
-X, y = [[0.0], [1.0]] * 9, [0, 1] * 9
-clf = MoEClassifier(n_experts=2, max_iter=1).fit(X, y)
-tune(clf, X, y, n_trials=1, cv=2, pruner=None, refit=False, verbose=0)
-with threads_for(clf.net_, 10**9):
-    assert torch.get_num_threads() == 1
-assert torch.get_num_threads() == 1
-assert all(each["num_threads"] == 1 for each in threadpool_info() if "torch" in each["filepath"])
-""",
         OMP_NUM_THREADS="1",
+        OMP_WAIT_POLICY="passive",
     )
     assert said == ""
