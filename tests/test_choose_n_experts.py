@@ -1,8 +1,5 @@
 """The number of experts: criteria, cross-validation, pictures and the bootstrap test."""
 
-import re
-
-import joblib
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -290,15 +287,6 @@ def test_goes_on(small, tmp_path, monkeypatch):
     assert go([1, 2]).n_experts_ == first.n_experts_
 
 
-def test_parallel(small, tmp_path, capfd):
-    parameters = {"cv": 2, "storage": joblib.Memory(tmp_path, verbose=0)}
-    one = choose_n_experts(QUICK, *small, [1, 2], verbose=0, cv=2)
-    two = choose_n_experts(QUICK, *small, [1, 2], n_jobs=2, **parameters)
-    assert re.search(r"choose_n_experts: 100%.* 6/6", capfd.readouterr().err)
-    for name, values in one.results.items():
-        np.testing.assert_allclose(two.results[name], values, rtol=1e-6)
-
-
 def test_only_the_chosen_mixture_warns(small):
     X, y = small
     with pytest.warns(UserWarning) as caught:
@@ -339,29 +327,13 @@ def linear(n_experts):
     return clone(LINEAR).set_params(n_experts=n_experts, n_init=3)
 
 
-def test_likelihood_ratio(two_regimes, capfd):
+def test_likelihood_ratio(two_regimes):
     one, two = linear(1).fit(*two_regimes), linear(2).fit(*two_regimes)
-    arguments = {"n_bootstrap": 5, "random_state": 0}
-    test = likelihood_ratio_test(one, two, *two_regimes, **arguments)
+    test = likelihood_ratio_test(one, two, *two_regimes, n_bootstrap=5, random_state=0)
     assert test.statistic == 2 * (two.log_likelihood_ - one.log_likelihood_)
     assert test.p_value == 1 / 6 and test.bootstrap_statistics.max() < test.statistic
     assert test.n_experts == (1, 2) and test.n_redrawn == 0
     assert repr(test).startswith("Likelihood-ratio test of 1 against 2 experts")
-    # Unfitted, in a pipeline and in parallel it is the same test.
-    arguments["n_bootstrap"] = 2
-    again = likelihood_ratio_test(
-        make_pipeline("passthrough", linear(1)),
-        linear(2),
-        *two_regimes,
-        n_jobs=2,
-        verbose=1,
-        **arguments,
-    )
-    assert again.statistic == pytest.approx(test.statistic, abs=1e-3)
-    np.testing.assert_allclose(
-        again.bootstrap_statistics, test.bootstrap_statistics[:2], atol=1e-3
-    )
-    assert re.search(r"likelihood_ratio_test: 100%.* 2/2", capfd.readouterr().err)
 
 
 def test_enough_experts(two_regimes):

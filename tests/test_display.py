@@ -553,19 +553,27 @@ CONTAINERS = {
 }
 
 
+def displays_of(clf, X):
+    regions = ExpertRegionsDisplay.from_estimator(clf, X, grid_resolution=20)
+    samples = ExpertSamplesDisplay.from_estimator(clf, X)
+    alternating = ExpertSamplesDisplay.from_predictions(np.eye(2)[np.arange(300) % 2], X)
+    return regions.response, samples.differences, alternating.differences
+
+
+@pytest.fixture(scope="module")
+def of_frame(plane):
+    frame = pd.DataFrame(plane[0], columns=["a", "b"])
+    clf = MoEClassifier(n_experts=3, max_iter=2, random_state=0).fit(frame, plane[1])
+    return clf, frame, displays_of(clf, frame)
+
+
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_containers_of_tables(container, plane):
-    frame = pd.DataFrame(plane[0], columns=["a", "b"])
-    held = CONTAINERS[container](frame)
-    clf = MoEClassifier(n_experts=3, max_iter=5, random_state=0).fit(frame, plane[1])
-    regions = [ExpertRegionsDisplay.from_estimator(clf, X) for X in (frame, held)]
-    assert np.array_equal(regions[0].response, regions[1].response)
-    samples = [ExpertSamplesDisplay.from_estimator(clf, X) for X in (frame, held)]
-    assert np.array_equal(samples[0].differences, samples[1].differences)
-    p = np.eye(2)[np.arange(300) % 2]
-    samples = [ExpertSamplesDisplay.from_predictions(p, X) for X in (frame, held)]
-    assert np.array_equal(samples[0].differences, samples[1].differences)
+def test_containers_of_tables(container, of_frame):
+    clf, frame, expected = of_frame
+    found = displays_of(clf, CONTAINERS[container](frame))
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_one_expert_and_missing_values():

@@ -131,7 +131,10 @@ def test_same_seed_same_bits_also_from_threads(params, digits):
 
     def fit_predict(seed):
         return (
-            make(batch_size=50, max_iter=3, **params).set_params(random_state=seed).fit(X, y).predict_proba(X)
+            make(batch_size=50, max_iter=3, **params)
+            .set_params(random_state=seed)
+            .fit(X, y)
+            .predict_proba(X)
         )
 
     with ThreadPoolExecutor(2) as pool:
@@ -188,7 +191,9 @@ def test_random_state_none_and_instance(iris):
     one, other = (make(max_iter=2, random_state=None).fit(X, y).predict_proba(X) for _ in range(2))
     assert not np.array_equal(one, other)
     instance = np.random.RandomState(3)
-    one, other = (make(max_iter=2, random_state=instance).fit(X, y).predict_proba(X) for _ in range(2))
+    one, other = (
+        make(max_iter=2, random_state=instance).fit(X, y).predict_proba(X) for _ in range(2)
+    )
     assert not np.array_equal(one, other)
 
 
@@ -228,7 +233,9 @@ def test_integer_weights_equal_repeats(regularization, gate, iris):
 def test_weights_act_by_their_ratio(iris):
     X, y = iris
     weight = np.random.RandomState(0).uniform(size=len(X))
-    one, other = (make(max_iter=3).fit(X, y, scale * weight).predict_proba(X) for scale in (1, 1000))
+    one, other = (
+        make(max_iter=3).fit(X, y, scale * weight).predict_proba(X) for scale in (1, 1000)
+    )
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -373,7 +380,9 @@ def test_early_stopping_sets_a_part_aside(iris):
 
 def test_validation_set_alone_only_records(iris):
     X, y = iris
-    with_val = make(max_iter=3).fit(X, y, X_val=X[::2], y_val=y[::2], sample_weight_val=np.ones(75))
+    with_val = make(max_iter=3).fit(
+        X, y, X_val=X[::2], y_val=y[::2], sample_weight_val=np.ones(75)
+    )
     without = make(max_iter=3).fit(X, y)
     assert np.array_equal(with_val.predict_proba(X), without.predict_proba(X))
     assert len(with_val.validation_loss_curve_) == 3
@@ -496,7 +505,9 @@ def test_partial_fit_is_an_epoch(iris):
 
 
 def test_equal_parameters_are_no_change(iris):
-    clf = make(warm_start=True, max_iter=2, gate=SoftmaxGate([]), experts=MLPExperts([8])).fit(*iris)
+    clf = make(warm_start=True, max_iter=2, gate=SoftmaxGate([]), experts=MLPExperts([8])).fit(
+        *iris
+    )
     clf.set_params(gate=SoftmaxGate(()), experts=MLPExperts((8,))).fit(*iris)
     with pytest.raises(ValueError, match="cannot change experts"):
         clf.set_params(experts=functools.partial(nn_expert, hidden_size=4)).fit(*iris)
@@ -554,7 +565,9 @@ def test_every_penalty_is_added_once(value, iris):
 
 
 def test_strength_zero_is_no_term(iris):
-    clf = make(regularization=Load(0.0), max_iter=3).fit(*iris)  # with any other strength this gate raises
+    clf = make(regularization=Load(0.0), max_iter=3).fit(
+        *iris
+    )  # with any other strength this gate raises
     assert clf.net_.regularizations == []
     none = make(regularization=None, max_iter=3).fit(*iris)
     assert np.array_equal(clf.predict_proba(iris[0]), none.predict_proba(iris[0]))
@@ -732,14 +745,22 @@ def test_own_optimizer_has_its_own_defaults(iris):
     clf = make(net_params=net_params, weight_decay=0.7, max_iter=1).fit(*iris)
     (group,) = clf.net_.optimizer_.param_groups
     assert (group["betas"], group["weight_decay"], group["fused"]) == ((0.8, 0.9), 0.01, None)
-    assert make(weight_decay=0.7, max_iter=1).fit(*iris).net_.optimizer_.param_groups[0]["weight_decay"] == 0.7
+    assert (
+        make(weight_decay=0.7, max_iter=1)
+        .fit(*iris)
+        .net_.optimizer_.param_groups[0]["weight_decay"]
+        == 0.7
+    )
     slow = make(net_params={"optimizer__fused": False}, max_iter=1).fit(*iris)
     assert slow.net_.optimizer_.param_groups[0]["fused"] is False
 
 
 def test_torch_data_loader_is_reproducible(iris):
     net_params = {"iterator_train": torch.utils.data.DataLoader, "iterator_train__shuffle": True}
-    curves = [make(net_params=net_params, batch_size=50, max_iter=3).fit(*iris).loss_curve_ for _ in range(2)]
+    curves = [
+        make(net_params=net_params, batch_size=50, max_iter=3).fit(*iris).loss_curve_
+        for _ in range(2)
+    ]
     assert curves[0] == curves[1]
 
 
@@ -950,7 +971,12 @@ def test_experts_that_work_in_place_leave_the_data_alone(iris):
 
 def test_mlp_experts_flatten_images(digits):
     X, y = digits[0][:300], digits[1][:300]
-    params = {"experts": "mlp", "encoder": None, "regularization": "sample_similarity", "max_iter": 3}
+    params = {
+        "experts": "mlp",
+        "encoder": None,
+        "regularization": "sample_similarity",
+        "max_iter": 3,
+    }
     params |= {"learning_rate": 0.01, "weight_decay": 0.1}
     images, rows = make(**params).fit(X.reshape(-1, 8, 8), y), make(**params).fit(X, y)
     assert np.array_equal(images.predict_proba(X.reshape(-1, 8, 8)), rows.predict_proba(X))

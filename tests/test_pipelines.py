@@ -25,7 +25,6 @@ from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
     RandomizedSearchCV,
-    cross_val_score,
 )
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -84,13 +83,6 @@ def test_halving_search_over_epochs(clf, iris):
         clf, {"n_experts": [1, 2, 3]}, resource="max_iter", max_resources=9, cv=2, random_state=0
     ).fit(*iris)
     assert search.best_estimator_.n_iter_ == search.best_estimator_.max_iter == 9
-
-
-def test_cross_val_score_in_two_processes(clf, iris):
-    X, y = iris
-    clf.set_params(max_iter=2)
-    one, two = (cross_val_score(clf, X, y, cv=4, n_jobs=n_jobs) for n_jobs in (1, 2))
-    assert one.tolist() == two.tolist()
 
 
 def test_calibrated_classifier(clf, iris):

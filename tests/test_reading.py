@@ -541,7 +541,9 @@ def test_masks_are_the_same_in_any_type(digits):
             np.testing.assert_allclose(proba, expected, atol=1e-6)
         with pytest.raises(ValueError, match=r"whole numbers up to 255.*fitted on .*from 0 to 1"):
             clf.predict(X[test].astype(np.uint8) * 255)
-    flat = make(max_iter=10, input_shape=(8, 8)).fit(X[train].reshape(-1, 64).astype(np.uint8), y[train])
+    flat = make(max_iter=10, input_shape=(8, 8)).fit(
+        X[train].reshape(-1, 64).astype(np.uint8), y[train]
+    )
     assert flat.score(X[test].reshape(-1, 64), y[test]) > 0.8
     # A dark batch of bytes stays one of bytes.
     shades = (digits[0].reshape(-1, 8, 8) * 255).astype(np.uint8)

@@ -33,9 +33,7 @@ def _others():
     for regularization in sorted(set(REGULARIZERS) - {"load"}):
         yield MoEClassifier(**soon, regularization=regularization)
     # For the check of class weights alone, which would train for 1000 epochs.
-    yield MoEClassifier(
-        3, batch_size=100, early_stopping=True, learning_rate_schedule="constant"
-    )
+    yield MoEClassifier(3, batch_size=100, early_stopping=True, learning_rate_schedule="constant")
 
 
 # What a gate, experts or a regularization can break; all else is the estimator's.
