@@ -27,7 +27,12 @@ from sklearn_moe import (
 )
 
 MOE = MoEClassifier(
-    n_experts=4, gate="attentive", regularization="importance", max_iter=12, random_state=0
+    n_experts=4,
+    gate="attentive",
+    regularization="importance",
+    batch_size=100,
+    max_iter=12,
+    random_state=0,
 )
 
 

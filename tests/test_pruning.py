@@ -68,7 +68,9 @@ def make_twins(clf, pairs=((0, 3), (1, 4)), gate_too=False):
 @pytest.fixture(scope="module")
 def with_gate(data):
     """A function that returns a mixture with a gate, which tests must not change."""
-    return cache(lambda gate: clone(MOE).set_params(gate=gate, max_iter=2).fit(*data[:2]))
+    return cache(
+        lambda gate: clone(MOE).set_params(gate=gate, max_iter=2, batch_size=200).fit(*data[:2])
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,7 +110,9 @@ def with_experts(data):
     @cache
     def fitted(experts):
         input_shape = (8, 8) if experts == "conv" else None
-        clf = clone(MOE).set_params(experts=experts, input_shape=input_shape, max_iter=2)
+        clf = clone(MOE).set_params(
+            experts=experts, input_shape=input_shape, max_iter=2, batch_size=200
+        )
         return clf.fit(*data[:2])
 
     return fitted

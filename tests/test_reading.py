@@ -22,7 +22,8 @@ from sklearn_moe.quantiles import choose_knots, inner_range
 
 
 def make(**params):
-    return MoEClassifier(**{"n_experts": 3, "max_iter": 2, "random_state": 0, **params})
+    defaults = {"n_experts": 3, "max_iter": 2, "batch_size": 200, "random_state": 0}
+    return MoEClassifier(**{**defaults, **params})
 
 
 NAMES = list("abcdef")
@@ -351,10 +352,12 @@ def test_columns_of_any_scale(scale, table):
 
 def test_small_differences_of_large_numbers(table):
     X, y = table
-    expected = make(max_iter=10).fit(X, y).predict_proba(X)
+    expected = make(max_iter=10, batch_size="auto").fit(X, y).predict_proba(X)
     shifted = X + 1e9
     np.testing.assert_allclose(
-        make(max_iter=10).fit(shifted, y).predict_proba(shifted), expected, atol=1e-3
+        make(max_iter=10, batch_size="auto").fit(shifted, y).predict_proba(shifted),
+        expected,
+        atol=1e-3,
     )
 
 
@@ -532,16 +535,20 @@ def test_masks_are_the_same_in_any_type(digits):
     y = digits[1]
     train, test = slice(500), slice(500, 1000)
     kinds = (np.uint8, np.float32, np.int64, bool)
-    expected = make(max_iter=10).fit(X[train].astype(float), y[train]).predict_proba(X[test])
+    expected = (
+        make(max_iter=10, batch_size="auto")
+        .fit(X[train].astype(float), y[train])
+        .predict_proba(X[test])
+    )
     for kind in kinds:
-        clf = make(max_iter=10).fit(X[train].astype(kind), y[train])
+        clf = make(max_iter=10, batch_size="auto").fit(X[train].astype(kind), y[train])
         assert clf.score(X[test], y[test]) > 0.8
         for other in kinds:
             proba = clf.predict_proba(X[test].astype(other))
             np.testing.assert_allclose(proba, expected, atol=1e-6)
         with pytest.raises(ValueError, match=r"whole numbers up to 255.*fitted on .*from 0 to 1"):
             clf.predict(X[test].astype(np.uint8) * 255)
-    flat = make(max_iter=10, input_shape=(8, 8)).fit(
+    flat = make(max_iter=10, batch_size="auto", input_shape=(8, 8)).fit(
         X[train].reshape(-1, 64).astype(np.uint8), y[train]
     )
     assert flat.score(X[test].reshape(-1, 64), y[test]) > 0.8

@@ -182,7 +182,7 @@ def test_groups_and_sample_weight(clf, iris):
 
 
 def test_pruning_saves_epochs(digits):
-    X, y = digits[0][:600], digits[1][:600]
+    X, y = digits[0][:400], digits[1][:400]
     clf = MoEClassifier(n_experts=2, max_iter=10, batch_size=100, random_state=0)
     space = {"learning_rate": FloatDistribution(1e-5, 1e-2, log=True)}
     pipeline = make_pipeline(StandardScaler(), clf)
