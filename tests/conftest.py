@@ -81,6 +81,7 @@ def short_polish(monkeypatch):
     """Let the polish of linear experts end early, where it does not matter how well they fit."""
     for name in ("FIRST_STEPS", "STEPS_OF_ATTEMPT", "LAST_STEPS"):
         monkeypatch.setattr(f"sklearn_moe.training.polish.{name}", 2)
+    monkeypatch.setattr("sklearn_moe.training.polish.MOST_DISTINCT", 1)
 
 
 @pytest.fixture
@@ -96,12 +97,11 @@ def few_digits(monkeypatch):
 
 @pytest.fixture
 def short_trainings(few_digits, short_polish, monkeypatch):
-    """Let a training end after two epochs; building the guide runs the examples whole."""
+    """Let a training end after one epoch; building the guide runs the examples whole."""
     fit_loop = MoENet.fit_loop
 
     def short(net, X, y=None, epochs=None, **params):
-        epochs = net.max_epochs if epochs is None else epochs
-        return fit_loop(net, X, y, epochs=min(epochs, 2), **params)
+        return fit_loop(net, X, y, epochs=1, **params)
 
     monkeypatch.setattr(MoENet, "fit_loop", short)
 
