@@ -416,7 +416,7 @@ def test_heavy_tails_in_single_and_double_precision(kind):
     np.testing.assert_allclose(one.predict_proba(single), proba, atol=1e-4)
     assert one.score(X, y) > 0.85
     # Long trainings magnify the rounding of the data, also where columns are normal.
-    assert np.abs(other.predict_proba(single) - proba).mean() < 1e-3
+    assert np.abs(other.predict_proba(single) - proba).mean() < 1e-4
     for column in range(3):
         order = np.argsort(X[:, column])
         z = (X[order, column] - one.encoder_.mean_[column]) / one.encoder_.scale_[column]
