@@ -110,9 +110,9 @@ class ExpertSummary:
             return ["There is one expert: this is a logistic regression."]
         if self.one_for_all <= 0:
             return [
-                "The experts do not differ: a single logistic regression has the lower BIC. Do "
-                "not read them",
-                "as different rules.",
+                "The experts do not differ, as far as the BIC can tell: it is lower for a single",
+                "logistic regression. Read them as different rules only if they predict new rows "
+                "better.",
             ]
         sentences = [
             f"Experts {one} and {other} do not differ: with one in place of both, the BIC is "
