@@ -43,7 +43,7 @@ class Committee:
     names : list of str
         Names of the classifiers.
     estimators : list
-        The fitted classifiers; None for one that pruning has removed.
+        The fitted classifiers.
     temperatures : list of float
         Their log-probabilities are divided by these.
     classes : ndarray of shape (n_classes,)
@@ -51,7 +51,7 @@ class Committee:
     """
 
     names: list[str]
-    estimators: list[BaseEstimator | None]
+    estimators: list[BaseEstimator]
     temperatures: list[float]
     classes: NDArray
 
@@ -72,8 +72,6 @@ class Committee:
         X = _indexable(X)
         out = np.zeros((X.shape[0], len(self.estimators), len(self.classes)), dtype=np.float32)
         for place, estimator in enumerate(self.estimators):
-            if estimator is None:
-                continue
             rows, own = slice(None), X
             if asked is not None and not asked[:, place].all():
                 rows = np.flatnonzero(asked[:, place])
@@ -84,13 +82,14 @@ class Committee:
             out[rows, place] = log_softmax(log_proba / self.temperatures[place], axis=1)
         return out
 
-    def keep(self, names: list[str]) -> Committee:
-        """Return a committee without the classifiers of other names, whose places stay."""
-        kept = [
-            estimator if name in names else None
-            for name, estimator in zip(self.names, self.estimators, strict=True)
-        ]
-        return Committee(self.names, kept, self.temperatures, self.classes)
+    def keep(self, names: list[str]) -> Committee | None:
+        """Return a committee of the classifiers among these names, in this order, or None."""
+        kept = [self.names.index(name) for name in names if name in self.names]
+        names, estimators, temperatures = (
+            [values[place] for place in kept]
+            for values in (self.names, self.estimators, self.temperatures)
+        )
+        return Committee(names, estimators, temperatures, self.classes) if kept else None
 
 
 def join(samples: NDArray | SparseRows, log_proba: NDArray) -> NDArray | SparseRows:

@@ -124,7 +124,7 @@ class Reader:
         return self.read(X, estimator, choose), precision
 
     def keep(self, names: list[str] | None) -> None:
-        """Forget the classifiers among the experts that have other names."""
+        """Forget the classifiers among the experts that have other names than these."""
         if self.committee is not None:
             self.committee = self.committee.keep(names)
 

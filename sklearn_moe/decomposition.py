@@ -335,6 +335,11 @@ def cut(names, length):
     return [name if len(name) <= length else f"{name[:head]}…{name[-tail:]}" for name in names]
 
 
+def titled(expert, name=None):
+    """Return "expert 2", or "expert 2 (forest)" if it has a name."""
+    return f"expert {expert}" if name is None else f"expert {expert} ({name})"
+
+
 def final_model(estimator, X=None):
     """Return the mixture within searches and pipelines, and X as transformed for the mixture."""
     while not hasattr(estimator, "gate_proba"):

@@ -256,8 +256,7 @@ class FittedMixture:
         committee = self.reader_.committee
         if committee is None:
             return Bunch()
-        fitted = zip(committee.names, committee.estimators, strict=True)
-        return Bunch(**{name: estimator for name, estimator in fitted if estimator is not None})
+        return Bunch(**dict(zip(committee.names, committee.estimators, strict=True)))
 
     @property
     def expert_costs_(self) -> NDArray[np.int64]:

@@ -227,16 +227,20 @@ def prune_experts(
             pruned.net_.keep([expert for (expert,) in groups])
         pruned.n_experts = pruned.net_.n_experts = n_experts
         pruned.net_.initialize_optimizer()
-        pruned.reader_.keep(pruned.expert_names_)
+        if pruned.expert_names_ is not None:
+            pruned.reader_.keep(pruned.expert_names_)
+            listed = pruned.net_.experts
+            is_list = isinstance(pruned.experts, (list, tuple))
+            pruned.experts = listed.estimators if is_list else listed
         vars(pruned).update(NO_SEARCH)
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
         if X is not None:
-            gate_proba = pruned.net_.evaluate(encoded, MixtureOfExperts.gate_proba)
+            gate_proba = pruned.net_.evaluate(_encode(pruned, samples), MixtureOfExperts.gate_proba)
             usage = gate_proba.mean(axis=0, dtype=np.float64)
         pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
     if fine_tune:
         _fine_tune(pruned, samples, y, sample_weight, regularization, top_k or 1, max_iter)
-    pruned.report_ = _report(model, pruned, encoded, y, method, groups, scores)
+    pruned.report_ = _report(model, pruned, samples, y, method, groups, scores)
     return with_last(estimator, pruned)
 
 
@@ -389,6 +393,8 @@ class PruningReport:
         Number of parameters.
     cost_before, cost_after : float or None
         Mean multiply-adds of the experts that run for a sample; None without samples.
+    expert_names : list of str or None
+        Names of the former experts, if ``experts`` was a list.
     """
 
     method: str
@@ -401,9 +407,10 @@ class PruningReport:
     n_parameters_after: int
     cost_before: float | None
     cost_after: float | None
+    expert_names: list[str] | None = None
 
     def __repr__(self) -> str:
-        n_before, n_after = len(self.scores), len(self.groups)
+        n_before, n_after, names = len(self.scores), len(self.groups), self.expert_names
         rows = [("parameters", self.n_parameters_before, self.n_parameters_after, ",")]
         if self.error_before is not None:
             rows.insert(0, ("error", self.error_before, self.error_after, ".4f"))
@@ -419,7 +426,11 @@ class PruningReport:
             lines.append(f"They predict the same class for {self.agreement:.1%} of the samples.")
         lines += ["", "expert  was"]
         for expert, group in enumerate(self.groups):
-            lines.append(f"{expert:6}  {', '.join(map(str, group))}")
+            former = map(str, group if names is None else [names[each] for each in group])
+            lines.append(f"{expert:6}  {', '.join(former)}")
+        if names is not None:
+            gone = sorted(set(range(n_before)) - {group[0] for group in self.groups})
+            lines += ["", f"Gone: {', '.join(names[expert] for expert in gone) or 'none'}."]
         return "\n".join(lines)
 
 
@@ -427,10 +438,7 @@ def _report(before, after, X, y, method, groups, scores):
     models = before, after
     errors, costs, agreement = (None, None), (None, None), None
     if X is not None:
-        predicted = [
-            model.classes_[model.net_.evaluate(X, MixtureOfExperts.predict_proba).argmax(axis=1)]
-            for model in models
-        ]
+        predicted = [model.predict(X) for model in models]
         agreement = float(np.mean(predicted[0] == predicted[1]))
         costs = [_cost(model, X) for model in models]
         if y is not None:
@@ -443,10 +451,11 @@ def _report(before, after, X, y, method, groups, scores):
         agreement,
         *(model.n_parameters_ for model in models),
         *costs,
+        before.expert_names_,
     )
 
 
 def _cost(model, X):
     """Return the mean multiply-adds of the experts that run for a sample."""
-    gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba)
+    gate_proba = model.gate_proba(X)
     return running_cost(gate_proba, model.expert_costs_, not model.module_.is_conditional)[0]

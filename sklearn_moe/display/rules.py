@@ -148,7 +148,7 @@ class GateRulesDisplay:
         y = len(self.leaves_)
         color = np.array(to_rgb(COLORS[rule.expert % len(COLORS)]))
         right = "-" if np.isnan(rule.purity) else f"{rule.purity:.0%}"
-        text = f"expert {rule.expert}\n{rule.coverage:.0%} of samples\n{right} are right"
+        text = f"{rule.title}\n{rule.coverage:.0%} of samples\n{right} are right"
         self.leaves_.append(self._box(self._depth, y, text, 1 - 0.35 * (1 - color), color))
         return y
 

@@ -116,6 +116,11 @@ class EstimatorExperts(Experts, _BaseComposition):
     def n_outside(self) -> int:
         return len(self.outside)
 
+    def only(self, experts: list[int]) -> EstimatorExperts:
+        """Return a list of these experts alone, in this order."""
+        params = self.get_params(deep=False)
+        return EstimatorExperts(**{**params, "estimators": [self.estimators[e] for e in experts]})
+
     def check(self) -> None:
         """Raise an error unless the list holds classifiers and kinds of experts with names."""
         self._validate_params()
@@ -152,15 +157,13 @@ class EstimatorExperts(Experts, _BaseComposition):
 
         n_given = self.n_outside * n_classes
         own_shape = (input_shape[0] - n_given,) if n_given else input_shape
-        parts, members, slot = [], [], 0
-        for _, expert in self.estimators:
-            if _is_own_kind(expert):
-                members.append((len(parts), 0))
-                parts.append(build_experts(as_experts(expert), own_shape, 1, n_classes, generator))
-            else:
-                members.append((None, slot))
-                slot += 1
+        parts = [
+            build_experts(as_experts(expert), own_shape, 1, n_classes, generator)
+            for _, expert in self.estimators
+            if _is_own_kind(expert)
+        ]
         names = [name for name, _ in self.estimators]
+        members, _ = _places([not _is_own_kind(expert) for _, expert in self.estimators])
         kind = ListedExpertsModule if parts else OutsideExpertsModule
         return kind(parts, members, names, self.n_outside, n_classes)
 
@@ -256,19 +259,9 @@ class ListedExpertsModule(ExpertsModule):
 
     def keep(self, experts: list[int]) -> None:
         self.names = [self.names[e] for e in experts]
-        kept = [self.members[e] for e in experts]
-        places = {
-            part: sorted(place for p, place in kept if p == part)
-            for part in sorted({p for p, _ in kept if p is not None})
-        }
-        for part, own in places.items():
-            self.parts[part].keep(own)
-        new = {part: number for number, part in enumerate(places)}
-        self.parts = nn.ModuleList([self.parts[part] for part in places])
-        self.members = [
-            (None, place) if part is None else (new[part], places[part].index(place))
-            for part, place in kept
-        ]
+        kept = [self.members[e][0] for e in experts]
+        self.parts = nn.ModuleList([self.parts[part] for part in kept if part is not None])
+        self.members, self.n_outside = _places([part is None for part in kept])
 
     def asked(self, answers: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return for which samples the classifiers outside must answer, (n_samples, n_outside)."""
@@ -291,6 +284,15 @@ class OutsideExpertsModule(ListedExpertsModule):
 
     def backward(self, trail: list[LayerTrail], upstream: Tensor) -> None:
         """Do nothing, as there is nothing to learn."""
+
+
+def _places(are_outside):
+    """Return for each expert its part and its place there, and the number of those outside."""
+    members = [
+        (None, sum(are_outside[:e])) if is_outside else (e - sum(are_outside[:e]), 0)
+        for e, is_outside in enumerate(are_outside)
+    ]
+    return members, sum(are_outside)
 
 
 def _is_own_kind(expert):

@@ -18,13 +18,14 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from sklearn_moe.checks import check_weight, scaled, split, weighty
 from sklearn_moe.containers import as_eager, as_frame, categorical_columns
-from sklearn_moe.decomposition import final_model
+from sklearn_moe.decomposition import final_model, titled
 from sklearn_moe.interpretation.conditions import (
     Categories,
     Condition,
     as_table,
     as_words,
     column_names,
+    literal,
     read_columns,
 )
 from sklearn_moe.interpretation.questions import Branch, grow_tree, leaves, with_leaves
@@ -56,12 +57,15 @@ class Rule:
         Share of the new samples that meet the conditions.
     purity : float
         Share of these samples for which the gate chooses this expert; nan if there are none.
+    name : str or None
+        The name of the expert, if ``experts`` was a list.
     """
 
     conditions: tuple[Condition, ...]
     expert: int
     coverage: float
     purity: float
+    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -69,7 +73,16 @@ class Rule:
         return as_words(self.conditions)
 
     def __str__(self) -> str:
-        return f"{self.text} -> expert {self.expert}"
+        return f"{self.text} -> {self.title}"
+
+    @property
+    def title(self) -> str:
+        """The expert in words: "expert 2", or "expert 2 (forest)" if it has a name."""
+        return titled(self.expert, self.name)
+
+    def sql(self) -> str:
+        """Return the expert as a value of SQL: its name, or its number."""
+        return literal(self.expert if self.name is None else self.name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,6 +105,8 @@ class GateRules:
         Largest number of questions of a rule.
     columns : dict of bool by str
         For each column of ``X``, whether it holds categories.
+    expert_names : list of str or None
+        Names of the experts, if ``experts`` was a list.
     """
 
     tree: Branch | Rule
@@ -100,6 +115,7 @@ class GateRules:
     n_new: int
     max_depth: int
     columns: dict[str, bool]
+    expert_names: list[str] | None = None
 
     @cached_property
     def rules(self) -> list[Rule]:
@@ -111,15 +127,19 @@ class GateRules:
         """A short name of each expert: its main rule, such as "age > 60".
 
         An expert is just "expert 3" if it has no rule, if the purity of its main rule is below
-        0.8, or if the fidelity is.
+        0.8, or if the fidelity is. One with a name of its own has the rule in brackets, such as
+        "forest (age > 60)", or none.
         """
         main = {rule.expert: rule for rule in reversed(self.rules)}  # the first of each expert
-        return [
-            as_words(main[expert].conditions, short=True)
-            if self.is_usable and expert in main and main[expert].purity >= USABLE
-            else f"expert {expert}"
-            for expert in range(len(self.shares))
-        ]
+        names = []
+        for expert in range(len(self.shares)):
+            own = None if self.expert_names is None else self.expert_names[expert]
+            if self.is_usable and expert in main and main[expert].purity >= USABLE:
+                words = as_words(main[expert].conditions, short=True)
+                names.append(words if own is None else f"{own} ({words})")
+            else:
+                names.append(own or f"expert {expert}")
+        return names
 
     @property
     def is_usable(self) -> bool:
@@ -130,27 +150,33 @@ class GateRules:
     def sentence(self) -> str:
         """In short, how often the rules are right."""
         if not isinstance(self.tree, Branch) and self.fidelity == 1:
-            return f"Expert {self.tree.expert} owns all samples, so there is nothing to tell."
+            title = self.tree.title.removeprefix("e")
+            return f"E{title} owns all samples, so there is nothing to tell."
         verdict = "" if self.is_usable else ", which is too low to describe the experts by them"
         return (
             f"The rules choose the expert of the gate for {self.fidelity:.0%} of {self.n_new:,} "
-            f"new samples{verdict}. Always expert {self.shares.argmax()} would be right for "
+            f"new samples{verdict}. Always {self._title(self.shares.argmax())} would be right for "
             f"{self.shares.max():.0%}."
         )
 
+    def _title(self, expert):
+        return titled(expert, None if self.expert_names is None else self.expert_names[expert])
+
     def __repr__(self) -> str:
-        lines = [*wrap(self.sentence, WIDTH + 26), "", "expert  coverage  purity  rule"]
+        width = max([len("expert"), *(len(rule.name) for rule in self.rules if rule.name)])
+        lines = [*wrap(self.sentence, WIDTH + 26), ""]
+        lines.append(f"{'expert':{width}}  coverage  purity  rule")
         for rule in self.rules:
             purity = "-" if np.isnan(rule.purity) else f"{rule.purity:.0%}"
             first, *others = wrap(rule.text, WIDTH, **WHOLE_WORDS)
-            lines.append(f"{rule.expert:6} {rule.coverage:9.1%} {purity:>7}  {first}")
-            lines += [" " * 26 + other for other in others]
+            name = rule.name or rule.expert
+            lines.append(f"{name:>{width}} {rule.coverage:9.1%} {purity:>7}  {first}")
+            lines += [" " * (20 + width) + other for other in others]
         without = sorted(set(range(len(self.shares))) - {rule.expert for rule in self.rules})
         if without and self.shares[without].sum() > 0:
-            numbers = ", ".join(map(str, without))
+            titles = ", ".join(map(self._title, without))
             lines.append(
-                f"No rule for expert{'s' * (len(without) > 1)} {numbers}, chosen for "
-                f"{self.shares[without].sum():.1%} of samples."
+                f"No rule for {titles}, chosen for {self.shares[without].sum():.1%} of samples."
             )
         if not self.is_usable:
             lines += [
@@ -170,14 +196,18 @@ class GateRules:
         Returns
         -------
         pandas.DataFrame
-            One row for each rule, with the columns "rule", "expert", "coverage" and "purity".
+            One row for each rule, with the columns "rule", "expert", "coverage" and "purity", and
+            "name" if the experts have names.
         """
         pandas = check_pandas_support("GateRules.to_frame")
-        rows = [(rule.text, rule.expert, rule.coverage, rule.purity) for rule in self.rules]
-        return pandas.DataFrame(rows, columns=["rule", "expert", "coverage", "purity"])
+        columns = ["rule", "expert", "coverage", "purity"]
+        columns += ["name"] * (self.expert_names is not None)
+        wanted = ["text" if each == "rule" else each for each in columns]
+        rows = [[getattr(rule, each) for each in wanted] for rule in self.rules]
+        return pandas.DataFrame(rows, columns=columns)
 
     def to_sql(self) -> str:
-        """Return the rules as an expression of SQL, which gives the number of the expert.
+        """Return the rules as an expression of SQL, which gives the expert: its name or number.
 
         Returns
         -------
@@ -187,12 +217,12 @@ class GateRules:
         """
         *rules, last = leaves(self.tree)
         lines = [
-            f"  WHEN {' AND '.join(each.sql() for each in rule.conditions)} THEN {rule.expert}"
+            f"  WHEN {' AND '.join(each.sql() for each in rule.conditions)} THEN {rule.sql()}"
             for rule in rules
         ]
         if not lines:
-            return str(last.expert)
-        return "\n".join(["CASE", *lines, f"  ELSE {last.expert}", "END"])
+            return last.sql()
+        return "\n".join(["CASE", *lines, f"  ELSE {last.sql()}", "END"])
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the expert that the rules choose for each sample.
@@ -367,7 +397,8 @@ def gate_rules(
         rows, others = split(rows, choice[rows], fraction=test_size, random_state=random_state)
         new = known.take(others)
     tree = grow_tree(*known.take(rows), max_depth=max_depth, random_state=random_state)
-    tree, shares = _measured(tree, new, len(model.expert_costs_))
+    names = model.expert_names_
+    tree, shares = _measured(tree, new, len(model.expert_costs_), names)
     wrong = [rule.coverage * (1 - rule.purity) for rule in leaves(tree)]
     return GateRules(
         tree=tree,
@@ -376,6 +407,7 @@ def gate_rules(
         n_new=len(new.choice),
         max_depth=max_depth,
         columns=columns,
+        expert_names=names,
     )
 
 
@@ -396,7 +428,7 @@ class _Samples(NamedTuple):
         return _Samples(columns, self.choice[rows], self.weight[rows])
 
 
-def _measured(tree, new, n_experts):
+def _measured(tree, new, n_experts, names):
     """Return a tree of rules measured on new samples, and the share of each expert in them."""
     share = new.weight / new.weight.sum()
     chosen = np.eye(n_experts)[new.choice] * share[:, np.newaxis]
@@ -404,7 +436,8 @@ def _measured(tree, new, n_experts):
     def rule_of(expert, conditions):
         found = chosen[_meets(conditions, new.columns, len(chosen))].sum(axis=0)
         purity = found[expert] / found.sum() if found.any() else np.nan
-        return Rule(conditions, expert, float(found.sum()), float(purity))
+        name = None if names is None else names[expert]
+        return Rule(conditions, expert, float(found.sum()), float(purity), name)
 
     return with_leaves(tree, rule_of), chosen.sum(axis=0)
 

@@ -19,6 +19,7 @@ from skorch.dataset import Dataset
 from skorch.history import History
 from torch import Tensor
 
+from sklearn_moe.experts import EstimatorExperts
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training import prediction
 from sklearn_moe.training.batches import TensorBatches
@@ -398,6 +399,7 @@ class MoENet(NeuralNetClassifier):
         self.module_.gate.keep(experts)
         for steps in self.steps_.values():
             steps.append(("keep", experts))
+        self._keep_in_list(experts)
         self._work = None
 
     def merge(
@@ -420,7 +422,21 @@ class MoENet(NeuralNetClassifier):
             self.module_.gate = self.module_.gate.merge(groups)
         self.steps_["experts"].append(("keep", firsts))
         self.steps_["gate"].append(("merge", groups))
+        self._keep_in_list(firsts)
         self._work = None
+
+    def _keep_in_list(self, experts):
+        """Take the other experts off the list, if there is one, and what they say off samples."""
+        if not isinstance(self.experts, EstimatorExperts):
+            return
+        n_outside = self.experts.n_outside
+        self.experts = self.experts.only(experts)
+        self.steps_["experts"] = [("build", len(experts))]
+        n_gone = (n_outside - self.experts.n_outside) * self.n_classes
+        if n_gone:
+            self.input_shape = (self.input_shape[0] - n_gone,)
+            if self.module_.expert_columns is not None:
+                self.module_.expert_columns = self.module_.expert_columns[:-n_gone]
 
     def take(self, top_k: int) -> None:
         """Let ``top_k`` experts answer for a sample from now on."""
