@@ -22,7 +22,7 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from sklearn_moe.containers import SparseRows
+from sklearn_moe.containers import SparseRows, as_objects
 from sklearn_moe.experts import EstimatorExperts
 
 # Lowest log-probability: a class that an expert rules out costs the mixture a finite likelihood.
@@ -206,7 +206,7 @@ def _log_proba(estimator, X, classes):
 
 def _indexable(X):
     """Return samples whose rows can be selected: sparse rows, a frame or an array."""
-    return indexable(X if hasattr(X, "shape") else np.asarray(X))[0]
+    return indexable(X if hasattr(X, "shape") else np.asarray(as_objects(X)))[0]
 
 
 def _folds(cv, X, y, rows, group, random_state):

@@ -326,13 +326,13 @@ def _levels(values, name):
                 "numbers, text or other hashable values."
             ) from None
         if code is None:
-            level = _level(value)
+            level = as_level(value)
             code = seen[value] = positions.setdefault(level, len(positions))
         codes[row] = code
     return codes, list(positions)
 
 
-def _level(value):
+def as_level(value):
     """Return a category as a float, a str, or None for a missing one."""
     if is_missing(value):
         return None

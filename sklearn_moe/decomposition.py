@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,6 +72,8 @@ class Decomposition:
     expert_specialization, expert_specialization_to_best : ndarray of shape (n_experts,) or None
         The same of each expert on the samples for which it was chosen, nan for an expert that was
         never chosen.
+    expert_names : list of str or None
+        Names of the experts, if ``experts`` was a list.
     """
 
     sample_entropy: float
@@ -93,6 +95,7 @@ class Decomposition:
     specialization_to_best: float | None = None
     expert_specialization: NDArray[np.float64] | None = None
     expert_specialization_to_best: NDArray[np.float64] | None = None
+    expert_names: list[str] | None = None
 
     @classmethod
     def from_predictions(
@@ -223,10 +226,12 @@ class Decomposition:
         names = cut(self.classes, 12)
         width = max(5, *map(len, names), len(str(self.table.max(initial=0)))) + 1
         lines.append("")
-        lines.append("expert  usage" + "".join(f"{name:>{width}}" for name in names))
-        for expert, (share, counts) in enumerate(zip(self.usage, self.table, strict=True)):
+        experts = self.expert_names or range(len(self.usage))
+        first = max(6, *(len(str(each)) for each in experts))
+        lines.append(f"{'expert':{first}}  usage" + "".join(f"{name:>{width}}" for name in names))
+        for expert, share, counts in zip(experts, self.usage, self.table, strict=True):
             row = "".join(f"{count:>{width}}" for count in counts)
-            lines.append(f"{expert:>6} {share:6.1%}{row}")
+            lines.append(f"{expert:>{first}} {share:6.1%}{row}")
         return "\n".join(lines)
 
 
@@ -273,21 +278,24 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     model, X = final_model(estimator, X)
     gate_proba = model.gate_proba(X)
     predicted = model.classes_[model.expert_proba(X, chosen_only=True).argmax(axis=1)]
+    names = getattr(model, "expert_names_", None)
     known = {
         "classes": model.classes_,
         "expert_costs": model.expert_costs_,
         "all_run": not model.module_.is_conditional,
     }
     if y is None:
-        return Decomposition.from_predictions(gate_proba, predicted, **known)
+        decomposition = Decomposition.from_predictions(gate_proba, predicted, **known)
+        return replace(decomposition, expert_names=names)
     y = check_labels(y, model.classes_)
-    return Decomposition.from_predictions(
+    decomposition = Decomposition.from_predictions(
         gate_proba,
         y,
         chosen_expert_prediction=predicted,
         expert_log_likelihood=model.expert_log_likelihood(X, y),
         **known,
     )
+    return replace(decomposition, expert_names=names)
 
 
 def _costs(gate_proba, expert_costs, all_run):

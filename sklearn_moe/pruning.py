@@ -235,7 +235,9 @@ def prune_experts(
         vars(pruned).update(NO_SEARCH)
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
         if X is not None:
-            gate_proba = pruned.net_.evaluate(_encode(pruned, samples), MixtureOfExperts.gate_proba)
+            gate_proba = pruned.net_.evaluate(
+                _encode(pruned, samples), MixtureOfExperts.gate_proba
+            )
             usage = gate_proba.mean(axis=0, dtype=np.float64)
         pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
     if fine_tune:

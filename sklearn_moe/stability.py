@@ -68,6 +68,8 @@ class DecompositionStability:
     adjusted_rand_index : ndarray of shape (1 + n_refits, 1 + n_refits)
         Agreement of the chosen experts of each two fits, the reference first: 1 for the same
         parts, about 0 for unrelated ones. It needs no matching.
+    expert_names : list of str or None
+        Names of the experts, if ``experts`` was a list. They match by name then.
     """
 
     estimator: BaseEstimator
@@ -76,6 +78,7 @@ class DecompositionStability:
     usage: NDArray[np.float64]
     measures: dict[str, NDArray[np.float64]]
     adjusted_rand_index: NDArray[np.float64]
+    expert_names: list[str] | None = None
 
     @property
     def n_refits(self) -> int:
@@ -129,11 +132,12 @@ class DecompositionStability:
         """Interval of each expert's usage, of shape (n_experts, 2).
 
         The 5 % and the 95 % quantile of the refits. It is nan if fewer than 0.9 of the refits find
-        the expert again, that is, have an :attr:`expert_agreement` of at least 0.8.
+        an expert without a name again, that is, have an :attr:`expert_agreement` of at least 0.8.
         """
         tail = (1 - COVERED) / 2
         interval = np.quantile(self.usage[1:], [tail, 1 - tail], axis=0).T
-        interval[(self.expert_agreement >= SAME).mean(axis=0) < COVERED] = np.nan
+        if self.expert_names is None:
+            interval[(self.expert_agreement >= SAME).mean(axis=0) < COVERED] = np.nan
         return interval
 
     @property
@@ -201,8 +205,10 @@ class DecompositionStability:
             yield f"{_NAMES[name]:34}{first:10.3f}{mean:10.3f}{deviation:10.3f}"
 
     def _table_of_experts(self):
-        yield "expert   usage  in the refits (90% interval)    stay  always  found again"
-        agreement = self.expert_agreement
+        names, agreement = self.expert_names or range(self.usage.shape[1]), self.expert_agreement
+        width = max(6, *(len(str(name)) for name in names))
+        head = "usage  in the refits (90% interval)    stay  always  found again"
+        yield f"{'expert':{width}}   {head}"
         for expert in np.argsort(-self.usage[0], kind="stable")[:MOST_EXPERTS]:
             own = self.usage[:, expert]
             low, high = self.usage_interval[expert]
@@ -212,7 +218,7 @@ class DecompositionStability:
             stay = _percent(mean_of_known(self.expert_stays[:, expert]))
             found = np.count_nonzero(agreement[:, expert] >= SAME)
             yield (
-                f"{expert:6} {own[0]:7.1%}  {in_refits:28}{stay:>8}"
+                f"{names[expert]:>{width}} {own[0]:7.1%}  {in_refits:28}{stay:>8}"
                 f"{_percent(self.expert_always[expert]):>8}  {found} of {self.n_refits}"
             )
 
@@ -281,7 +287,8 @@ def decomposition_stability(
               \qquad r_{ne} \propto p_{ne}\, o_{ne}(y_n)
 
     with the gate's probabilities :math:`p_{ne}` and the probabilities :math:`o_{ne}(y_n)` that the
-    experts give the class. Then the chosen experts of the samples are compared.
+    experts give the class. Experts from a list match by their names. Then the chosen experts of
+    the samples are compared.
 
     The verdict is
 
@@ -408,6 +415,7 @@ def decomposition_stability(
         usage=np.array([fit.usage for fit in fits]),
         measures={name: np.array([fit.measures[name] for fit in fits]) for name in first.measures},
         adjusted_rand_index=index,
+        expert_names=getattr(model, "expert_names_", None),
     )
 
 
@@ -445,6 +453,8 @@ def _refit(template, X, y, params, group, how, seed, responsibilities):
     else:
         refit.fit(X, y, **params)
     fit = _measure(refit, X, y, group)
+    if getattr(final_model(refit)[0], "expert_names_", None) is not None:
+        return fit._replace(responsibilities=None)
     order = match_experts(responsibilities, fit.responsibilities)
     return fit._replace(
         choice=np.argsort(order).astype(np.int32)[fit.choice],

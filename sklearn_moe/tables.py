@@ -245,7 +245,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 news[position] = new
         for j, position in enumerate(np.flatnonzero(self.is_categorical_).tolist()):
             present = [table.levels[j][code] for code in np.unique(table.codes[:, j])]
-            places = self._places(present, self.categories_[j], self.has_infrequent_[j])
+            places = self.places(present, self.categories_[j], self.has_infrequent_[j])
             new = [as_category(present[code]) for code in np.flatnonzero(places < 0)]
             if new:
                 new = "missing values" if new[0] is None else f"the category {new[0]!r}"
@@ -292,7 +292,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         if table.codes.shape[1] == 0:
             return np.ascontiguousarray(numbers, dtype)
         places = [
-            self._places(levels, categories, has_infrequent)[codes]
+            self.places(levels, categories, has_infrequent)[codes]
             for codes, levels, categories, has_infrequent in zip(
                 table.codes.T, table.levels, self.categories_, self.has_infrequent_, strict=True
             )
@@ -300,7 +300,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         return np.column_stack([numbers, *places]).astype(dtype, order="C", copy=False)
 
     @staticmethod
-    def _places(levels, categories, has_infrequent):
+    def places(levels, categories, has_infrequent):
         """Return the position of each level among the categories.
 
         If a number is not among them, it may be one in its own precision, or one as text. If text

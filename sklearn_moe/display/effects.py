@@ -12,13 +12,15 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from sklearn_moe.decomposition import cut
-from sklearn_moe.display.layout import COLORS, inches, label_ticks, several_axes
-from sklearn_moe.interpretation.columns import (
-    Columns,
-    expert_log_proba,
-    find_column,
-    read_columns,
+from sklearn_moe.display.layout import (
+    COLORS,
+    expert_labels,
+    inches,
+    label_ticks,
+    names_of,
+    several_axes,
 )
+from sklearn_moe.interpretation.columns import Columns, find_column, read_columns
 from sklearn_moe.mixture import MixtureOfExperts
 
 # A curve is dashed where the expert has no sample within this part of the panel's width.
@@ -96,6 +98,8 @@ class ExpertEffectDisplay:
         The share of the samples for which each expert is chosen.
     target : object
         The class whose probability is drawn.
+    expert_names : sequence of str of shape (n_experts,) or object, default=None
+        Short names of the experts, such as what each owns, or an object with such ``names``.
 
     Attributes
     ----------
@@ -124,10 +128,13 @@ class ExpertEffectDisplay:
     (2, 2)
     """
 
-    def __init__(self, effects: list[ColumnEffect], *, shares: NDArray, target: object):
+    def __init__(
+        self, effects: list[ColumnEffect], *, shares: NDArray, target: object, expert_names=None
+    ):
         self.effects = effects
         self.shares = shares
         self.target = target
+        self.expert_names = expert_names
 
     @classmethod
     def from_estimator(
@@ -140,6 +147,7 @@ class ExpertEffectDisplay:
         grid_resolution: int = 50,
         subsample: int = 500,
         random_state=None,
+        expert_names=None,
         ax=None,
     ) -> ExpertEffectDisplay:
         """Draw how the predictions of a fitted mixture's experts change with columns.
@@ -165,6 +173,9 @@ class ExpertEffectDisplay:
             The curve of an expert is the mean over so many of its samples at most.
         random_state : int, RandomState instance or None, default=None
             Draws these samples.
+        expert_names : sequence of str of shape (n_experts,) or object, default=None
+            Short names of the experts, or an object with such ``names``. None takes those that a
+            list of experts has.
         ax : matplotlib.axes.Axes or one for each column, default=None
             Where to draw; None makes a new figure.
 
@@ -198,7 +209,7 @@ class ExpertEffectDisplay:
         if not columns:
             raise ValueError("features is empty. Name at least one column.")
         target, label = _find_class(table.model.classes_.tolist(), target)
-        gate_proba = table.model.net_.evaluate(table.samples, MixtureOfExperts.gate_proba)
+        gate_proba = table.evaluate(MixtureOfExperts.gate_proba)
         chosen = gate_proba.argmax(axis=1)
         random_state = check_random_state(random_state)
         parts = []
@@ -211,6 +222,7 @@ class ExpertEffectDisplay:
             [_effect(table, column, label, grid_resolution, chosen, parts) for column in columns],
             shares=np.bincount(chosen, minlength=len(parts)) / len(chosen),
             target=target,
+            expert_names=names_of(estimator, expert_names),
         ).plot(ax=ax)
 
     def plot(self, ax=None) -> ExpertEffectDisplay:
@@ -337,9 +349,10 @@ class ExpertEffectDisplay:
 
         is_category = [effect.categories is not None for effect in self.effects]
         handles = []
+        labels = expert_labels(self.expert_names, len(self.shares))
         for expert, share in enumerate(self.shares):
             color, marker = _style(expert)
-            label = f"expert {expert} ({f'{share:.0%}' if share else 'never chosen'})"
+            label = f"{labels[expert]} ({f'{share:.0%}' if share else 'never chosen'})"
             marker = marker if any(is_category) else ""
             handles.append(Line2D([], [], color=color, lw=2, marker=marker, label=label))
         grey, dot = {"color": "0.4"}, {"ls": "", "marker": "o"}
@@ -393,7 +406,7 @@ def _effect(table: Columns, column, label, grid_resolution, chosen, parts):
         samples = table.samples[rows].astype(np.float64)
         for point, value in enumerate(grid):
             samples[:, place] = value
-            log_proba = expert_log_proba(table.model, samples, expert)
+            log_proba = table.expert_log_proba(samples, expert)
             response[expert, point] = np.exp(log_proba[:, label]).mean()
     samples = [values[chosen == expert].astype(np.float64) for expert in range(len(parts))]
     if categories:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sklearn_moe.display.layout import COLORS, expert_labels, inches, label_ticks, several_axes
+from sklearn_moe.display.layout import (
+    COLORS,
+    expert_labels,
+    inches,
+    label_ticks,
+    several_axes,
+)
 from sklearn_moe.measures import mean_of_known
 from sklearn_moe.report import MOST_EXPERTS
 from sklearn_moe.stability import HOW, SAME, DecompositionStability, decomposition_stability
@@ -81,7 +87,8 @@ class DecompositionStabilityDisplay:
         y : array-like of shape (n_samples,)
             Their labels.
         expert_names : sequence of str of shape (n_experts,) or object, default=None
-            Short names of the experts, such as what each owns, or an object with such ``names``.
+            Short names of the experts, or an object with such ``names``. None takes those that a
+            list of experts has.
         ax : matplotlib.axes.Axes or two of them, default=None
             Where to draw; None makes a new figure.
         **kwargs : dict
@@ -145,7 +152,8 @@ class DecompositionStabilityDisplay:
         line = ax.axvline(
             SAME, color="0.3", linestyle=":", linewidth=1, label=f"{SAME:.0%}: comes back"
         )
-        names = expert_labels(self.expert_names, len(usage))
+        given = stability.expert_names if self.expert_names is None else self.expert_names
+        names = expert_labels(given, len(usage))
         label_ticks(ax.yaxis, [names[expert] for expert in experts], inches(ax)[1])
         size = min(9, max(4, 50 * inches(ax)[1] / n_shown))
         for place, expert in enumerate(experts):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_moe.committee import join
 from sklearn_moe.containers import SparseRows, as_dense, as_eager, as_frame, as_objects
 from sklearn_moe.decomposition import final_model
+from sklearn_moe.interpretation.rebuilding import Template
 from sklearn_moe.interpretation.terms import column_names
 from sklearn_moe.interpretation.words import in_words
 
@@ -27,8 +31,8 @@ class Columns:
         The fitted mixture within pipelines and searches.
     X : array-like
         The table that this mixture gets.
-    samples : ndarray of shape (n_samples, n_features)
-        The same as the net reads it: numbers, then positions of categories.
+    read : ndarray of shape (n_samples, n_features + n_given)
+        The same as the net reads it: ``samples``, then what classifiers among the experts say.
     names : ndarray of shape (n_features,)
         Names of the columns; ``x0``, ``x1``, ... if they have none.
     places : ndarray of shape (n_features,)
@@ -37,9 +41,65 @@ class Columns:
 
     model: BaseEstimator
     X: Any
-    samples: NDArray
+    read: NDArray
     names: NDArray
     places: NDArray[np.int64]
+
+    @property
+    def samples(self) -> NDArray:
+        """The columns (n_samples, n_features): numbers, then positions of categories."""
+        return self.read[:, : len(self.names)]
+
+    @cached_property
+    def template(self) -> Template:
+        """Makes tables of changed samples."""
+        return Template(self.X, self.model.encoder_)
+
+    def evaluate(
+        self,
+        function: Callable,
+        samples: NDArray | None = None,
+        *,
+        experts: Sequence[int] | None = None,
+        dtype: type | None = None,
+    ) -> NDArray:
+        """Return a function of the mixture, also for samples with other values in the columns.
+
+        Parameters
+        ----------
+        function : callable
+            Gets the module and a batch.
+        samples : ndarray of shape (n, n_features), default=None
+            The samples, such as a copy of :attr:`samples` with a changed column. Classifiers
+            among the experts answer for the table that these make. None means the table as it is.
+        experts : sequence of int, default=None
+            The experts that must answer, if the function needs no others.
+        dtype : type, default=None
+            The type of the result; None means that of the net.
+        """
+        net, committee = self.model.net_, self.model.reader_.committee
+        if samples is None:
+            samples = self.read
+        elif committee is not None:
+            answers = np.zeros((len(samples), net.n_experts), dtype=bool)
+            answers[:, slice(None) if experts is None else list(experts)] = True
+            asked = self.model.module_.experts.asked(answers)
+            X = self.template.fill(samples[:, self.places]) if asked.any() else samples
+            samples = join(samples, committee.log_proba(X, asked))
+        return net.evaluate(samples, function, dtype)
+
+    def expert_log_proba(self, samples: NDArray, expert: int) -> NDArray[np.float64]:
+        """Return the log-probabilities (n, n_classes) of one expert, without the others."""
+
+        def predict(module, x):
+            x, experts = module.encode(x), module.experts
+            if experts.independent:
+                logits = experts.run_some([module.for_experts(x)], [expert])[0]
+            else:
+                logits = module.run_experts(x)[0][:, expert]
+            return logits.log_softmax(dim=1)
+
+        return self.evaluate(predict, samples, experts=[expert], dtype=np.float64)
 
     def categories(self, column: int) -> list[str] | None:
         """Return the names of a column's categories by their positions; None for numbers."""
@@ -131,17 +191,3 @@ def find_column(names: NDArray, feature: int | str) -> int:
         f"features has {feature!r}, which must be one of the columns {known} or a position from "
         f"0 to {len(known) - 1}."
     )
-
-
-def expert_log_proba(model: BaseEstimator, samples: NDArray, expert: int) -> NDArray[np.float64]:
-    """Return the log-probabilities (n_samples, n_classes) of one expert, without the others."""
-
-    def predict(module, x):
-        x, experts = module.encode(x), module.experts
-        if experts.independent:
-            logits = experts.run_some([module.for_experts(x)], [expert])[0]
-        else:
-            logits = module.run_experts(x)[0][:, expert]
-        return logits.log_softmax(dim=1)
-
-    return model.net_.evaluate(samples, predict, np.float64)

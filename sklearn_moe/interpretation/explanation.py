@@ -21,7 +21,7 @@ from sklearn.utils._param_validation import (
     validate_params,
 )
 
-from sklearn_moe.decomposition import cut, signed
+from sklearn_moe.decomposition import cut, signed, titled
 from sklearn_moe.interpretation.columns import Columns, read_columns
 from sklearn_moe.interpretation.shapley import sampled_shapley
 from sklearn_moe.interpretation.words import in_words
@@ -64,6 +64,8 @@ class Explanation:
     gate_is_exact, is_exact : bool
         Whether the contributions to the gate and to the experts are exact, as for linear ones, or
         estimated by sampling. Their sums are exact in any case.
+    expert_names : list of str or None
+        Names of the experts, if ``experts`` was a list.
     """
 
     expert: NDArray[np.int64]
@@ -78,6 +80,7 @@ class Explanation:
     classes: NDArray
     gate_is_exact: bool
     is_exact: bool
+    expert_names: list[str] | None = None
 
     @property
     def gate_logit(self) -> NDArray[np.float64]:
@@ -149,9 +152,13 @@ class Explanation:
             self.gate_proba[sample],
             (self.expert[sample], self.runner_up[sample]),
         )
+        names = self.expert_names
         if expert == other:
-            return [f"  expert {expert}, the only one"]
-        start = f"expert {expert} ({share[expert]:.0%}) rather than {other} ({share[other]:.0%})"
+            return [f"  {titled(expert, names and names[expert])}, the only one"]
+        one, two = (
+            f"{f'{names[each]}, ' if names else ''}{share[each]:.0%}" for each in (expert, other)
+        )
+        start = f"expert {expert} ({one}) rather than {other} ({two})"
         return self._sum(start, sample, self.gate_base[sample], self.gate_contributions[sample])
 
     def _decision(self, sample):
@@ -280,37 +287,42 @@ def explain(
     3 samples. Contributions in log odds, against the mean of the background; exact.
     ...
     """
-    table = read_columns(estimator, X, "explain")
-    rows = table.samples
+    table = others = read_columns(estimator, X, "explain")
     if background is not None:
         try:
-            rows = read_columns(estimator, background, "explain").samples
+            others = read_columns(estimator, background, "explain")
         except ValueError as error:
             raise ValueError(f"background is not valid: {error}") from error
-    elif len(rows) == 1:
+    elif len(table.samples) == 1:
         raise ValueError(
             "X has one sample, which would be compared with itself. Pass background=, such as the "
             "training samples."
         )
     model, module = table.model, table.model.module_
-    proba = model.net_.evaluate(table.samples, MixtureOfExperts.gate_proba, np.float64)
+    proba = table.evaluate(MixtureOfExperts.gate_proba, dtype=np.float64)
     expert = proba.argmax(axis=1)
-    others = _answers(model, table.samples)[:, :, 0]
+    scores = table.evaluate(_answer, dtype=np.float64)[:, :, 0]
     if proba.shape[1] > 1:
-        others[np.arange(len(expert)), expert] = -np.inf
-    runner_up = others.argmax(axis=1)
+        scores[np.arange(len(expert)), expert] = -np.inf
+    runner_up = scores.argmax(axis=1)
 
     is_direct = isinstance(module.encoder, torch.nn.Identity)
     is_exact = is_direct and module.experts.is_linear
     gate_is_exact = is_direct and module.gate.is_linear
     exact = estimate = None
     if is_exact or gate_is_exact:
-        exact = _linear(table, rows, expert, runner_up)
+        exact = _linear(table, others, expert, runner_up)
     if not (is_exact and gate_is_exact):
+        asked = None if module.gate.needs_hidden else np.unique(expert)
+
+        def answers_of(path, sample):
+            answers = table.evaluate(_answer, path, experts=asked, dtype=np.float64)
+            return _pick(answers, expert[sample], runner_up[sample])
+
         contributions, base = sampled_shapley(
-            lambda path, sample: _pick(_answers(model, path), expert[sample], runner_up[sample]),
+            answers_of,
             table.samples,
-            rows,
+            others.samples,
             n_permutations,
             check_random_state(random_state),
         )
@@ -331,17 +343,14 @@ def explain(
         classes=model.classes_,
         gate_is_exact=gate_is_exact,
         is_exact=is_exact,
+        expert_names=model.expert_names_,
     )
 
 
-def _answers(model, samples):
+def _answer(module, x):
     """Return the gate's score and the logits of each expert, (n_samples, n_experts, 1 + C)."""
-
-    def answer(module, x):
-        output = module(x)
-        return torch.cat([output.gate_logits.unsqueeze(2), output.expert_logits], dim=2)
-
-    return model.net_.evaluate(samples, answer, np.float64)
+    output = module(x)
+    return torch.cat([output.gate_logits.unsqueeze(2), output.expert_logits], dim=2)
 
 
 def _pick(answers, expert, runner_up):
@@ -357,15 +366,16 @@ def _pick(answers, expert, runner_up):
     return np.concatenate([gate, logits], axis=1)
 
 
-def _linear(table: Columns, rows, expert, runner_up):
+def _linear(table: Columns, others: Columns, expert, runner_up):
     """Return contributions and base values of what is linear in the encoded columns."""
-    model, module = table.model, table.model.module_
+    model, module, n_features = table.model, table.model.module_, len(table.names)
+    sources = np.arange(n_features) if model.encoder_ is None else model.encoder_.sources_
+    n_encoded = len(sources)
     encoded, background = (
-        model.net_.evaluate(samples, MixtureOfExperts.encode, np.float64)
-        for samples in (table.samples, rows)
+        each.evaluate(MixtureOfExperts.encode, dtype=np.float64)[:, :n_encoded]
+        for each in (table, others)
     )
     deviation = encoded - background.mean(axis=0)
-    n_encoded, n_features = deviation.shape[1], len(table.names)
     weight = np.zeros((n_encoded, len(model.expert_costs_), 1 + len(model.classes_)))
     # What is not linear keeps zeros here, which the estimate replaces.
     if module.gate.is_linear:
@@ -375,9 +385,8 @@ def _linear(table: Columns, rows, expert, runner_up):
         own = module.experts.weight.permute(2, 0, 1)
         weight[_positions(module.expert_columns), :, 1:] = own.detach().cpu()
 
-    mean = _answers(model, rows).mean(axis=0, keepdims=True)
+    mean = others.evaluate(_answer, dtype=np.float64).mean(axis=0, keepdims=True)
     base = _pick(mean.repeat(len(expert), axis=0), expert, runner_up)
-    sources = np.arange(n_features) if model.encoder_ is None else model.encoder_.sources_
     comes_from = sparse.csr_array(
         (np.ones(n_encoded), (np.arange(n_encoded), sources)), shape=(n_encoded, n_features)
     )

@@ -14,12 +14,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.validation import check_consistent_length
 
-from sklearn_moe.decomposition import check_labels, cut, signed
-from sklearn_moe.interpretation.columns import (
-    Columns,
-    expert_log_proba,
-    read_columns,
-)
+from sklearn_moe.decomposition import check_labels, cut, signed, titled
+from sklearn_moe.interpretation.columns import Columns, read_columns
 from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.measures import mean_differences, mean_of_known
 from sklearn_moe.mixture import MixtureOfExperts
@@ -61,6 +57,8 @@ class ExpertImportance:
         share of these samples, 0 to 1.
     feature_names : ndarray of shape (n_features,)
         Names of the columns.
+    expert_names : list of str or None
+        Names of the experts, if ``experts`` was a list.
     """
 
     n_samples: NDArray[np.int64]
@@ -72,6 +70,7 @@ class ExpertImportance:
     own: NDArray[np.float64]
     others: NDArray[np.float64]
     feature_names: NDArray
+    expert_names: list[str] | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each expert and column as a pandas DataFrame.
@@ -80,17 +79,22 @@ class ExpertImportance:
         -------
         pandas.DataFrame
             With the columns ``expert``, ``feature``, ``importance``, ``importance_std``,
-            ``difference``, ``category``, ``own`` and ``others``.
+            ``difference``, ``category``, ``own`` and ``others``, and ``name`` if the experts have
+            names.
         """
         import pandas as pd
 
         n_experts, n_features = self.importance.shape
+        names = {}
+        if self.expert_names is not None:
+            names["name"] = np.repeat(self.expert_names, n_features)
         measures = "importance", "importance_std", "difference", "category", "own", "others"
         return pd.DataFrame(
             {
                 "expert": np.repeat(np.arange(n_experts), n_features),
                 "feature": np.tile(self.feature_names, n_experts),
                 **{name: getattr(self, name).ravel() for name in measures},
+                **names,
             }
         )
 
@@ -105,12 +109,13 @@ class ExpertImportance:
         ]
         for expert in order[:MOST_EXPERTS]:
             number = self.n_samples[expert]
+            title = titled(expert, self.expert_names and self.expert_names[expert])
             lines.append("")
             if number == 0:
-                lines.append(f"expert {expert}: never chosen")
+                lines.append(f"{title}: never chosen")
                 continue
             lines.append(
-                f"expert {expert}: {number / self.n_samples.sum():.1%} of the samples ({number}), "
+                f"{title}: {number / self.n_samples.sum():.1%} of the samples ({number}), "
                 f"log-likelihood {signed(self.log_likelihood[expert], 2):.2f} bits"
             )
             importance = np.nan_to_num(self.importance[expert])
@@ -223,7 +228,7 @@ def expert_importance(
     y = check_labels(y, model.classes_)
     check_consistent_length(samples, y)
     random_state = check_random_state(random_state)
-    chosen = model.net_.evaluate(samples, MixtureOfExperts.gate_proba).argmax(axis=1)
+    chosen = table.evaluate(MixtureOfExperts.gate_proba).argmax(axis=1)
     is_known = np.isin(y, model.classes_)
     label = np.searchsorted(model.classes_, np.where(is_known, y, model.classes_[0]))
 
@@ -233,7 +238,7 @@ def expert_importance(
     for expert in range(n_experts):
 
         def score(model, samples, label, expert=expert):
-            log_proba = expert_log_proba(model, samples, expert)
+            log_proba = table.expert_log_proba(samples, expert)
             return log_proba[np.arange(len(label)), label].mean() / np.log(2)
 
         rows = np.flatnonzero((chosen == expert) & is_known)
@@ -256,6 +261,7 @@ def expert_importance(
         importance=importance,
         importance_std=importance_std,
         feature_names=table.names,
+        expert_names=model.expert_names_,
         **_what_sets_apart(table, chosen, n_experts),
     )
 
