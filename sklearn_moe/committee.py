@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,8 @@ class Committee:
                 if len(rows) == 0:
                     continue
                 own = _safe_indexing(X, rows)
-            log_proba = _log_proba(estimator, own, self.classes)
+            with _named(self.names[place], "in predict_proba", estimator):
+                log_proba = _log_proba(estimator, own, self.classes)
             out[rows, place] = log_softmax(log_proba / self.temperatures[place], axis=1)
         return out
 
@@ -163,10 +165,11 @@ def fit_committee(
     results = iter(results)
     estimators, temperatures = [], []
     out = np.zeros((X.shape[0], len(names), len(classes)), dtype=np.float32)
-    for place, ((_, estimator), fitted) in enumerate(zip(experts.outside, is_fitted, strict=True)):
-        temperature = 1.0
+    for place, (name, fitted) in enumerate(zip(names, is_fitted, strict=True)):
+        estimator, temperature = experts.outside[place][1], 1.0
         if fitted:
-            out[rows, place] = _log_proba(estimator, _safe_indexing(X, rows), classes)
+            with _named(name, "in predict_proba", estimator):
+                out[rows, place] = _log_proba(estimator, _safe_indexing(X, rows), classes)
         else:
             for _, test in folds:
                 out[test, place] = next(results)
@@ -182,17 +185,23 @@ def fit_committee(
 def _fit_one(name, estimator, params, train, test, X, labels, classes):
     """Fit a classifier; return it, or its log-probabilities for the test samples of a fold."""
     params = {key: value[train] for key, value in params.items()}
+    where = "in the fit on all samples" if test is None else "in a fit on a part of the samples"
+    with _named(name, where, estimator), warnings.catch_warnings():
+        if test is not None:  # the fit on all samples warns, too
+            warnings.simplefilter("ignore")
+        fitted = clone(estimator).fit(_safe_indexing(X, train), labels[train], **params)
+        return fitted if test is None else _log_proba(fitted, _safe_indexing(X, test), classes)
+
+
+@contextmanager
+def _named(name, where, estimator):
+    """Say of any error within which expert it is from."""
     try:
-        with warnings.catch_warnings():
-            if test is not None:  # the fit on all samples warns, too
-                warnings.simplefilter("ignore")
-            fitted = clone(estimator).fit(_safe_indexing(X, train), labels[train], **params)
-            return fitted if test is None else _log_proba(fitted, _safe_indexing(X, test), classes)
+        yield
     except Exception as error:
-        where = "the fit on all samples" if test is None else "a fit on a part of the samples"
         raise ValueError(
-            f"The expert {name!r} failed in {where}. {estimator!r} raises "
-            f"{type(error).__name__}: {error}"
+            f"The expert {name!r} failed {where}. {estimator!r} raises {type(error).__name__}: "
+            f"{error}"
         ) from error
 
 
@@ -200,6 +209,8 @@ def _log_proba(estimator, X, classes):
     """Return log-probabilities of the mixture's classes, of which a classifier may lack some."""
     proba = np.zeros((X.shape[0], len(classes)))
     proba[:, np.searchsorted(classes, estimator.classes_)] = estimator.predict_proba(X)
+    if not np.isfinite(proba).all():
+        raise ValueError("predict_proba returns probabilities that are not finite.")
     with np.errstate(divide="ignore"):
         return np.log(proba).clip(LOWEST)
 
@@ -291,6 +302,6 @@ def _check_fitted(name, estimator, classes):
     unknown = sorted(set(estimator.classes_.tolist()) - set(classes.tolist()))
     if unknown:
         raise ValueError(
-            f"The expert {name!r} was fitted on the classes {unknown}, too, but y has only "
+            f"The expert {name!r} was fitted on the classes {unknown}, which y lacks: it has only "
             f"{classes.tolist()}."
         )

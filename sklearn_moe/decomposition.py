@@ -281,7 +281,8 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
     names = getattr(model, "expert_names_", None)
     known = {
         "classes": model.classes_,
-        "expert_costs": model.expert_costs_,
+        # Nobody knows the costs of classifiers among the experts.
+        "expert_costs": None if getattr(model, "named_experts_", None) else model.expert_costs_,
         "all_run": not model.module_.is_conditional,
     }
     if y is None:

@@ -334,8 +334,9 @@ class DistillationReport:
     teacher, student : Decomposition
         How each divides the samples among the experts. A student with ``top_k=1`` has an H_s of
         0, because it uses one expert for each sample.
-    teacher_cost, student_cost : float
-        Mean number of multiply-adds for a sample, of the experts that run and of the gate.
+    teacher_cost, student_cost : float or None
+        Mean number of multiply-adds for a sample, of the experts that run and of the gate; None
+        if there are classifiers of scikit-learn among the experts.
     """
 
     teacher_error: float | None
@@ -344,14 +345,15 @@ class DistillationReport:
     expert_agreement: float
     teacher: Decomposition
     student: Decomposition
-    teacher_cost: float
-    student_cost: float
+    teacher_cost: float | None
+    student_cost: float | None
 
     def __repr__(self) -> str:
         rows = [("H_s, bits", *self._both("sample_entropy"), ".3f")]
         rows.append(("H_u, bits", *self._both("usage_entropy"), ".3f"))
         rows.append(("I(E;Y), bits", *self._both("expert_class_information"), ".3f"))
-        rows.append(("multiply-adds per sample", self.teacher_cost, self.student_cost, ",.0f"))
+        if self.teacher_cost is not None and self.student_cost is not None:
+            rows.append(("multiply-adds per sample", self.teacher_cost, self.student_cost, ",.0f"))
         if self.teacher_error is not None:
             rows.insert(0, ("error", self.teacher_error, self.student_error, ".4f"))
         lines = [f"{'':26}{'teacher':>12}{'student':>12}"]
@@ -411,7 +413,7 @@ def distillation_report(
         float(np.mean(chosen[0] == chosen[1])),
         *decompositions,
         *(
-            decomposition.cost + model.module_.gate.cost
+            None if decomposition.cost is None else decomposition.cost + model.module_.gate.cost
             for decomposition, (model, _) in zip(decompositions, models, strict=True)
         ),
     )

@@ -260,7 +260,7 @@ class FittedMixture:
 
     @property
     def expert_costs_(self) -> NDArray[np.int64]:
-        """Multiply-adds that each expert takes for a sample."""
+        """Multiply-adds that each expert takes for a sample; 0 for classifiers, as not known."""
         return np.array(self.module_.experts.costs)
 
     @property

@@ -394,7 +394,8 @@ class PruningReport:
     n_parameters_before, n_parameters_after : int
         Number of parameters.
     cost_before, cost_after : float or None
-        Mean multiply-adds of the experts that run for a sample; None without samples.
+        Mean multiply-adds of the experts that run for a sample; None without samples, or if there
+        are classifiers of scikit-learn among the experts.
     expert_names : list of str or None
         Names of the former experts, if ``experts`` was a list.
     """
@@ -416,7 +417,7 @@ class PruningReport:
         rows = [("parameters", self.n_parameters_before, self.n_parameters_after, ",")]
         if self.error_before is not None:
             rows.insert(0, ("error", self.error_before, self.error_after, ".4f"))
-        if self.cost_before is not None:
+        if self.cost_before is not None and self.cost_after is not None:
             rows.append(("multiply-adds per sample", self.cost_before, self.cost_after, ",.0f"))
         lines = [
             f"Pruned from {n_before} to {n_after} experts by {self.method.replace('_', ' ')}.",
@@ -458,6 +459,8 @@ def _report(before, after, X, y, method, groups, scores):
 
 
 def _cost(model, X):
-    """Return the mean multiply-adds of the experts that run for a sample."""
+    """Return the mean multiply-adds of the experts that run for a sample; None if not known."""
+    if model.named_experts_:
+        return None
     gate_proba = model.gate_proba(X)
     return running_cost(gate_proba, model.expert_costs_, not model.module_.is_conditional)[0]

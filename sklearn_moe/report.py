@@ -108,7 +108,8 @@ def decomposition_report(
 
         The dict also has ``accuracy`` of the mixture, ``chosen_expert_accuracy``,
         ``n_parameters``, ``gate_columns`` (those that the gate uses; None for all), ``cost``,
-        ``relative_cost`` and ``skipping_share`` (see :class:`Decomposition`),
+        ``relative_cost`` and ``skipping_share`` (see :class:`Decomposition`; None if there are
+        classifiers of scikit-learn among the experts),
         ``sample_entropy``, ``usage_entropy``,
         ``expert_class_information``, ``specialization`` and ``specialization_to_best`` in bits,
         the first three also as ``normalized_*``, ``verdict`` (three str: "even" or "uneven",
@@ -162,7 +163,7 @@ def measured(
             f"estimator has {len(decomposition.usage)}."
         )
     report = {
-        "experts": _experts(decomposition, model.expert_names_),
+        "experts": _experts(decomposition),
         "accuracy": accuracy,
         "n_parameters": model.n_parameters_,
         "gate_columns": _gate_columns(model),
@@ -190,7 +191,8 @@ _MEASURES = (
 )
 
 
-def _experts(decomposition: Decomposition, names: list[str] | None) -> list[dict[str, Any]]:
+def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
+    names = decomposition.expert_names
     shares = decomposition.table.sum(axis=1) / decomposition.table.sum()
     classes = decomposition.classes.tolist()
     experts = []
@@ -246,8 +248,10 @@ def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
             advice.append("'importance' or 'sample_similarity' beside the present regularization")
         else:
             advice.append("regularization='importance' or 'sample_similarity', for more experts")
-        if math.ceil(used) < n_experts:
-            advice.append(f"n_experts={math.ceil(used)}, if that many are enough")
+        if (enough := math.ceil(used)) < n_experts:
+            is_list = decomposition.expert_names is not None
+            how = f"prune_experts(..., n_experts={enough})" if is_list else f"n_experts={enough}"
+            advice.append(f"{how}, if that many are enough")
     if 2**decomposition.sample_entropy > 1.5:
         verdict[1] = "unsure"
         if net.mixing == "logit":
@@ -299,15 +303,21 @@ def _text(
         "",
         f"accuracy  {report['accuracy']:.3f} of the mixture, "
         f"{report['chosen_expert_accuracy']:.3f} of the chosen expert alone",
-        f"size      {report['n_parameters']:,} parameters; {report['cost']:,.0f} multiply-adds of "
-        f"the experts per sample, {report['relative_cost']:.0%} of all",
+        f"size      {report['n_parameters']:,} parameters",
     ]
+    if report["cost"] is None:
+        lines[-1] += " of the net, without the classifiers among the experts"
+    else:
+        lines[-1] += (
+            f"; {report['cost']:,.0f} multiply-adds of the experts per sample, "
+            f"{report['relative_cost']:.0%} of all"
+        )
     columns = report["gate_columns"]
     if columns is not None:
         names = ", ".join(cut(columns[:MOST_COLUMNS], 12)) or "none"
         others = f" and {len(columns) - MOST_COLUMNS} more" if len(columns) > MOST_COLUMNS else ""
         lines.append(f"gate      chooses by the columns: {names}{others}")
-    if report["skipping_share"] > 0:
+    if report["skipping_share"]:
         lines.append(
             f"skipping  {report['skipping_share']:.1%} of the samples run none of the costliest "
             "experts"

@@ -356,7 +356,7 @@ def test_real_data():
         ([("svm", LinearSVC())], "predict_proba.*CalibratedClassifierCV"),
         ([("scale", StandardScaler())], "predict_proba"),
         ([("what", 3)], "method fit"),
-        ([("net", "mpl")], "mpl"),
+        ([("net", "mpl")], "The expert 'net' is 'mpl', which is no kind.*'mlp'"),
         ([("nb", GaussianNB(priors=[1, 2]))], "'nb' failed in a fit.*priors"),
     ],
 )
@@ -367,7 +367,7 @@ def test_bad_lists(listed, message):
 
 def test_bad_data():
     listed = EstimatorExperts([("line", LogisticRegression().fit(X, y))], cv="prefit")
-    with pytest.raises(ValueError, match=r"'line' was fitted on the classes \[2\]"):
+    with pytest.raises(ValueError, match=r"'line' was fitted on the classes \[2\], which y lacks"):
         MoEClassifier(experts=listed).fit(X[y < 2], y[y < 2])
     images = np.zeros((20, 8, 8), dtype=np.float32)
     with pytest.raises(ValueError, match="need a table, got images"):

@@ -74,6 +74,7 @@ def test_report_by_hand():
     assert result["accuracy"] == result["chosen_expert_accuracy"] == 1
     assert result["experts"][0] == {
         "expert": 0,
+        "name": None,
         "share": 0.5,
         "usage": pytest.approx(0.45),
         "accuracy": 1,

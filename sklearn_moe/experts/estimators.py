@@ -123,6 +123,8 @@ class EstimatorExperts(Experts, _BaseComposition):
 
     def check(self) -> None:
         """Raise an error unless the list holds classifiers and kinds of experts with names."""
+        from sklearn_moe.experts import EXPERTS
+
         self._validate_params()
         if len(self.estimators) == 0:
             raise ValueError("experts is an empty list. Pass (name, estimator) tuples.")
@@ -138,8 +140,14 @@ class EstimatorExperts(Experts, _BaseComposition):
                     f"An expert must not have the name {name!r}: names with two underscores, and "
                     f"{self._get_param_names()}, are those of parameters."
                 )
-        for name, estimator in self.outside:
-            _check_classifier(name, estimator)
+        for name, expert in self.estimators:
+            if not _is_own_kind(expert):
+                _check_classifier(name, expert)
+            elif isinstance(expert, str) and expert not in EXPERTS:
+                raise ValueError(
+                    f"The expert {name!r} is {expert!r}, which is no kind of experts. The names "
+                    f"are {sorted(EXPERTS)}."
+                )
 
     def build(
         self,

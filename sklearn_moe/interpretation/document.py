@@ -321,10 +321,13 @@ def _joined(items, word, most):
 
 
 def _kind(case):
+    names = case.decomposition.expert_names
     if case.n_experts == 1:
         what = "a logistic regression" if has_linear_experts(case.model) else "one network"
+        what = what if names is None else names[0]
         return f"The model: a mixture of experts with a single expert, that is, {what}."
     one = "logistic regressions" if has_linear_experts(case.model) else "networks"
+    one = one if names is None else _joined(names, "and", MOST_NAMED)
     return (
         f"The model: a mixture of experts. {case.n_experts} smaller models, the experts, here "
         f"{one}, share the work. A part called the gate decides for each of the {case.unit} how "

@@ -130,16 +130,23 @@ class GateRules:
         0.8, or if the fidelity is. One with a name of its own has the rule in brackets, such as
         "forest (age > 60)", or none.
         """
+        if self.expert_names is None:
+            return [words or f"expert {each}" for each, words in enumerate(self.main_rules)]
+        return [
+            f"{name} ({words})" if words else name
+            for name, words in zip(self.expert_names, self.main_rules, strict=True)
+        ]
+
+    @property
+    def main_rules(self) -> list[str | None]:
+        """The main rule of each expert, as in :attr:`names`; None if it does not name it."""
         main = {rule.expert: rule for rule in reversed(self.rules)}  # the first of each expert
-        names = []
-        for expert in range(len(self.shares)):
-            own = None if self.expert_names is None else self.expert_names[expert]
-            if self.is_usable and expert in main and main[expert].purity >= USABLE:
-                words = as_words(main[expert].conditions, short=True)
-                names.append(words if own is None else f"{own} ({words})")
-            else:
-                names.append(own or f"expert {expert}")
-        return names
+        return [
+            as_words(main[expert].conditions, short=True)
+            if self.is_usable and expert in main and main[expert].purity >= USABLE
+            else None
+            for expert in range(len(self.shares))
+        ]
 
     @property
     def is_usable(self) -> bool:

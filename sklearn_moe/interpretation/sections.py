@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from sklearn_moe.decomposition import Decomposition
+from sklearn_moe.decomposition import Decomposition, titled
 from sklearn_moe.display import (
     DecompositionDisplay,
     ExpertSamplesDisplay,
@@ -108,14 +108,14 @@ class Case:
 
     @property
     def names(self) -> list[str]:
-        """The number of each expert, with its rule, or its main one, if it has one."""
-        names = [f"expert {expert}" for expert in range(self.n_experts)]
-        if self.rules is None or len(self.experts) == 1:
-            return names
-        counts = np.bincount([rule.expert for rule in self.rules.rules], minlength=len(names))
+        """The number of each expert, with its name and its rule, or its main one, if any."""
+        notes = [[each["name"]] if each["name"] else [] for each in self.report["experts"]]
+        if self.rules is not None and len(self.experts) > 1:
+            counts = np.bincount([rule.expert for rule in self.rules.rules], minlength=len(notes))
+            for own, rule, n in zip(notes, self.rules.main_rules, counts.tolist(), strict=True):
+                own += [f"{'mainly ' * (n > 1)}{rule}"] if rule else []
         return [
-            name if name == rule else f"{name} ({'mainly ' * (n > 1)}{rule})"
-            for name, rule, n in zip(names, self.rules.names, counts.tolist(), strict=True)
+            titled(expert, "; ".join(own) if own else None) for expert, own in enumerate(notes)
         ]
 
     @property
@@ -193,7 +193,7 @@ def about_owners(case: Case) -> str:
     )
     rows = [
         (
-            f"expert {rule.expert}",
+            rule.title,
             rule.text,
             f"{rule.coverage:.1%}",
             "-" if np.isnan(rule.purity) else f"{rule.purity:.0%}",
@@ -246,7 +246,9 @@ def about_division(case: Case) -> str:
         f"The mixture is right for {report['accuracy']:.1%} of the {case.unit}, and the expert "
         f"that owns it alone for {report['chosen_expert_accuracy']:.1%}.",
     ]
-    names = case.rules if case.rules is not None and case.rules.is_usable else None
+    names = case.decomposition.expert_names
+    if case.rules is not None and case.rules.is_usable:
+        names = case.rules
     return (
         text
         + bullets(sentences)

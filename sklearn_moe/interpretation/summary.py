@@ -382,9 +382,11 @@ def _summary(fit, maximum, errors, notes, confidence):
 def _check_kind(model):
     module = model.module_
     if not module.experts.is_linear:
+        names = model.expert_names_
+        got = f"experts={model.experts!r}" if names is None else f"a list of experts, {names}"
         raise TypeError(
             "expert_summary needs experts='linear', as other experts have no coefficients; this "
-            f"mixture has experts={model.experts!r}. expert_importance and ExpertEffectDisplay "
+            f"mixture has {got}. expert_importance and ExpertEffectDisplay "
             "show what experts of any kind do with the columns of a table."
         )
     table = model.encoder_

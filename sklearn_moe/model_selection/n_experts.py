@@ -27,7 +27,7 @@ from sklearn_moe.measures import usage_entropy
 from sklearn_moe.model_selection.search import values_of
 from sklearn_moe.model_selection.tune import fit_params
 from sklearn_moe.parallel import run_all
-from sklearn_moe.parameters import has_linear_experts
+from sklearn_moe.parameters import has_linear_experts, listed_experts
 
 CRITERIA = {"aic": "AIC", "bic": "BIC", "icl": "ICL", "log_loss": "log loss"}
 """The criteria by their names; of each, lower is better."""
@@ -199,8 +199,8 @@ def choose_n_experts(
     Raises
     ------
     ValueError
-        If a parameter or the data are not valid, the criterion does not suit the mixture, the
-        training part of a fold lacks a class, or a fold splits a group.
+        If a parameter or the data are not valid, the criterion does not suit the mixture, its
+        experts are a list, the training part of a fold lacks a class, or a fold splits a group.
     TypeError
         If the estimator does not end in a mixture.
 
@@ -244,6 +244,13 @@ def choose_n_experts(
     True
     """
     check_mixture("clf", clf)
+    listed = listed_experts(final_model(clf)[0])
+    if listed is not None:
+        raise ValueError(
+            f"choose_n_experts cannot change the number of experts of a list, which has "
+            f"{len(listed.estimators)}. Compare mixtures with other lists by compare, or leave "
+            "experts out of a fitted one by prune_experts."
+        )
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {list(CRITERIA)}, got {criterion!r}.")
     if criterion != "log_loss" and not has_linear_experts(final_model(clf)[0]):

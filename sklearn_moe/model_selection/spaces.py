@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn_moe.experts import MLPExperts
 from sklearn_moe.fitted import is_mixture
 from sklearn_moe.gates import AttentiveGate
-from sklearn_moe.parameters import settings_of
+from sklearn_moe.parameters import listed_experts, settings_of
 from sklearn_moe.recipes import RECIPES
 from sklearn_moe.regularizers import Competence, Importance, SampleSimilarity
 
@@ -115,6 +115,8 @@ class Space:
             is_table = np.ndim(X) == 2 and mixture.input_shape is None
             has_own_experts = not (is_table and mixture.experts in ("auto", "mlp"))
             self.left_alone = {"experts"} if has_own_experts else set()
+            if listed_experts(mixture) is not None:  # whose number the list decides
+                self.left_alone.add("n_experts")
         elif isinstance(space, dict):
             for name, distribution in space.items():
                 _suggest_method(name, distribution)
