@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sklearn_moe.committee import Committee
 from sklearn_moe.data import Reader
 from sklearn_moe.decomposition import Decomposition
 from sklearn_moe.distillation import DistillationReport
 from sklearn_moe.encoders import ENCODERS, CustomEncoder
 from sklearn_moe.estimator import MoEClassifier
-from sklearn_moe.experts import EXPERTS, CustomExperts
+from sklearn_moe.experts import EXPERTS, CustomExperts, EstimatorExperts
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.pruning import PruningReport
@@ -21,9 +22,10 @@ TRUSTED_TYPES: list[str] = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {type(each) for room in _ROOMS for each in room.values()}
     | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
-    | {Decomposition, DistillationReport, PruningReport}
+    | {Committee, EstimatorExperts, Decomposition, DistillationReport, PruningReport}
 )
 """The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.
 
-No other types are needed, unless the mixture contains classes or functions that you wrote.
+No other types are needed, unless the mixture contains classes or functions that you wrote, or
+classifiers of which skops does not trust all types.
 """

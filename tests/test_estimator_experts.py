@@ -1,6 +1,7 @@
 """Classifiers of scikit-learn as experts, and the constant gate."""
 
 import pickle
+import sqlite3
 
 import numpy as np
 import pandas as pd
@@ -31,13 +32,20 @@ from sklearn.tree import DecisionTreeClassifier
 
 from sklearn_moe import (
     GATES,
+    TRUSTED_TYPES,
     EstimatorExperts,
+    GateRulesDisplay,
     MLPExperts,
     MoEClassifier,
     SoftmaxGate,
+    choose_n_experts,
     decomposition_report,
+    decomposition_stability,
     distill,
+    expert_summary,
+    gate_rules,
     prune_experts,
+    tune,
 )
 from sklearn_moe.display import DecompositionDisplay
 
@@ -67,6 +75,24 @@ class Counting(GaussianNB):
     def predict_proba(self, X):
         type(self).rows += len(X)
         return super().predict_proba(X)
+
+
+class Moody(GaussianNB):
+    """Raises an error when tests want it."""
+
+    error = None
+
+    def fit(self, X, y):
+        if self.error is not None:
+            raise self.error("no")
+        return super().fit(X, y)
+
+
+class Odd(GaussianNB):
+    """Has probabilities that are none."""
+
+    def predict_proba(self, X):
+        return super().predict_proba(X) * np.nan
 
 
 def regions(seed, n_samples=4000):
@@ -326,6 +352,113 @@ def test_names_are_shown(fitted):
     pytest.importorskip("matplotlib")
     display = DecompositionDisplay.from_estimator(fitted, X, y)
     assert display.expert_names == ["line", "tree", "net"]
+
+
+def test_rules_name_the_experts():
+    names = ["it's", "other"]
+    listed = [(name, GaussianNB()) for name in names]
+    clf = MoEClassifier(experts=listed, regularization=None, max_iter=1, random_state=0).fit(X, y)
+    clf.apply = lambda X: (X[:, 0] > 0).astype(int)
+    rules = gate_rules(clf, X, random_state=0)
+    assert all(str(rule).endswith(f"expert {rule.expert} ({rule.name})") for rule in rules.rules)
+    assert [name.split(" (")[0] for name in rules.names] == names and "x0" in rules.names[0]
+    assert set(rules.to_frame()["name"]) == set(names)
+    assert "it's" in repr(rules).split("rule\n")[1]
+    table = pd.DataFrame(X, columns=[f"x{i}" for i in range(5)])
+    with sqlite3.connect(":memory:") as base:
+        table.to_sql("table", base, index=False)
+        said = [row[0] for row in base.execute(f'SELECT {rules.to_sql()} FROM "table"')]
+    assert said == [names[expert] for expert in rules.predict(X)]
+    pytest.importorskip("matplotlib")
+    display = GateRulesDisplay(rules).plot()
+    assert any("(it's)" in text.get_text() for text in display.leaves_)
+
+
+def test_stability_matches_by_name(fitted):
+    stability = decomposition_stability(fitted, X, y, n_refits=2, random_state=0)
+    assert stability.expert_names == ["line", "tree", "net"]
+    assert np.isfinite(stability.usage_interval).all()
+    seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=2)[0]
+    refit = clone(fitted).set_params(random_state=int(seed), experts__tree__random_state=int(seed))
+    refit.set_params(experts__line__random_state=int(seed)).fit(X, y)
+    np.testing.assert_array_equal(stability.choice[1], refit.apply(X))
+    assert " tree " in repr(stability)
+
+
+def test_what_a_list_cannot_have(fitted):
+    with pytest.raises(ValueError, match="prune_experts"):
+        choose_n_experts(MoEClassifier(experts=experts()), X, y, [1, 2], criterion="log_loss")
+    with pytest.raises(TypeError, match=r"a list of experts, \['line'.*expert_importance"):
+        expert_summary(fitted, X, y)
+
+
+def test_tuning_leaves_the_list_alone():
+    pytest.importorskip("optuna")
+    clf = MoEClassifier(experts=experts()[:2], max_iter=1, random_state=0)
+    search = tune(clf, X, y, n_trials=1, cv=2, random_state=0, verbose=0)
+    assert not {"n_experts", "experts"} & set(search.best_params_)
+
+
+def test_costs_are_not_known(fitted):
+    report = decomposition_report(fitted, X, y, output_dict=True)
+    assert report["cost"] is None
+    assert "without the classifiers" in str(decomposition_report(fitted, X, y))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError])
+def test_an_interrupted_fit_changes_nothing(error):
+    clf = MoEClassifier(experts=[("moody", Moody())], max_iter=2, random_state=0).fit(X, y)
+    before, attributes = clf.predict_proba(X), dict(vars(clf))
+    Moody.error = error
+    try:
+        with pytest.raises((error, ValueError)):
+            clf.fit(X[:150, :4], y[:150] + 7)
+    finally:
+        Moody.error = None
+    assert vars(clf).keys() == attributes.keys()
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
+
+
+def test_an_error_in_prediction_names_the_expert(fitted):
+    missing = X.copy()
+    missing[0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"'line' failed in predict_proba.*NaN"):
+        fitted.expert_proba(missing)
+    listed = EstimatorExperts([("line", LogisticRegression().fit(X[:, :3], y))], cv="prefit")
+    with pytest.raises(ValueError, match=r"'line' failed in predict_proba.*expecting 3 features"):
+        MoEClassifier(experts=listed).fit(X, y)
+    with pytest.raises(ValueError, match=r"'odd' failed in a fit.*not finite"):
+        MoEClassifier(experts=[("odd", Odd())]).fit(X, y)
+
+
+def test_a_pruned_list_goes_on(fitted):
+    pruned = prune_experts(fitted, method="router_norm", n_experts=2, X=X, y=y)
+    names = pruned.expert_names_
+    assert [name for name, _ in pruned.experts] == names and len(fitted.experts) == 3
+    assert clone(pruned).fit(X, y).expert_names_ == names
+    gone = set(fitted.expert_names_) - set(names)
+    assert f"Gone: {gone.pop()}." in str(pruned.report_)
+    again = pickle.loads(pickle.dumps(pruned))
+    assert again.partial_fit(X, y).expert_names_ == names
+    assert again.set_params(warm_start=True).fit(X, y).score(X, y) > 0.8
+    tuned = prune_experts(fitted, method="random", n_experts=2, X=X, y=y, fine_tune=True)
+    assert len(tuned.expert_names_) == 2
+
+
+def test_skops(fitted):
+    io = pytest.importorskip("skops.io")
+    file = io.dumps(fitted)
+    others = {*io.get_untrusted_types(data=file)} - {*TRUSTED_TYPES}
+    assert others == {"sklearn.tree._tree.Tree"}
+    again = io.loads(file, trusted=[*TRUSTED_TYPES, *others])
+    np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_text_in_lists():
+    rows = [[1.0, "a"], [2.0, "b"]] * 10
+    encode = make_pipeline(OneHotEncoder(), LogisticRegression())
+    clf = MoEClassifier(experts=[("line", encode)], max_iter=1).fit(rows, [0, 1] * 10)
+    assert clf.named_experts_.line[0].categories_[0].tolist() == [1.0, 2.0]
 
 
 def test_distil():
