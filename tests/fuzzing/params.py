@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from skorch.callbacks import GradientNormClipping
 from torch import nn
 
@@ -17,6 +18,7 @@ from sklearn_moe import (
     ConvEncoder,
     ConvExperts,
     Entropy,
+    EstimatorExperts,
     FlipCrop,
     Importance,
     KMeansGate,
@@ -78,8 +80,22 @@ PARAMS = {
             ZeroComputationExperts((8,)),
             ZeroComputationExperts((8,), n_zero=1, n_copy=0, n_constant=1, capacity=1.1),
             linear_expert,
+            *[[("prior", DummyClassifier()), ("net", MLPExperts((8,)))]] * 3,
+            [("prior", DummyClassifier()), ("uniform", DummyClassifier(strategy="uniform"))],
+            [("linear", "linear"), ("net", MLPExperts((4,), dropout=0.5))],
+            EstimatorExperts([("prior", DummyClassifier())], cv=2, calibrate=False),
         ],
         [
+            [],
+            [DummyClassifier()],
+            [("prior", DummyClassifier)],
+            [("prior", DummyClassifier()), ("prior", DummyClassifier())],
+            [("prior", DummyClassifier(strategy="nonsense"))],
+            [("cv", DummyClassifier()), ("net", "mlp")],
+            [("line", DummyRegressor())],
+            [("net", "nonsense")],
+            EstimatorExperts([("prior", DummyClassifier())], cv="prefit"),
+            EstimatorExperts(None),
             "auto",
             "mlp",
             "complexity",
