@@ -25,9 +25,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from sklearn_moe.containers import SparseRows, as_objects
 from sklearn_moe.experts import EstimatorExperts
-
-# Lowest log-probability: a class that an expert rules out costs the mixture a finite likelihood.
-LOWEST = np.log(1e-7)
+from sklearn_moe.experts.base import LOWEST
 
 # Bounds of the logarithm of the temperature.
 TEMPERATURES = np.log(0.2), np.log(5)

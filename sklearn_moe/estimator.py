@@ -249,6 +249,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     report_ : DistillationReport, PruningReport or None
         How the mixture compares with the one that :func:`distill` or :func:`prune_experts` made it
         from.
+    input_summary_ : InputSummary or None
+        Mean and main directions of each class of the training samples, as the gate reads them, for
+        :func:`grow`; None after ``partial_fit``.
     device_ : str
         Device of the mixture.
     net_ : MoENet

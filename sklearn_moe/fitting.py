@@ -24,6 +24,7 @@ from sklearn_moe.parameters import (
     number_of_experts,
     search_of,
 )
+from sklearn_moe.summaries import summarize
 from sklearn_moe.training.callbacks import ScikitLearnCallbacks, StopEarly, usual_callbacks
 from sklearn_moe.training.session import Session, fitted_attributes
 
@@ -123,4 +124,6 @@ def train(
         interrupted = session.run(1 if incremental else None)
     vars(new).update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))
     vars(new).update(session.results(data.total_weight))
+    # A chunk of a stream is not all that the mixture has learned from.
+    new.input_summary_ = None if incremental else summarize(net, data.X, data.y)
     return interrupted

@@ -13,6 +13,7 @@ from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.pruning import PruningReport
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.summaries import InputSummary
 from sklearn_moe.tables import TableTransformer
 from sklearn_moe.training.net import MoENet
 
@@ -21,8 +22,9 @@ _ROOMS = (ENCODERS, EXPERTS, GATES, AUGMENTATIONS, REGULARIZERS)
 TRUSTED_TYPES: list[str] = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {type(each) for room in _ROOMS for each in room.values()}
-    | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
-    | {Committee, EstimatorExperts, Decomposition, DistillationReport, PruningReport}
+    | {CustomEncoder, CustomExperts, MoEClassifier, InputSummary, MoENet, Reader}
+    | {TableTransformer, Committee, EstimatorExperts}
+    | {Decomposition, DistillationReport, PruningReport}
 )
 """The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.
 

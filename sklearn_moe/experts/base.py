@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
+
+# Lowest log-probability: a class that an expert rules out costs the mixture a finite likelihood.
+LOWEST = math.log(1e-7)
 
 
 class Experts(BaseEstimator):

@@ -266,10 +266,25 @@ class ListedExpertsModule(ExpertsModule):
         return logits
 
     def keep(self, experts: list[int]) -> None:
-        self.names = [self.names[e] for e in experts]
-        kept = [self.members[e][0] for e in experts]
-        self.parts = nn.ModuleList([self.parts[part] for part in kept if part is not None])
-        self.members, self.n_outside = _places([part is None for part in kept])
+        if self.names is not None:
+            self.names = [self.names[e] for e in experts]
+        kept = [self.members[e] for e in experts]
+        places = {
+            part: sorted(place for p, place in kept if p == part)
+            for part in sorted({p for p, _ in kept if p is not None})
+        }
+        for part, own in places.items():
+            self.parts[part].keep(own)
+        new = {part: number for number, part in enumerate(places)}
+        self.parts = nn.ModuleList([self.parts[part] for part in places])
+        outside = [member for member in kept if member[0] is None]
+        self.members = [
+            (None, outside.index((part, place)))
+            if part is None
+            else (new[part], places[part].index(place))
+            for part, place in kept
+        ]
+        self.n_outside = len(outside)
 
     def asked(self, answers: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return for which samples the classifiers outside must answer, (n_samples, n_outside)."""

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.experts import EXPERTS, build_experts
+from sklearn_moe.experts.base import ExpertsModule
+from sklearn_moe.experts.grown import GrownExpertsModule, grow_experts
 from sklearn_moe.gates import GateModule, build_gate
+from sklearn_moe.gates.grown import GrownGateModule, grow_gate
 from sklearn_moe.mixture import MixtureOfExperts
 
 if TYPE_CHECKING:
@@ -25,21 +28,21 @@ def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
     shape = samples_shape(net) if table is None else (table.n_out,)
     encoder = build_encoder(net.encoder, shape, generator)
     shape = output_shape(encoder, shape)
-    experts_of = net.experts
-    if isinstance(experts_of, str):
-        experts_of = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
 
-    def experts_for(n_experts):
-        own_shape = _shape_of(net.expert_columns, shape)
-        if n_given:
-            own_shape = (own_shape[0] + n_given,)
-        return build_experts(experts_of, own_shape, n_experts, net.n_classes, generator)
+    def experts_for(sizes):
+        return build_experts_of(net, shape, *sizes, generator)
 
     def gate_for(n_experts):
         return build_gate_of(net, shape, n_experts, experts.hidden_size, generator)
 
-    experts = _make(experts_for, net.steps_["experts"])
-    gate = _make(gate_for, net.steps_["gate"])
+    def more_experts(experts, change):
+        return add_experts(net, shape, experts, generator, **change)
+
+    def wider_gate(gate, change):
+        return add_stage(net, shape, gate, experts.hidden_size, generator, **change)
+
+    experts = _make(experts_for, more_experts, net.steps_["experts"])
+    gate = _make(gate_for, wider_gate, net.steps_["gate"])
     gate_columns, expert_columns = net.gate_columns, net.expert_columns
     if n_given:  # the last columns are log-probabilities, which only the experts read
         n_columns = shape[0]
@@ -62,6 +65,52 @@ def samples_shape(net: MoENet) -> tuple[int, ...]:
     """Return the shape of a sample without what experts outside of the net say about it."""
     n_given = getattr(net.experts, "n_outside", 0) * net.n_classes
     return (net.input_shape[0] - n_given,) if n_given else net.input_shape
+
+
+def build_experts_of(
+    net: MoENet,
+    shape: tuple[int, ...],
+    n_experts: int,
+    n_classes: int,
+    generator: torch.Generator,
+) -> ExpertsModule:
+    """Build experts of a net, for samples that have this shape after the encoder."""
+    experts = net.experts
+    if isinstance(experts, str):
+        experts = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
+    own_shape = _shape_of(net.expert_columns, shape)
+    if n_outside := getattr(experts, "n_outside", 0):
+        own_shape = (own_shape[0] + n_outside * n_classes,)
+    return build_experts(experts, own_shape, n_experts, n_classes, generator)
+
+
+def add_experts(
+    net: MoENet,
+    shape: tuple[int, ...],
+    experts: ExpertsModule,
+    generator: torch.Generator,
+    *,
+    n_new: int,
+    former: list[int],
+    n_classes: int,
+) -> GrownExpertsModule:
+    """Return experts of a net with ``n_new`` more beside them (see ``grow_experts``)."""
+    new = build_experts_of(net, shape, n_new, n_classes, generator)
+    return grow_experts(experts, new, former, n_classes)
+
+
+def add_stage(
+    net: MoENet,
+    shape: tuple[int, ...],
+    gate: GateModule,
+    hidden_size: int,
+    generator: torch.Generator,
+    **change,
+) -> GrownGateModule:
+    """Return the gate of a net with one more stage (see ``grow_gate``)."""
+    n_experts = change["n_experts"] + change["n_new"]
+    new = build_gate_of(net, shape, n_experts, hidden_size, generator)
+    return grow_gate(gate, new, **change)
 
 
 def build_gate_of(
@@ -88,12 +137,14 @@ def _sources(net: MoENet, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
     return np.arange(*shape) if net.encoder is None and len(shape) == 1 else None
 
 
-def _make(build: Callable[[int], torch.nn.Module], steps: list[tuple[str, Any]]):
-    """Build experts or a gate, and repeat the changes that pruning has made since."""
+def _make(build: Callable, grow: Callable, steps: list[tuple[str, Any]]):
+    """Build experts or a gate, and repeat the changes of pruning and growing since."""
     part = None
     for step, value in steps:
         if step == "build":
             part = build(value)
+        elif step == "grow":
+            part = grow(part, value)
         elif step == "keep":
             part.keep(value)
         elif step == "merge":

@@ -161,9 +161,10 @@ class MoENet(NeuralNetClassifier):
 
     def initialize_module(self):
         if self.steps_ is None:
-            # How to build experts and gate again: with how many experts each was built, and what
-            # pruning has changed since.
-            self.steps_ = {part: [("build", self.n_experts)] for part in ("experts", "gate")}
+            # How to build experts and gate again: with how many experts and classes they were
+            # built, and what pruning or growing has changed since.
+            sizes = self.n_experts, self.n_classes
+            self.steps_ = {"experts": [("build", sizes)], "gate": [("build", self.n_experts)]}
         self.module_ = self.build(self.seed)
         return self
 

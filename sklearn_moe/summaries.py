@@ -1,0 +1,97 @@
+"""What a mixture keeps of the samples that it was fitted on: one normal distribution per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
+
+from sklearn_moe.containers import SparseRows
+from sklearn_moe.training.net import MoENet
+
+# Main directions of a class, and samples of it that are read. More of either take longer, and
+# separate handwritten digits no better.
+N_DIRECTIONS = 32
+SAMPLES_PER_CLASS = 2000
+
+# Numbers that are read, and numbers that are kept, for all classes together.
+NUMBERS_TO_READ = 2**25
+NUMBERS_TO_KEEP = 2**20
+
+# Variance along all other directions, as a part of the mean variance of an input.
+REMAINING_VARIANCE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class InputSummary:
+    r"""What a gate read in training, as one normal distribution for each class.
+
+    The covariance of class :math:`k` is
+    :math:`U_k^T\, \mathrm{diag}(\lambda_k)\, U_k + \sigma^2 I`.
+
+    Attributes
+    ----------
+    means : ndarray of shape (n_classes, n_inputs)
+        Mean of each class.
+    directions : ndarray of shape (n_classes, n_directions, n_inputs)
+        Its main directions :math:`U_k`; zeros where it has fewer.
+    variances : ndarray of shape (n_classes, n_directions)
+        The variances :math:`\lambda_k` along them.
+    counts : ndarray of shape (n_classes,)
+        Number of samples of each class.
+    remaining : float
+        The variance :math:`\sigma^2`, which is the same for all classes.
+    """
+
+    means: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    variances: NDArray[np.float32]
+    counts: NDArray[np.float32]
+    remaining: float
+
+
+def gate_input(net: MoENet, X: NDArray | SparseRows) -> NDArray[np.float32]:
+    """Return what the gate of a net reads, (n_samples, n_inputs)."""
+    return net.evaluate(X, lambda module, x: module.for_gate(module.encode(x)).flatten(1))
+
+
+def summarize(net: MoENet, X: NDArray | SparseRows, y: NDArray[np.int64]) -> InputSummary | None:
+    """Return a summary of samples; None if one sample has too many numbers for it."""
+    labels, counts = np.unique(y, return_counts=True)
+    n_inputs = gate_input(net, X[:1]).shape[1]
+    n_directions = min(N_DIRECTIONS, n_inputs, NUMBERS_TO_KEEP // (len(labels) * n_inputs) - 1)
+    if n_directions < 1:
+        return None
+    most = max(2, min(SAMPLES_PER_CLASS, NUMBERS_TO_READ // (len(labels) * n_inputs)))
+    rows = [np.flatnonzero(y == label) for label in labels]
+    rows = np.concatenate([own[:: -(-len(own) // most)] for own in rows])
+    x, y = gate_input(net, X[rows]), y[rows]
+    remaining = REMAINING_VARIANCE * float(x.var(axis=0).mean()) or 1.0
+    return summary_of(x, y, counts, n_directions, remaining)
+
+
+def summary_of(
+    x: NDArray, y: NDArray, counts: NDArray, n_directions: int, remaining: float
+) -> InputSummary:
+    """Return the summary of inputs of a gate, with so many directions."""
+    labels, n_inputs = np.unique(y), x.shape[1]
+    means = np.empty((len(labels), n_inputs), np.float32)
+    directions = np.zeros((len(labels), n_directions, n_inputs), np.float32)
+    variances = np.zeros((len(labels), n_directions), np.float32)
+    for k, label in enumerate(labels):
+        own = x[y == label]
+        means[k] = own.mean(axis=0)
+        _, sizes, axes = randomized_svd(own - means[k], n_directions, random_state=0)
+        directions[k, : len(axes)], variances[k, : len(axes)] = axes, sizes**2 / len(own)
+    return InputSummary(means, directions, variances, counts.astype(np.float32), remaining)
+
+
+def joined(one: InputSummary, other: InputSummary) -> InputSummary:
+    """Return the summary of the samples of both."""
+    arrays = (
+        np.concatenate([getattr(one, name), getattr(other, name)])
+        for name in ("means", "directions", "variances", "counts")
+    )
+    return InputSummary(*arrays, one.remaining)
