@@ -20,6 +20,7 @@ from sklearn_moe.encoders import *
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.experts import *
 from sklearn_moe.gates import *
+from sklearn_moe.growing import grow
 from sklearn_moe.images import AUGMENTATIONS, FlipCrop
 from sklearn_moe.interpretation import *
 from sklearn_moe.measures import (
@@ -79,6 +80,7 @@ __all__ = [
     "distillation_report",
     "expert_class_information",
     "gate_rules",
+    "grow",
     "likelihood_ratio_test",
     "prune_experts",
     "responsibilities",

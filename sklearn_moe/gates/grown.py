@@ -24,8 +24,8 @@ class GrownGateModule(GateModule):
     .. math:: q_t(x) = \mathrm{softmax}(\log(p_{<t}(x) + 0.01) + g_t(x)), \qquad
               p_{\le t}(x) = p(\mathrm{former} \mid x)\, p_{<t}(x) + p(t \mid x)\, q_t(x)
 
-    with :math:`p_{<t} = 1 / E` for new experts. The change :math:`g_t` has learned from the samples
-    of the stage, and counts for samples that are like them:
+    with :math:`p_{<t} = 1 / E` for new experts. The change :math:`g_t` has learned from the
+    samples of the stage, and counts for samples that are like them:
 
     .. math:: p(t \mid x) \propto \sum_{k \in t} e^{w_k} \, \mathcal{N}(x; \mu_k, \Sigma_k)^\beta
 
@@ -88,7 +88,7 @@ class GrownGateModule(GateModule):
         return log_density(x, self.means, self.directions, self.variances, self.remaining)
 
     def stage_log_proba(self, x: Tensor) -> Tensor:
-        """Return the log-probability of each stage for inputs of the gate, (n_samples, n_stages)."""
+        """Return the log-probabilities of the stages for inputs, (n_samples, n_stages)."""
         scores = self.sharpness * self.log_density(x.flatten(1)) + self.log_weights
         stages = range(len(self.gates))
         scores = [scores[:, self.stages == stage].logsumexp(dim=1) for stage in stages]
@@ -106,25 +106,23 @@ class GrownGateModule(GateModule):
         """Return log-probabilities (n_samples, n_experts) of each stage, and of all together."""
         n_experts = 1 + max(max(members) for members in self.members)
         nobody = x.new_full((len(x), n_experts), -LARGE)
-        scores = self.stage_log_proba(x)
-        of_stages, known = [], []
-        for stage, (gate, members) in enumerate(zip(self.gates, self.members, strict=True)):
-            own = gate(x, None, generator)
-            log_proba = own.log_proba
-            if stage > 0:
-                start = mixed[:, members].logaddexp(mixed.new_tensor(LOG_FLOOR))
-                is_new = torch.tensor([each not in known for each in members], device=x.device)
-                start = start.masked_fill(is_new, -math.log(len(members)))
-                log_proba = (start + own.logits).log_softmax(dim=1)
-            places = torch.tensor(members, device=x.device)
-            of_stages.append(nobody.index_copy(1, places, log_proba))
-            if stage > 0:
-                former = scores[:, :stage].logsumexp(dim=1, keepdim=True)
-                shares = torch.cat([former, scores[:, [stage]]], dim=1).log_softmax(dim=1)
-                mixed = (mixed + shares[:, :1]).logaddexp(of_stages[-1] + shares[:, 1:])
-            else:
-                mixed = of_stages[-1]
-            known += members
+
+        def among_all(log_proba, members):
+            return nobody.index_copy(1, torch.tensor(members, device=x.device), log_proba)
+
+        scores, known = self.stage_log_proba(x), set(self.members[0])
+        mixed = among_all(self.gates[0](x, None, generator).log_proba, self.members[0])
+        of_stages = [mixed]
+        for stage, members in enumerate(self.members[1:], start=1):
+            start = mixed[:, members].logaddexp(mixed.new_tensor(LOG_FLOOR))
+            is_new = torch.tensor([each not in known for each in members], device=x.device)
+            start = start.masked_fill(is_new, -math.log(len(members)))
+            change = self.gates[stage](x, None, generator).logits
+            of_stages.append(among_all((start + change).log_softmax(dim=1), members))
+            former = scores[:, :stage].logsumexp(dim=1, keepdim=True)
+            shares = torch.cat([former, scores[:, [stage]]], dim=1).log_softmax(dim=1)
+            mixed = (mixed + shares[:, :1]).logaddexp(of_stages[-1] + shares[:, 1:])
+            known |= set(members)
         return of_stages, mixed
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
