@@ -98,7 +98,8 @@ def after_each_task(method, data, n_kept, epochs, seed):
             clf = grow(clf, X_new, y_new, memory=memory if method != "grow" else None)
         else:
             if method == "replay" and t > 0:
-                X_new, y_new = (np.concatenate(pair) for pair in zip((X_new, y_new), memory))
+                X_new = np.concatenate([X_new, memory[0]])
+                y_new = np.concatenate([y_new, memory[1]])
             for _ in range(epochs):
                 clf.partial_fit(X_new, y_new, classes=classes)
         yield clf

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy import sparse
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, logsumexp
 from sklearn.base import BaseEstimator
@@ -18,13 +19,21 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import nn
 
 from sklearn_moe.checks import check_shape, check_y, encode
+from sklearn_moe.containers import SparseRows
 from sklearn_moe.decomposition import final_model, with_last
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.experts import ExpertsModule
 from sklearn_moe.gates.grown import GrownGateModule, log_density
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.parameters import settings_of
-from sklearn_moe.summaries import InputSummary, gate_input, joined, summarize, summary_of
+from sklearn_moe.summaries import (
+    InputSummary,
+    gate_input,
+    joined,
+    rows_to_read,
+    summarize,
+    summary_of,
+)
 from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.building import add_experts, add_stage, samples_shape
 from sklearn_moe.training.callbacks import usual_callbacks
@@ -118,8 +127,8 @@ def grow(
 
     Notes
     -----
-    Where old and new samples are alike but have other labels, only ``memory`` can tell them
-    apart.
+    Where samples like the old ones come with other labels, former and new experts both answer. If
+    new labels shall replace old ones, go on with ``partial_fit`` instead.
 
     ``partial_fit`` of a mixture that has grown trains all experts and gates, but not the normal
     distributions. A mixture that is fitted again, or cloned and fitted, becomes an ordinary one.
@@ -175,15 +184,21 @@ def grow(
         net_params=net_params or None,
     )
     net = grown.net_
-    old, new = _summaries(model, X, y, memory)
+    old = _summary_of_former(model, memory, len(y) / len(np.unique(y)))
+    rows = rows_to_read(y, old.means.shape[1])
+    x, of_x = gate_input(net, X[rows]), y[rows]
+    counts = np.unique(y, return_counts=True)[1]
+    new = summary_of(x, of_x, counts, old.directions.shape[1], old.remaining)
     stages = _stages(model, old, new)
     _add(net, n_new, former, classes, stages, old, int(build_seed))
-    if not isinstance(grown.experts, list):
-        grown.n_experts = net.n_experts
-    gate = net.module_.gate
-    _tell(gate, joined(old, new), _sharpness(gate_input(net, X), y, old))
-    data = (X, y) if memory is None else tuple(map(_concatenate, (X, y), memory))
-    settings = settings_of(grown, is_flat=X.ndim == 2, n_samples=len(X), n_classes=len(classes))
+    grown.n_experts = net.n_experts
+    _tell(net.module_.gate, joined(old, new), _sharpness(x, of_x, old))
+    data = X, y
+    if memory is not None:
+        data = _stacked(X, memory[0]), np.concatenate([y, memory[1]])
+    settings = settings_of(
+        grown, is_flat=len(X.shape) == 2, n_samples=len(X), n_classes=len(classes)
+    )
     _train(grown, settings, *((X, y) if freeze else data), freeze, int(train_seed))
     if memory is not None:
         _calibrate(net, data, np.arange(len(data[1])) < len(y))
@@ -260,36 +275,23 @@ def _classes(former, y):
     return np.unique(np.concatenate([former, y]))
 
 
-def _summaries(model, X, y, memory):
-    """Return summaries of the former samples and of the new ones."""
-    net, old = model.net_, model.input_summary_
-    gate = model.module_.gate
+def _summary_of_former(model, memory, n_of_class):
+    """Return a summary of the former samples; without one, memory stands for so many per class."""
+    summary, gate = model.input_summary_, model.module_.gate
     if isinstance(gate, GrownGateModule):
-        values = [
-            getattr(gate, name).cpu().numpy()
-            for name in ("means", "directions", "variances", "log_weights")
-        ]
-        old = InputSummary(*values[:3], np.exp(values[3]), float(gate.remaining))
-    elif old is None and memory is not None:
-        old = summarize(net, *memory)
-        if old is not None:  # nobody knows how many samples there were: as many as there are new
-            mean = len(y) / len(np.unique(y))
-            old = InputSummary(
-                old.means,
-                old.directions,
-                old.variances,
-                np.full_like(old.counts, mean),
-                old.remaining,
-            )
-    if old is None:
+        names = "means", "directions", "variances", "log_weights"
+        *arrays, log_weights = (getattr(gate, name).cpu().numpy() for name in names)
+        return InputSummary(*arrays, np.exp(log_weights), float(gate.remaining))
+    if summary is None and memory is not None:
+        summary = summarize(model.net_, *memory)
+        if summary is not None:
+            summary = replace(summary, counts=np.full_like(summary.counts, n_of_class))
+    if summary is None:
         raise ValueError(
             "The mixture has no summary of its former samples, as after partial_fit or if samples "
             "have very many numbers. Pass some of them: memory=(X_old, y_old)."
         )
-    x = gate_input(net, X)
-    n_directions = old.directions.shape[1]
-    counts = np.unique(y, return_counts=True)[1]
-    return old, summary_of(x, y, counts, n_directions, old.remaining)
+    return summary
 
 
 def _stages(model, old, new):
@@ -418,12 +420,8 @@ def _calibrate(net, data, is_new):
     """Choose power and weights of the distributions by the likelihood of old and new samples."""
     X, y = data
     gate = net.module_.gate
-    rows = np.concatenate(
-        [
-            own[evenly(len(own), SAMPLES_TO_CALIBRATE)]
-            for own in map(np.flatnonzero, (is_new, ~is_new))
-        ]
-    )
+    groups = np.flatnonzero(is_new), np.flatnonzero(~is_new)
+    rows = np.concatenate([own[evenly(len(own), SAMPLES_TO_CALIBRATE)] for own in groups])
     X, y, is_new = X[rows], y[rows], is_new[rows]
 
     def stages_and_densities(module, x):
@@ -457,5 +455,7 @@ def _calibrate(net, data, is_new):
     gate.log_weights.copy_(torch.from_numpy(start + best[1:]))
 
 
-def _concatenate(one, other):
-    return np.concatenate([one, other])
+def _stacked(X, other):
+    if isinstance(X, SparseRows):
+        return SparseRows(sparse.vstack([X.matrix, other.matrix], format="csr"))
+    return np.concatenate([X, other])

@@ -22,8 +22,8 @@ _ROOMS = (ENCODERS, EXPERTS, GATES, AUGMENTATIONS, REGULARIZERS)
 TRUSTED_TYPES: list[str] = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {type(each) for room in _ROOMS for each in room.values()}
-    | {CustomEncoder, CustomExperts, MoEClassifier, InputSummary, MoENet, Reader}
-    | {TableTransformer, Committee, EstimatorExperts}
+    | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
+    | {Committee, EstimatorExperts, InputSummary}
     | {Decomposition, DistillationReport, PruningReport}
 )
 """The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.

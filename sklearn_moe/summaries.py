@@ -17,8 +17,11 @@ N_DIRECTIONS = 32
 SAMPLES_PER_CLASS = 2000
 
 # Numbers that are read, and numbers that are kept, for all classes together.
-NUMBERS_TO_READ = 2**25
+NUMBERS_TO_READ = 2**24
 NUMBERS_TO_KEEP = 2**20
+
+# Samples whose variance is larger than this are not summarized: squares would not be finite.
+LARGEST_VARIANCE = 1e30
 
 # Variance along all other directions, as a part of the mean variance of an input.
 REMAINING_VARIANCE = 0.1
@@ -57,23 +60,35 @@ def gate_input(net: MoENet, X: NDArray | SparseRows) -> NDArray[np.float32]:
     return net.evaluate(X, lambda module, x: module.for_gate(module.encode(x)).flatten(1))
 
 
-def summarize(net: MoENet, X: NDArray | SparseRows, y: NDArray[np.int64]) -> InputSummary | None:
-    """Return a summary of samples; None if one sample has too many numbers for it."""
-    labels, counts = np.unique(y, return_counts=True)
-    n_inputs = gate_input(net, X[:1]).shape[1]
-    n_directions = min(N_DIRECTIONS, n_inputs, NUMBERS_TO_KEEP // (len(labels) * n_inputs) - 1)
-    if n_directions < 1:
-        return None
+def rows_to_read(y: NDArray[np.int64], n_inputs: int) -> NDArray[np.int64]:
+    """Return the samples on which a summary is computed, evenly spaced in each class."""
+    labels = np.unique(y)
     most = max(2, min(SAMPLES_PER_CLASS, NUMBERS_TO_READ // (len(labels) * n_inputs)))
     rows = [np.flatnonzero(y == label) for label in labels]
-    rows = np.concatenate([own[:: -(-len(own) // most)] for own in rows])
-    x, y = gate_input(net, X[rows]), y[rows]
-    remaining = REMAINING_VARIANCE * float(x.var(axis=0).mean()) or 1.0
-    return summary_of(x, y, counts, n_directions, remaining)
+    return np.concatenate([own[:: -(-len(own) // most)] for own in rows])
+
+
+def summarize(net: MoENet, X: NDArray | SparseRows, y: NDArray[np.int64]) -> InputSummary | None:
+    """Return a summary of samples; None if they have too many or too large numbers for it."""
+    counts = np.unique(y, return_counts=True)[1]
+    n_inputs = gate_input(net, X[:1]).shape[1]
+    n_directions = min(N_DIRECTIONS, n_inputs, NUMBERS_TO_KEEP // (len(counts) * n_inputs) - 1)
+    if n_directions < 1:
+        return None
+    rows = rows_to_read(y, n_inputs)
+    x = gate_input(net, X[rows])
+    remaining = REMAINING_VARIANCE * float(x.var(axis=0, dtype=np.float64).mean()) or 1.0
+    if not remaining < LARGEST_VARIANCE:
+        return None
+    return summary_of(x, y[rows], counts, n_directions, remaining)
 
 
 def summary_of(
-    x: NDArray, y: NDArray, counts: NDArray, n_directions: int, remaining: float
+    x: NDArray,
+    y: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    n_directions: int,
+    remaining: float,
 ) -> InputSummary:
     """Return the summary of inputs of a gate, with so many directions."""
     labels, n_inputs = np.unique(y), x.shape[1]

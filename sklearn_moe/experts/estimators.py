@@ -186,7 +186,7 @@ class ListedExpertsModule(ExpertsModule):
     members : list of (int or None, int) tuples
         For each expert its part, and its place there. The part is None for an expert whose
         log-probabilities come with the samples.
-    names : list of str
+    names : list of str or None
         Names of the experts.
     n_outside : int
         Number of experts whose log-probabilities come with the samples.
@@ -203,7 +203,7 @@ class ListedExpertsModule(ExpertsModule):
         self,
         parts: list[ExpertsModule],
         members: list[tuple[int | None, int]],
-        names: list[str],
+        names: list[str] | None,
         n_outside: int,
         n_classes: int,
     ):

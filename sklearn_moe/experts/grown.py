@@ -21,8 +21,6 @@ class GrownExpertsModule(ListedExpertsModule):
         The groups, oldest first.
     members : list of (int, int) tuples
         For each expert its group, and its place there.
-    names : list of str or None
-        Names of the experts.
     places : list of list of int
         For each group, the positions of its classes among all.
     n_classes : int
@@ -33,11 +31,10 @@ class GrownExpertsModule(ListedExpertsModule):
         self,
         parts: list[ExpertsModule],
         members: list[tuple[int, int]],
-        names: list[str] | None,
         places: list[list[int]],
         n_classes: int,
     ):
-        super().__init__(parts, members, names, 0, n_classes)
+        super().__init__(parts, members, None, 0, n_classes)
         self.places = places
 
     def forward(
@@ -85,4 +82,4 @@ def grow_experts(
     members += [(len(parts), place) for place in range(len(new.costs))]
     parts.append(new)
     places.append(list(range(n_classes)))
-    return GrownExpertsModule(parts, members, None, places, n_classes)
+    return GrownExpertsModule(parts, members, places, n_classes)
