@@ -416,6 +416,8 @@ def read_training_data(
         if going_on and incremental:
             log_proba = reader.committee.log_proba(given)
         else:
+            numbers_only = np.zeros(samples.shape[1], dtype=bool)
+            experts = experts.for_table(getattr(reader, "is_categorical", numbers_only))
             reader = copy(reader)
             reader.committee, log_proba = fit_committee(
                 experts, given, classes=classes, random_state=random_state, **of_all

@@ -45,6 +45,14 @@ VALUES_THAT_TELL = 20
 LARGEST_EXPONENT = 200
 
 
+def read_any(X: ArrayLike, is_categorical: NDArray[np.bool_]) -> Table:
+    """Read a table from any container, also a list, a lazy frame or a sparse matrix."""
+    X = as_dense(as_eager(X))
+    if as_frame(X) is None:
+        X = np.asarray(as_objects(X))
+    return read_table(X, is_categorical)
+
+
 def clip_smoothly(X: NDArray) -> NDArray:
     r"""Squash numbers into (-3, 3) in the same order, by :math:`x / \sqrt{1 + (x / 3)^2}`."""
     return X / np.hypot(1, X / 3)
@@ -227,10 +235,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             The columns of numbers, then for each column of categories the position of the
             category.
         """
-        X = as_dense(as_eager(X))
-        if as_frame(X) is None:
-            X = np.asarray(as_objects(X))
-        return self.arrange(read_table(X, self.is_categorical_))
+        return self.arrange(read_any(X, self.is_categorical_))
 
     def news(self, table: Table) -> dict[int, str]:
         """Return what is new in a later table, by the position of the column."""

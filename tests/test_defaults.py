@@ -40,7 +40,7 @@ CONFIGURATIONS = {
         "gate": AttentiveGate(encoder=ConvEncoder(normalization="batch")),
         "augmentation": "flip_crop",
     },
-    **{f"experts_{name}": {"experts": name} for name in EXPERTS},
+    **{f"experts_{name}": {"experts": name} for name in EXPERTS if name != "strong"},
     **{f"gate_{name}": {"gate": name} for name in GATES},
     **{f"regularization_{name}": {"regularization": name} for name in REGULARIZERS},
 }

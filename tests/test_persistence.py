@@ -142,7 +142,7 @@ IMAGES = {
     "params",
     [
         *({"gate": gate} for gate in GATES),
-        *({"experts": experts} for experts in ("auto", *EXPERTS) if experts != "conv"),
+        *({"experts": experts} for experts in sorted({"auto", *EXPERTS} - {"conv", "strong"})),
         *({"regularization": regularization} for regularization in ("auto", *REGULARIZERS)),
     ],
     ids=str,

@@ -16,6 +16,7 @@ from sklearn_moe.experts.linear import LinearExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
 from sklearn_moe.experts.mpo import MPOExperts
 from sklearn_moe.experts.orthogonal import OrthogonalExperts
+from sklearn_moe.experts.strong import StrongExperts
 from sklearn_moe.experts.zero_computation import ZeroComputationExperts
 
 EXPERTS: dict[str, Experts] = {
@@ -26,6 +27,7 @@ EXPERTS: dict[str, Experts] = {
     "orthogonal": OrthogonalExperts(),
     "complexity": ComplexityExperts(),
     "zero_computation": ZeroComputationExperts(),
+    "strong": StrongExperts(),
 }
 """The experts that ``MoEClassifier(experts=...)`` knows by name."""
 

@@ -121,9 +121,13 @@ class EstimatorExperts(Experts, _BaseComposition):
         params = self.get_params(deep=False)
         return EstimatorExperts(**{**params, "estimators": [self.estimators[e] for e in experts]})
 
+    def for_table(self, is_categorical: NDArray[np.bool_]) -> EstimatorExperts:
+        """Return the list of experts for a table with these columns of categories."""
+        return self
+
     def check(self) -> None:
         """Raise an error unless the list holds classifiers and kinds of experts with names."""
-        from sklearn_moe.experts import EXPERTS
+        from sklearn_moe.experts import EXPERTS, as_experts
 
         self._validate_params()
         if len(self.estimators) == 0:
@@ -147,6 +151,10 @@ class EstimatorExperts(Experts, _BaseComposition):
                 raise ValueError(
                     f"The expert {name!r} is {expert!r}, which is no kind of experts. The names "
                     f"are {sorted(EXPERTS)}."
+                )
+            elif isinstance(as_experts(expert), EstimatorExperts):
+                raise ValueError(
+                    f"The expert {name!r} is itself a list of experts: {expert!r}. Pass one."
                 )
 
     def build(
