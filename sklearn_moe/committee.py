@@ -27,8 +27,12 @@ from sklearn_moe.containers import SparseRows, as_objects
 from sklearn_moe.experts import EstimatorExperts
 from sklearn_moe.experts.base import LOWEST
 
-# Bounds of the logarithm of the temperature.
+# Bounds of the logarithms of a temperature, and of the factor of all temperatures.
 TEMPERATURES = np.log(0.2), np.log(5)
+FACTORS = np.log(0.5), 0.0
+
+# Steps of EM to the weights of a mean of classifiers.
+STEPS = 50
 
 
 @dataclass(eq=False)
@@ -177,6 +181,10 @@ def fit_committee(
         out[rows, place] = log_softmax(out[rows, place] / temperature, axis=1)
         estimators.append(estimator)
         temperatures.append(temperature)
+    if experts.calibrate and not any(is_fitted):
+        factor = _factor(out[rows], y[rows], sample_weight[rows])
+        temperatures = [temperature * factor for temperature in temperatures]
+        out[rows] = log_softmax(out[rows] / factor, axis=2)
     return Committee(names, estimators, temperatures, classes), out
 
 
@@ -245,14 +253,37 @@ def _folds(cv, X, y, rows, group, random_state):
 
 def _temperature(log_proba, y, sample_weight):
     """Return the temperature with the lowest log loss."""
-    if np.ptp(y) == 0:
-        return 1.0
 
     def loss(log_temperature):
         scaled = log_softmax(log_proba / np.exp(log_temperature), axis=1)
         return -np.average(scaled[np.arange(len(y)), y], weights=sample_weight)
 
-    best = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded")
+    return _best(loss, TEMPERATURES, y)
+
+
+def _factor(log_proba, y, sample_weight):
+    """Return the factor of all temperatures with the lowest log loss of the best weighted mean.
+
+    A mean of calibrated classifiers that differ is less sure than it could be.
+    """
+
+    def loss(log_factor):
+        scaled = log_softmax(log_proba.astype(np.float64) / np.exp(log_factor), axis=2)
+        proba = np.exp(scaled[np.arange(len(y)), :, y])
+        weight = np.full(proba.shape[1], 1 / proba.shape[1])
+        for _ in range(STEPS):
+            share = proba * weight / (proba @ weight)[:, np.newaxis]
+            weight = np.average(share, axis=0, weights=sample_weight)
+        return -np.average(np.log(proba @ weight), weights=sample_weight)
+
+    return 1.0 if log_proba.shape[1] == 1 else _best(loss, FACTORS, y)
+
+
+def _best(loss, bounds, y):
+    """Return the number whose logarithm has the lowest loss, and 1 if there is one class."""
+    if np.ptp(y) == 0:
+        return 1.0
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3})
     return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
 
 

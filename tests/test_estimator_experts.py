@@ -159,6 +159,28 @@ def test_constant_gate_finds_the_best_weights():
     assert weight == pytest.approx(grid[np.argmin(losses)], abs=0.03)
 
 
+def test_a_mean_of_calibrated_classifiers_is_made_surer():
+    """Each knows some columns, so that both together know more than each of them says."""
+    rng = np.random.RandomState(0)
+    X = rng.randn(1000, 6)
+    y = (X.sum(axis=1) + 0.5 * rng.randn(1000) > 0).astype(int)
+    halves = [("left", slice(0, 3)), ("right", slice(3, 6))]
+    listed = [
+        (name, make_pipeline(make_column_transformer(("passthrough", part)), LogisticRegression()))
+        for name, part in halves
+    ]
+    mixtures = [
+        MoEClassifier(experts=EstimatorExperts(each, calibrate=calibrate), gate="constant")
+        .set_params(random_state=0)
+        .fit(X[:500], y[:500])
+        for each, calibrate in [(listed, False), (listed, True), (listed[:1], True)]
+    ]
+    losses = [log_loss(y[500:], clf.predict_proba(X[500:])) for clf in mixtures]
+    assert losses[1] < losses[0] - 0.01
+    both, alone = (clf.reader_.committee.temperatures for clf in mixtures[1:])
+    assert max(both) < 0.8 < alone[0]
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_finds_who_is_right_where(seed):
     X, y, region, classifiers = regions(seed)

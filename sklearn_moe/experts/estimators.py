@@ -28,7 +28,9 @@ class EstimatorExperts(Experts, _BaseComposition):
     such as ``MLPExperts()``, train together with the gate and learn what the others leave.
 
     The probabilities of each classifier are calibrated by one temperature :math:`T`, on samples
-    that it has not seen: :math:`o_c \propto p_c^{1/T}`.
+    that it has not seen: :math:`o_c \propto p_c^{1/T}`. Then one factor, of at most 1, makes all
+    temperatures lower if this raises the likelihood of the best weighted mean: a mean of
+    calibrated classifiers is less sure than it could be.
 
     Parameters
     ----------
@@ -41,7 +43,8 @@ class EstimatorExperts(Experts, _BaseComposition):
         ``groups`` together. With "prefit" the classifiers are fitted already and taken as they
         are: the gate should then learn from samples that they have not seen.
     calibrate : bool, default=True
-        Whether to calibrate the classifiers that are fitted here.
+        Whether to calibrate the classifiers that are fitted here. The factor is only for lists in
+        which all are.
     n_jobs : int or None, default=None
         Number of processes for the fits; None is one, -1 is all processors.
 
@@ -55,6 +58,9 @@ class EstimatorExperts(Experts, _BaseComposition):
 
     C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On Calibration of Modern Neural Networks, 2017,
     arXiv 1706.04599.
+
+    R. Ranjan, T. Gneiting, Combining Probability Forecasts, Journal of the Royal Statistical
+    Society B 72, 2010.
 
     Examples
     --------
