@@ -90,6 +90,26 @@ optimum, and where this is not the best, all are wrong. In adult with a planted 
 (*planted, by a category*), the highest penalised likelihood finds the subgroup with a mean index
 of .22, and the lowest BIC of three restarts that differ with .90. The learning rate hardly
 matters: with 0.1 in place of 0.2, the first four figures of the recipe are the same.
+
+The recipe for a list of classifiers was chosen for a gate that is constant where the data do not
+say who is right where. Its experts were gradient boosting, a random forest, the default mixture
+and logistic regression; the gate learned from their out-of-fold probabilities. The table shows the
+mean error in percent and the log loss on the test rows of ten tables, one split of each:
+
+==================================================== ===== ======
+not calibrated, constant gate                        14.44 0.3599
+one temperature for each, constant gate              14.33 0.3592
+(sparse gate of 1e-3)                                14.29 0.3590
+and one factor for all temperatures, constant gate   14.31 0.3552
+sparse gate of 1e-3                                  14.28 0.3551
+==================================================== ===== ======
+
+CatBoost has 15.38 and 0.3724 there. With one temperature for each, a gate with 3e-4, 3e-3, 1e-2 or
+3e-2, and a hidden layer with 1e-3 or 3e-3, have within 0.0001 the same log loss on eight of the
+tables. The reason is that columns are dropped by the BIC: in none of the ten tables a column is
+left. In a second split of covertype 11 are left, and the log loss falls from 0.5405 to 0.5389. If no
+columns are dropped, a gate of 1e-3 raises it in titanic from 0.4345 to 0.4449. The strength
+matters where there are regions: there 1e-3 found them best.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""Classifiers as experts on tables, beside each of them, stacking, voting and boosting libraries.
+
+    python benchmarks/experts.py                               # scikit-learn's own data sets
+    python benchmarks/experts.py --data FOLDER --results experts.csv
+    python benchmarks/experts.py --report --results experts.csv
+
+FOLDER, the tables and their splits are those of ``tabular.py``. Each fit adds a row to the
+results, and rows that are there are not computed again. "the fits alone" are what all lists need:
+the fits of the four classifiers on five folds and on all samples; it predicts with their mean.
+"""
+
+import argparse
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from tabular import MODELS as ALONE
+from tabular import NEEDS, run, split, tables
+
+from sklearn_moe import EstimatorExperts, MoEClassifier, SoftmaxGate
+
+COLUMNS = ["table", "model", "split", "n_train", "error", "log_loss", "fit", "predict"]
+COLUMNS += ["columns", "shares"]
+
+NAMES = {
+    "boosting": "gradient boosting",
+    "forest": "random forest",
+    "mixture": "MoEClassifier",
+    "regression": "logistic regression",
+}
+
+
+def classifiers(seed):
+    return [(name, ALONE[of](seed)) for name, of in NAMES.items()]
+
+
+class TheFits(ClassifierMixin, BaseEstimator):
+    """Fit classifiers on folds and on all samples, and predict with their mean."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def fit(self, X, y):
+        cv = StratifiedKFold(5, shuffle=True, random_state=self.seed)
+        for _, each in classifiers(self.seed):
+            cross_val_predict(each, X, y, cv=cv, method="predict_proba")
+        self.fitted_ = [each.fit(X, y) for _, each in classifiers(self.seed)]
+        self.classes_ = self.fitted_[0].classes_
+        return self
+
+    def predict_proba(self, X):
+        return np.mean([each.predict_proba(X) for each in self.fitted_], axis=0)
+
+
+def mixture(seed, **params):
+    listed = EstimatorExperts(classifiers(seed))
+    return MoEClassifier(experts=listed, random_state=seed, **params)
+
+
+MODELS = {
+    **{name: ALONE[name] for name in NAMES.values()},
+    "the fits alone": TheFits,
+    "StackingClassifier": lambda seed: StackingClassifier(
+        classifiers(seed), LogisticRegression(max_iter=1000), cv=5
+    ),
+    "VotingClassifier": lambda seed: VotingClassifier(classifiers(seed), voting="soft"),
+    "constant gate": lambda seed: mixture(seed, gate="constant"),
+    "gate": mixture,
+    "gate with a layer": lambda seed: mixture(seed, gate=SoftmaxGate(hidden_layer_sizes=(16,))),
+    "hard gate": lambda seed: mixture(seed, gate="hard"),
+    "strong": lambda seed: MoEClassifier(experts="strong", random_state=seed),
+    "LightGBM": ALONE["LightGBM"],
+    "CatBoost": ALONE["CatBoost"],
+}
+
+
+def measure(make, seed, n_classes, X_train, X_test, y_train, y_test):
+    """Return what one model makes of one split, and for a list the shares of its experts."""
+    made = []
+
+    def keep(seed):
+        made.append(make(seed))
+        return made[0]
+
+    row = run(keep, seed, n_classes, X_train, X_test, y_train, y_test)
+    row["shares"] = row["columns"] = ""
+    names = getattr(made[0], "expert_names_", None)
+    if names is not None:
+        shares = made[0].gate_proba(X_test).mean(axis=0).round(3).tolist()
+        row["shares"] = json.dumps(dict(zip(names, shares, strict=True)))
+        row["columns"] = len(made[0].gate_columns_)
+    return {name: row[name] for name in COLUMNS if name in row}
+
+
+def report(results):
+    """Print the means over splits, the times beside those of the fits, and the shares."""
+    for name in ("error", "log_loss"):
+        means = results.pivot_table(index="table", columns="model", values=name)
+        means = means[means.mean().sort_values().index]
+        means.loc["mean"] = means.dropna().mean()
+        print(f"\n{name} ({results.groupby(['table', 'model']).size().max()} splits)\n")
+        print(means.T.round(4).to_markdown())
+    times = results.pivot_table(index="table", columns="model", values="fit")
+    print("\nmedian time of a fit, over that of the fits alone\n")
+    print(times.div(times["the fits alone"], axis=0).median().round(2).to_markdown())
+    listed = results.dropna(subset="shares")
+    shares = listed["shares"].map(json.loads).apply(pd.Series)
+    columns = listed["columns"].rename("columns of the gate")
+    print("\nmean shares of the experts, and columns that the gate reads\n")
+    print(shares.join(columns).groupby(listed["model"]).mean().round(3).to_markdown())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with tables.json")
+    parser.add_argument("--tables", nargs="+")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--train-rows", type=int, default=4000)
+    parser.add_argument("--test-rows", type=int, default=10000)
+    parser.add_argument("--results", type=Path, default=Path("experts.csv"))
+    parser.add_argument("--report", action="store_true", help="only show the results")
+    args = parser.parse_args()
+    if not args.results.exists():
+        args.results.write_text(",".join(COLUMNS) + "\n")
+    done = pd.read_csv(args.results)
+    seen = set(zip(done.table, done.model, done.split, strict=True))
+    available = tables(args.data)
+    for name in [] if args.report else args.models:
+        if name in NEEDS and find_spec(NEEDS[name]) is None:
+            print(f"{name}: {NEEDS[name]} is not installed")
+            continue
+        for seed in args.splits:
+            for table in args.tables or available:
+                if (table, name, seed) in seen:
+                    continue
+                parts = split(*available[table](), seed, args.train_rows, args.test_rows)
+                row = {"table": table, "model": name, "split": seed, "n_train": len(parts[1])}
+                row |= measure(MODELS[name], seed, *parts)
+                with args.results.open("a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+                print(f"{table}, {name}, {seed}: error {row['error']:.4f}", flush=True)
+    report(pd.read_csv(args.results))
+
+
+if __name__ == "__main__":
+    main()
