@@ -107,8 +107,8 @@ sparse gate of 1e-3                                  14.28 0.3551
 CatBoost has 15.38 and 0.3724 there. With one temperature for each, a gate with 3e-4, 3e-3, 1e-2 or
 3e-2, and a hidden layer with 1e-3 or 3e-3, have within 0.0001 the same log loss on eight of the
 tables. The reason is that columns are dropped by the BIC: in none of the ten tables a column is
-left. In a second split of covertype 11 are left, and the log loss falls from 0.5405 to 0.5389. If no
-columns are dropped, a gate of 1e-3 raises it in titanic from 0.4345 to 0.4449. The strength
+left. In a second split of covertype 11 are left, and the log loss falls from 0.5405 to 0.5389. If
+no columns are dropped, a gate of 1e-3 raises it in titanic from 0.4345 to 0.4449. The strength
 matters where there are regions: there 1e-3 found them best.
 """
 
