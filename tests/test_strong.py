@@ -83,7 +83,7 @@ def test_numbers_may_be_categories():
     y = (X[:, 1] % 2).astype(int)
     clf = mixture(categorical_features=[1]).fit(X, y)
     is_right = clf.expert_proba(X).argmax(axis=2) == y[:, np.newaxis]
-    assert is_right.mean(axis=0)[[0, 3]].min() > 0.9
+    assert is_right.mean(axis=0)[[0, 3]].min() > 0.8
     assert mixture().fit(X, y).named_experts_.regression.score(X, y) < 0.7
 
 
