@@ -432,7 +432,7 @@ class MoENet(NeuralNetClassifier):
             return
         n_outside = self.experts.n_outside
         self.experts = self.experts.only(experts)
-        self.steps_["experts"] = [("build", len(experts))]
+        self.steps_["experts"] = [("build", (len(experts), self.n_classes))]
         n_gone = (n_outside - self.experts.n_outside) * self.n_classes
         if n_gone:
             self.input_shape = (self.input_shape[0] - n_gone,)
