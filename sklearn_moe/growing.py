@@ -45,7 +45,7 @@ SAMPLES_TO_CALIBRATE = 4096
 
 # Bounds of the logarithm of the power of the densities, and the penalty on changed weights.
 LOG_SHARPNESS = np.log(1e-3), 0.0
-RIDGE = 1e-3
+RIDGE = 0.1
 
 
 @validate_params(

@@ -29,6 +29,7 @@ from sklearn_moe import (
     expert_importance,
     explain,
     gate_rules,
+    grow,
     prune_experts,
     responsibilities,
     sample_entropy,
@@ -118,6 +119,7 @@ def test_smaller_and_faster_mixtures(fitted):
         student, method="similarity", n_experts=2, X=X, y=y, fine_tune=True, max_iter=1
     )
     assert pruned.predict_proba(X).shape == (600, 3)
+    assert grow(student, X, y, n_new=2, max_iter=1).predict_proba(X).shape == (600, 3)
 
 
 def test_cross_validation_and_tuning(fitted):
