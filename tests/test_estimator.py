@@ -894,8 +894,9 @@ def test_progress_bar_moves_with_the_batches(iris):
 def test_nothing_heavy_stays(digits):
     X, y = digits
     clf = make(early_stopping=True, max_iter=6, regularization="importance").fit(X, y)
-    # The weights and AdamW's two moments, 4 bytes each, and little else.
-    assert len(pickle.dumps(clf)) < 3 * 4 * clf.n_parameters_ + 40_000
+    # The weights and AdamW's two moments, 4 bytes each, the summary for grow, and little else.
+    summary = sum(np.asarray(value).nbytes for value in vars(clf.input_summary_).values())
+    assert len(pickle.dumps(clf)) < 3 * 4 * clf.n_parameters_ + summary + 40_000
     assert all(row["batches"] == [] for row in clf.net_.history)
 
 

@@ -371,7 +371,7 @@ def test_names_are_shown(fitted):
     assert "line" in str(decomposition_report(fitted, X, y))
     rules = gate_rules(fitted, X, random_state=0)
     assert rules.expert_names == ["line", "tree", "net"]
-    assert f"Always expert {rules.expert_names[rules.shares.argmax()]}" in rules.sentence
+    assert f"({rules.expert_names[rules.shares.argmax()]}) would be right" in rules.sentence
     assert all(rules.expert_names[rule.expert] in str(rules) for rule in rules.rules)
     rows = decomposition_report(fitted, X, y, output_dict=True)["experts"]
     assert [row["name"] for row in rows] == ["line", "tree", "net"]
