@@ -44,6 +44,7 @@ from sklearn_moe import (
     distill,
     expert_summary,
     gate_rules,
+    model_document,
     prune_experts,
     tune,
 )
@@ -423,6 +424,13 @@ def test_tuning_leaves_the_list_alone():
     clf = MoEClassifier(experts=experts()[:2], max_iter=1, random_state=0)
     search = tune(clf, X, y, n_trials=1, cv=2, random_state=0, verbose=0)
     assert not {"n_experts", "experts"} & set(search.best_params_)
+
+
+def test_documents_name_the_experts(fitted, tmp_path):
+    pytest.importorskip("matplotlib")
+    text = model_document(fitted, X, y, tmp_path / "experts.html").read_text(encoding="utf-8")
+    assert "here line, tree and net, share the work" in text
+    assert "expert 1 (tree" in text and ">expert 1<" not in text
 
 
 def test_costs_are_not_known(fitted):
