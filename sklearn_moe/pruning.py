@@ -221,6 +221,10 @@ def prune_experts(
 
     pruned = deepcopy(model)
     if n_experts < model.net_.n_experts:
+        if pruned.expert_names_ is not None:  # a list for this table stays so without some
+            numbers_only = np.zeros(model.n_features_in_, dtype=bool)
+            is_categorical = getattr(model.reader_, "is_categorical", numbers_only)
+            pruned.net_.experts = pruned.net_.experts.for_table(is_categorical)
         if method == "similarity":
             _reduce(pruned, groups, scores, encoded, reduce)
         else:
