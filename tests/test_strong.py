@@ -12,7 +12,13 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.metrics import log_loss
 
-from sklearn_moe import TRUSTED_TYPES, MoEClassifier, StrongExperts, decomposition_report
+from sklearn_moe import (
+    TRUSTED_TYPES,
+    MoEClassifier,
+    StrongExperts,
+    decomposition_report,
+    prune_experts,
+)
 from sklearn_moe.experts import strong
 from sklearn_moe.experts.strong import TableColumns
 
@@ -57,6 +63,12 @@ def test_mixes_the_four(fitted, mixed_table):
     ]
     assert log_loss(y[400:], fitted.predict_proba(X[400:])) < min(losses) + 0.02
     assert "boosting" in str(decomposition_report(fitted, X, y))
+
+
+def test_what_pruning_leaves_can_be_fitted_again(fitted, mixed_table):
+    X, y = mixed_table
+    pruned = prune_experts(fitted, method="random", n_experts=2, random_state=0)
+    assert clone(pruned).fit(X[:200], y[:200]).expert_names_ == pruned.expert_names_
 
 
 def test_the_name_stands_for_it():
