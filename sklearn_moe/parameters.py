@@ -244,7 +244,7 @@ def settings_of(
         del settings["optimizer__weight_decay"]
     settings = {name: net_params.get(name, value) for name, value in settings.items()}
     if _is_auto(settings["batch_size"]):
-        settings["batch_size"] = automatic_batch_size(n_samples)
+        settings["batch_size"] = automatic_batch_size(recipe, n_samples)
     if _is_auto(settings.get("optimizer__weight_decay")):
         settings["optimizer__weight_decay"] = automatic_weight_decay(
             recipe,
@@ -296,7 +296,9 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     if experts is not None and experts.n_outside:
         only_classifiers = experts.n_outside == len(experts.estimators)
         can_be_sparse = only_classifiers and not has_backbone and _can_be_sparse(gate)
-        return RECIPES["classifiers" if can_be_sparse else "classifiers and others"]
+        if not can_be_sparse:
+            return RECIPES["classifiers and others"]
+        return RECIPES["classifiers" if gate.top_k is None else "classifiers, top k"]
     if not is_flat or has_backbone or _is_function(estimator.experts):
         return RECIPES["other"]
     # A gate without ``needs_hidden`` counts as reading the experts, as its module does.

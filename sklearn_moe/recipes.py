@@ -152,8 +152,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "regularization": [],
         **_ONE_START,
     },
-    # Classifiers that are fitted outside of the net: only the gate learns.
-    "classifiers": {**_CLASSIFIERS, "regularization": [SparseGate(1e-3)]},
+    # Classifiers that are fitted outside of the net: only the gate learns. For a gate that mixes
+    # all of them few large steps are enough, as L-BFGS follows.
+    "classifiers": {**_CLASSIFIERS, "regularization": [SparseGate(1e-3)], "batch_size": 4096},
+    "classifiers, top k": {**_CLASSIFIERS, "regularization": [SparseGate(1e-3)]},
     "classifiers and others": _CLASSIFIERS,
     # To find regimes.
     "linear": {**_LINEAR, "regularization": [SparseGate(1e-3)]},
@@ -168,9 +170,9 @@ regularization, the number of restarts and the annealing."""
 _SAMPLES, _STEPS, _EPOCHS = 4000, 16, 40
 
 
-def automatic_batch_size(n_samples: int) -> int:
-    """Return a tenth of the samples, but at least 32 and at most 256."""
-    return min(max(n_samples // 10, 32), 256)
+def automatic_batch_size(recipe: dict[str, Any], n_samples: int) -> int:
+    """Return that of a recipe, or a tenth of the samples, but at least 32 and at most 256."""
+    return recipe.get("batch_size", min(max(n_samples // 10, 32), 256))
 
 
 def automatic_weight_decay(

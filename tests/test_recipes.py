@@ -8,7 +8,7 @@ def decay(n_samples, *, n_classes=2, batch_size=None, epochs=40):
         RECIPES["table"],
         n_classes=n_classes,
         n_samples=n_samples,
-        batch_size=automatic_batch_size(n_samples) if batch_size is None else batch_size,
+        batch_size=batch_size or automatic_batch_size(RECIPES["table"], n_samples),
         epochs=epochs,
     )
 

@@ -71,6 +71,11 @@ class Range:
             missing=self.missing and other.missing,
         )
 
+    @property
+    def is_impossible(self) -> bool:
+        """Whether no value meets the condition."""
+        return self.low >= self.high and not self.missing
+
     def text(self, short: bool = False) -> str:
         """Return the condition in words."""
         if self.low >= self.high:
@@ -148,6 +153,11 @@ class Among:
         one, rest = (self, other) if self.inside else (other, self)
         return replace(one, values=one.values - rest.values)
 
+    @property
+    def is_impossible(self) -> bool:
+        """Whether no value meets the condition."""
+        return self.inside and not self.values
+
     def text(self, short: bool = False) -> str:
         """Return the condition in words; a short text leaves all but two categories out."""
         others = self.levels - self.values
@@ -207,6 +217,16 @@ def literal(value: float | str) -> str:
 def as_words(conditions: tuple[Condition, ...], short: bool = False) -> str:
     """Return conditions that hold together as one text."""
     return " and ".join(each.text(short) for each in conditions) or "all samples"
+
+
+def exclude(one: tuple[Condition, ...], other: tuple[Condition, ...]) -> bool:
+    """Whether no row can meet both of two lists of conditions."""
+    return any(
+        mine.joined(yours).is_impossible
+        for mine in one
+        for yours in other
+        if mine.column == yours.column
+    )
 
 
 def as_table(X: Any) -> Any:

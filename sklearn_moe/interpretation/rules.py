@@ -25,6 +25,7 @@ from sklearn_moe.interpretation.conditions import (
     as_table,
     as_words,
     column_names,
+    exclude,
     literal,
     read_columns,
 )
@@ -126,7 +127,9 @@ class GateRules:
     def names(self) -> list[str]:
         """A short name of each expert: its main rule, such as "age > 60".
 
-        An expert is just "expert 3" if it has no rule, if the purity of its main rule is below
+        If the conditions that all rules of an expert share leave no room for others, they name
+        it, and "mainly" stands before the rule of an expert that has others, too. An expert is
+        just "expert 3" if it has no rule, if the purity of its main rule is below
         0.8, or if the fidelity is. One with a name of its own has the rule in brackets, such as
         "forest (age > 60)", or none.
         """
@@ -140,13 +143,23 @@ class GateRules:
     @property
     def main_rules(self) -> list[str | None]:
         """The main rule of each expert, as in :attr:`names`; None if it does not name it."""
-        main = {rule.expert: rule for rule in reversed(self.rules)}  # the first of each expert
         return [
-            as_words(main[expert].conditions, short=True)
-            if self.is_usable and expert in main and main[expert].purity >= USABLE
-            else None
+            self._in_words([rule for rule in self.rules if rule.expert == expert])
             for expert in range(len(self.shares))
         ]
+
+    def _in_words(self, own):
+        """Return the main one of an expert's rules, or what they share if others lack it."""
+        if not (self.is_usable and own and own[0].purity >= USABLE):
+            return None
+        main, *more = own
+        if not more:
+            return as_words(main.conditions, short=True)
+        shared = tuple(each for each in main.conditions if all(each in r.conditions for r in more))
+        others = [rule for rule in self.rules if rule.expert != main.expert]
+        if shared and all(exclude(shared, rule.conditions) for rule in others):
+            return as_words(shared, short=True)
+        return f"mainly {as_words(main.conditions, short=True)}"
 
     @property
     def is_usable(self) -> bool:

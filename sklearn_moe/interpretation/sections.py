@@ -111,9 +111,8 @@ class Case:
         """The number of each expert, with its name and its rule, or its main one, if any."""
         notes = [[each["name"]] if each["name"] else [] for each in self.report["experts"]]
         if self.rules is not None and len(self.experts) > 1:
-            counts = np.bincount([rule.expert for rule in self.rules.rules], minlength=len(notes))
-            for own, rule, n in zip(notes, self.rules.main_rules, counts.tolist(), strict=True):
-                own += [f"{'mainly ' * (n > 1)}{rule}"] if rule else []
+            for own, rule in zip(notes, self.rules.main_rules, strict=True):
+                own += [rule] if rule else []
         return [
             titled(expert, "; ".join(own) if own else None) for expert, own in enumerate(notes)
         ]
