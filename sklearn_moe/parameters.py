@@ -388,11 +388,16 @@ def set_parameters_in_lists(estimator: BaseEstimator, params: dict[str, Any]) ->
         return params
     estimator.set_params(**{key: each for key, each in params.items() if key not in in_list})
     known = estimator.get_params()
+    kinds = {
+        "regularization": "objects, for example [Importance()]",
+        "experts": "(name, estimator) tuples, and use these names",
+    }
     for key in in_list:
         room, _, rest = key.partition("__")
         if key not in known:
             raise ValueError(
-                f"Cannot set {key}: {room}={getattr(estimator, room)!r} has no such parameter."
+                f"Cannot set {key}: {room}={getattr(estimator, room)!r} has no such parameter. "
+                f"Pass a list of {kinds[room]}."
             )
         if room == "experts":
             experts = EstimatorExperts(estimator.experts).set_params(**{rest: params[key]})
