@@ -10,9 +10,7 @@ the fits of the four classifiers on five folds and on all samples; it predicts w
 """
 
 import argparse
-import csv
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from tabular import MODELS as ALONE
-from tabular import NEEDS, run, split, tables
+from tabular import results_of, run
 
 from sklearn_moe import EstimatorExperts, MoEClassifier, SoftmaxGate
 
@@ -128,26 +126,7 @@ def main():
     parser.add_argument("--results", type=Path, default=Path("experts.csv"))
     parser.add_argument("--report", action="store_true", help="only show the results")
     args = parser.parse_args()
-    if not args.results.exists():
-        args.results.write_text(",".join(COLUMNS) + "\n")
-    done = pd.read_csv(args.results)
-    seen = set(zip(done.table, done.model, done.split, strict=True))
-    available = tables(args.data)
-    for name in [] if args.report else args.models:
-        if name in NEEDS and find_spec(NEEDS[name]) is None:
-            print(f"{name}: {NEEDS[name]} is not installed")
-            continue
-        for seed in args.splits:
-            for table in args.tables or available:
-                if (table, name, seed) in seen:
-                    continue
-                parts = split(*available[table](), seed, args.train_rows, args.test_rows)
-                row = {"table": table, "model": name, "split": seed, "n_train": len(parts[1])}
-                row |= measure(MODELS[name], seed, *parts)
-                with args.results.open("a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-                print(f"{table}, {name}, {seed}: error {row['error']:.4f}", flush=True)
-    report(pd.read_csv(args.results))
+    report(results_of(args, MODELS, args.models, COLUMNS, measure))
 
 
 if __name__ == "__main__":

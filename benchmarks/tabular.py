@@ -196,6 +196,33 @@ def run(make, seed, n_classes, X_train, X_test, y_train, y_test):
     }
 
 
+def results_of(args, models, names, columns, measure):
+    """Return the results in a file, after adding those that it lacks, unless only a report is due.
+
+    ``measure`` takes what :func:`run` takes and returns the rest of a row.
+    """
+    if not args.results.exists():
+        args.results.write_text(",".join(columns) + "\n")
+    done = pd.read_csv(args.results)
+    seen = set(zip(done.table, done.model, done.split, strict=True))
+    available = tables(args.data)
+    for name in [] if args.report else names:
+        if name in NEEDS and find_spec(NEEDS[name]) is None:
+            print(f"{name}: {NEEDS[name]} is not installed")
+            continue
+        for seed in args.splits:
+            for table in args.tables or available:
+                if (table, name, seed) in seen:
+                    continue
+                parts = split(*available[table](), seed, args.train_rows, args.test_rows)
+                row = {"table": table, "model": name, "split": seed, "n_train": len(parts[1])}
+                row |= measure(models[name], seed, *parts)
+                with args.results.open("a", newline="") as file:
+                    csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+                print(f"{table}, {name}, {seed}: error {row['error']:.4f}", flush=True)
+    return pd.read_csv(args.results)
+
+
 def report(results, picture):
     """Print means over splits and tables, and draw the models' ranks."""
     for measure in ("error", "log_loss"):
@@ -251,32 +278,8 @@ def main():
     parser.add_argument("--report", action="store_true", help="only show the results")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    if not args.results.exists():
-        args.results.write_text(",".join(COLUMNS) + "\n")
-    done = pd.read_csv(args.results)
-    seen = set(zip(done.table, done.model, done.split, strict=True))
-    available = tables(args.data)
     names = args.models or [name for name in MODELS if name != "MoEClassifier, tuned"]
-    for name in [] if args.report else names:
-        if name in NEEDS and find_spec(NEEDS[name]) is None:
-            print(f"{name}: {NEEDS[name]} is not installed")
-            continue
-        for seed in args.splits:
-            for table in args.tables or available:
-                if (table, name, seed) in seen:
-                    continue
-                parts = split(*available[table](), seed, args.train_rows, args.test_rows)
-                row = run(MODELS[name], seed, *parts)
-                row = {
-                    "table": table,
-                    "model": name,
-                    "split": seed,
-                    "n_train": len(parts[1]),
-                } | row
-                with args.results.open("a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-                print(f"{table}, {name}, {seed}: error {row['error']:.4f}", flush=True)
-    report(pd.read_csv(args.results), args.picture)
+    report(results_of(args, MODELS, names, COLUMNS, run), args.picture)
 
 
 if __name__ == "__main__":
