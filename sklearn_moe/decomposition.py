@@ -285,17 +285,12 @@ def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposi
         "expert_costs": None if getattr(model, "named_experts_", None) else model.expert_costs_,
         "all_run": not model.module_.is_conditional,
     }
-    if y is None:
-        decomposition = Decomposition.from_predictions(gate_proba, predicted, **known)
-        return replace(decomposition, expert_names=names)
-    y = check_labels(y, model.classes_)
-    decomposition = Decomposition.from_predictions(
-        gate_proba,
-        y,
-        chosen_expert_prediction=predicted,
-        expert_log_likelihood=model.expert_log_likelihood(X, y),
-        **known,
-    )
+    labels = predicted
+    if y is not None:
+        labels = check_labels(y, model.classes_)
+        known["chosen_expert_prediction"] = predicted
+        known["expert_log_likelihood"] = model.expert_log_likelihood(X, labels)
+    decomposition = Decomposition.from_predictions(gate_proba, labels, **known)
     return replace(decomposition, expert_names=names)
 
 

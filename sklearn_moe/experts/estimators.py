@@ -185,7 +185,7 @@ class EstimatorExperts(Experts, _BaseComposition):
             if _is_own_kind(expert)
         ]
         names = [name for name, _ in self.estimators]
-        members, _ = _places([not _is_own_kind(expert) for _, expert in self.estimators])
+        members = _places([not _is_own_kind(expert) for _, expert in self.estimators])
         kind = ListedExpertsModule if parts else OutsideExpertsModule
         return kind(parts, members, names, self.n_outside, n_classes)
 
@@ -324,12 +324,11 @@ class OutsideExpertsModule(ListedExpertsModule):
 
 
 def _places(are_outside):
-    """Return for each expert its part and its place there, and the number of those outside."""
-    members = [
+    """Return for each expert its part and its place there."""
+    return [
         (None, sum(are_outside[:e])) if is_outside else (e - sum(are_outside[:e]), 0)
         for e, is_outside in enumerate(are_outside)
     ]
-    return members, sum(are_outside)
 
 
 def _is_own_kind(expert):
