@@ -122,12 +122,11 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Number of random starts. The mixture that ends with the highest score is kept: for linear
         experts the likelihood of the training samples less the penalties on weights, for others
         the likelihood of a validation set (``X_val``, or ``validation_fraction`` of the samples).
-        If a sparse gate of linear experts has no hidden layers, the best and up to two others
-        that divide the samples differently drop columns, and the lowest BIC decides.
-        Mixtures of fully connected experts with a soft
-        gate train all at once; others make a short training from each start, and the best goes
-        on. "auto" is 10 for linear experts and 1 otherwise. Warm starts and ``partial_fit`` have
-        one.
+        Under a sparse gate of linear experts, the best and up to two others that divide the
+        samples differently drop columns, and the lowest BIC decides. Mixtures of fully connected
+        experts with a soft gate train all at once; others make a short training from each start,
+        and the best goes on. "auto" is 10 for linear experts and 1 otherwise. Warm starts and
+        ``partial_fit`` have one.
     annealing : float, "auto" or None, default="auto"
         Deterministic annealing: in the first half of the training, the likelihood is
         :math:`\frac{1}{b} \log \sum_e (p_e\, o_{ey})^b`. The inverse temperature :math:`b` rises

@@ -185,7 +185,7 @@ def test_a_mean_of_calibrated_classifiers_is_made_surer():
 @pytest.mark.parametrize("seed", range(2))
 def test_finds_who_is_right_where(seed):
     X, y, region, classifiers = regions(seed)
-    for gate in (SoftmaxGate(), SoftmaxGate(top_k=1)):
+    for gate in (SoftmaxGate(), SoftmaxGate((16,)), SoftmaxGate(top_k=1)):
         clf = MoEClassifier(experts=EstimatorExperts(classifiers, cv="prefit"), gate=gate)
         clf.set_params(random_state=0).fit(X[:1500], y[:1500])
         assert adjusted_rand_score(region, clf.apply(X)) > 0.75

@@ -69,8 +69,8 @@ def finish(
     """Polish linear experts or a gate, and let a sparse gate drop columns that it does not need.
 
     The score of a restart does not know how many columns the gate can do without. So a sparse gate
-    without hidden layers chooses among restarts that divide the samples differently, by their BIC
-    after columns are dropped. For a gate with layers, the BIC counts too many parameters.
+    chooses among restarts that divide the samples differently, by their BIC after columns are
+    dropped.
 
     Parameters
     ----------
@@ -85,8 +85,6 @@ def finish(
     data = X, y, sample_weight
     weight = net.module_.gate.input_weight
     if can_be_polished(net) and len(X) * weight.shape[2] <= LARGEST_TABLE:
-        if len(net.module_.gate.network.layers) > 1:
-            starts = None
         _polish(net, is_sparse, starts, *data, group)
     elif is_sparse:
         _drop_columns(_Trained(net, *data, group))
@@ -247,9 +245,14 @@ class _Objective:
 
     @torch.no_grad()
     def bic(self) -> float:
-        """Return the BIC, as far as it depends on the columns that the gate reads."""
+        """Return the BIC, as far as it depends on the columns that the gate reads.
+
+        A gate with layers counts as a linear one of its narrowest layer. With each weight of its
+        first layer as a parameter, one of five gates with 16 units lost the columns of planted
+        regions, in which one of three classifiers is right; so, none does.
+        """
         gate, x = self.mixture.gate, self.mixture.for_gate(self.batch["x"])
-        n_samples, n_outputs = len(x), gate.input_weight.shape[1]
+        n_samples, n_outputs = len(x), min(layer.weight.shape[1] for layer in gate.network.layers)
         rows = evenly(n_samples, SAMPLES)
         n_parameters = (n_outputs - 1) * _rank(x[rows, gate.used_inputs])
         loss, penalty = self([]), self.mixture.experts.penalty()
