@@ -24,7 +24,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from sklearn_moe.containers import SparseRows, as_objects
-from sklearn_moe.experts import EstimatorExperts
+from sklearn_moe.experts import EstimatorExperts, FittedExpert
 from sklearn_moe.experts.base import LOWEST
 
 # Bounds of the logarithms of a temperature, and of the factor of all temperatures.
@@ -148,7 +148,7 @@ def fit_committee(
     labels = classes[y]
     names = [name for name, _ in experts.outside]
     is_fitted = [
-        experts.cv == "prefit" or isinstance(estimator, FrozenEstimator)
+        experts.cv == "prefit" or isinstance(estimator, (FrozenEstimator, FittedExpert))
         for _, estimator in experts.outside
     ]
     folds = [] if all(is_fitted) else _folds(experts.cv, X, y, rows, group, random_state)
@@ -328,7 +328,8 @@ def _check_fitted(name, estimator, classes):
             "number of folds. Note that clone, which searches call, forgets a fit unless it is "
             "wrapped in a FrozenEstimator."
         ) from error
-    unknown = sorted(set(estimator.classes_.tolist()) - set(classes.tolist()))
+    with _named(name, "to tell its classes", estimator):
+        unknown = sorted(set(estimator.classes_.tolist()) - set(classes.tolist()))
     if unknown:
         raise ValueError(
             f"The expert {name!r} was fitted on the classes {unknown}, which y lacks: it has only "

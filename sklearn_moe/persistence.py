@@ -8,7 +8,7 @@ from sklearn_moe.decomposition import Decomposition
 from sklearn_moe.distillation import DistillationReport
 from sklearn_moe.encoders import ENCODERS, CustomEncoder
 from sklearn_moe.estimator import MoEClassifier
-from sklearn_moe.experts import EXPERTS, CustomExperts, EstimatorExperts
+from sklearn_moe.experts import EXPERTS, CustomExperts, EstimatorExperts, FittedExpert
 from sklearn_moe.experts.strong import TableColumns
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
@@ -24,7 +24,7 @@ TRUSTED_TYPES: list[str] = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {type(each) for room in _ROOMS for each in room.values()}
     | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
-    | {Committee, EstimatorExperts, InputSummary, TableColumns}
+    | {Committee, EstimatorExperts, FittedExpert, InputSummary, TableColumns}
     | {Decomposition, DistillationReport, PruningReport}
 )
 """The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.

@@ -12,6 +12,7 @@ from sklearn_moe.experts.complexity import ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
 from sklearn_moe.experts.estimators import EstimatorExperts, ListedExpertsModule
+from sklearn_moe.experts.fitted import FittedExpert
 from sklearn_moe.experts.linear import LinearExperts
 from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
 from sklearn_moe.experts.mpo import MPOExperts
@@ -36,6 +37,7 @@ __all__ = [
     "EXPERTS",
     "CustomExperts",
     "EstimatorExperts",
+    "FittedExpert",
     *{type(each).__name__ for each in EXPERTS.values()},
 ]
 

@@ -37,7 +37,7 @@ class EstimatorExperts(Experts, _BaseComposition):
     estimators : list of (str, estimator) tuples
         Names and experts: classifiers or pipelines with ``predict_proba``, a fitted mixture, or a
         kind of this package, as an object or a name in ``EXPERTS``, which is one expert. A
-        ``FrozenEstimator`` is taken as it is.
+        ``FrozenEstimator`` and a ``FittedExpert`` are taken as they are.
     cv : int, cross-validation generator or "prefit", default=5
         How to split the training samples. An int is the number of stratified folds, which keep
         ``groups`` together. With "prefit" the classifiers are fitted already and taken as they
@@ -50,6 +50,7 @@ class EstimatorExperts(Experts, _BaseComposition):
 
     See Also
     --------
+    FittedExpert : An expert of a fitted mixture, for the list of another one.
     sklearn.ensemble.StackingClassifier : Its final estimator reads only the probabilities.
 
     References
