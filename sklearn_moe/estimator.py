@@ -60,9 +60,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         ``MLPExperts(hidden_layer_sizes=(128,))``, or a function ``(input_shape, n_outputs) ->
         torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
         A list such as ``[("forest", RandomForestClassifier()), ("net", MLPExperts())]`` has any
-        classifiers of scikit-learn (see ``EstimatorExperts``). "strong" is such a list, which
-        predicts tables best and takes about ten times as long (see ``StrongExperts``).
-        "auto" is "conv" if the experts read images, and "mlp" otherwise.
+        classifiers of scikit-learn, and torch modules that are trained already (see
+        ``EstimatorExperts``). "strong" is such a list, which predicts tables best and takes about
+        ten times as long (see ``StrongExperts``). "auto" is "conv" if the experts read images, and
+        "mlp" otherwise.
     gate : str or object, default="softmax"
         How experts are chosen: a name in ``GATES`` or an object such as
         ``AttentiveGate(key_size=16)``. "softmax" mixes all experts, "top_k" keeps two of them for

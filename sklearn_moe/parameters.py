@@ -293,6 +293,8 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
         has_layers = np.size(getattr(gate, "hidden_layer_sizes", ())) > 0
         return RECIPES["linear, gate with layers" if has_layers else "linear"]
     experts = listed_experts(estimator)
+    if experts is not None and experts.has_networks:
+        return RECIPES["other"]
     if experts is not None and experts.n_outside:
         only_classifiers = experts.n_outside == len(experts.estimators)
         can_be_sparse = only_classifiers and not has_backbone and _can_be_sparse(gate)

@@ -1,9 +1,10 @@
-"""Experts that are there already: those of fitted mixtures."""
+"""Experts that are there already: those of fitted mixtures, and torch modules."""
 
 import pickle
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -12,8 +13,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch import nn
 
 from sklearn_moe import (
+    GATES,
     FittedExpert,
     MLPExperts,
     MoEClassifier,
@@ -138,3 +141,132 @@ def test_wrong_names_and_classes(old, listed):
         FittedExpert(listed, "nobody").predict(X)
     with pytest.raises(ValueError, match=r"'old' was fitted on the classes \[0, 1\], which y"):
         MoEClassifier(experts=[("old", FittedExpert(old, 0))]).fit(X[y > 1], y[y > 1])
+
+
+# Torch modules and functions in a list
+
+
+def linear_expert(input_shape, n_outputs):
+    return nn.Linear(input_shape[0], n_outputs)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that knows the digits, with statistics of its batches."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+        x, labels = torch.as_tensor(X[:500], dtype=torch.float32), torch.as_tensor(y[:500])
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(40):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), labels).backward()
+            optimizer.step()
+    return net.eval()
+
+
+def mixture_with(net, **params):
+    listed = [("net", net), ("line", GaussianNB()), ("made", linear_expert)]
+    params = {"experts": listed, "encoder": None, **SMALL, "max_iter": 3, **params}
+    return MoEClassifier(**params)
+
+
+def own_copy(clf):
+    """The copy of the first network within a mixture."""
+    return clf.module_.experts.parts[0].experts[0]
+
+
+def are_equal(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_trained_module_trains_on(trained):
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    clf = mixture_with(trained).fit(X, y)
+    assert clf.expert_names_ == ["net", "line", "made"]
+    assert clf.net_.lr == 3e-3 and clf.net_.optimizer__weight_decay == 0
+    assert clf.score(X, y) > 0.9
+    assert are_equal(before, trained.state_dict())
+    weight = own_copy(clf)[0].weight
+    assert 0 < (weight - trained[0].weight).abs().max() < 0.3
+    x = torch.as_tensor(X, dtype=torch.float32)
+    expected = own_copy(clf)(x).softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(clf.expert_proba(X)[:, 0], expected, atol=1e-5)
+    again = [clone(clf).fit(X, y), pickle.loads(pickle.dumps(clf)), clf.fit(X, y)]
+    one, *others = (each.predict_proba(X) for each in again)
+    assert all(np.array_equal(one, other) for other in others)
+
+
+@pytest.mark.parametrize("gate", [each for each in GATES if "top_k" not in each])
+@pytest.mark.parametrize("alone", [True, False])
+def test_frozen_modules_stay(gate, alone, trained):
+    """With weights and statistics of batches, also if nothing but the gate is left to learn."""
+    frozen = pickle.loads(pickle.dumps(trained)).requires_grad_(False)
+    experts = {"experts": [("net", frozen), ("bayes", GaussianNB())]} if alone else {}
+    optimizer = {"optimizer__weight_decay": 0.5}
+    clf = mixture_with(frozen, gate=gate, net_params=optimizer, **experts).fit(X, y)
+    assert are_equal(trained.state_dict(), own_copy(clf).state_dict())
+    loaded = pickle.loads(pickle.dumps(clf)).partial_fit(X, y)
+    assert are_equal(trained.state_dict(), own_copy(loaded).state_dict())
+
+
+def test_nothing_is_left_to_learn_by_gradients():
+    """Classifiers under a gate that is fitted otherwise."""
+    experts = [("line", LogisticRegression()), ("bayes", GaussianNB())]
+    clf = MoEClassifier(experts=experts, gate="kmeans", **SMALL).fit(X[:, 20:30], y > 4)
+    assert clf.n_parameters_ == 0 and clf.score(X[:, 20:30], y > 4) > 0.6
+    loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(X[:, 20:30]), clf.predict_proba(X[:, 20:30])
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The best of 2 restarts")
+def test_frozen_parts_stay(trained):
+    half = pickle.loads(pickle.dumps(trained))
+    half[:3].requires_grad_(False)
+    clf = mixture_with(half, n_init=2).fit(X, y)
+    assert are_equal(trained[:3].state_dict(), own_copy(clf)[:3].state_dict())
+    assert not torch.equal(trained[3].weight, own_copy(clf)[3].weight)
+
+
+def test_modules_and_functions_read_images():
+    images = (X.reshape(-1, 8, 8) / 16).astype(np.float32)
+    net = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv2d(1, 4, 3), nn.Flatten())
+    net = nn.Sequential(net, nn.ReLU(), nn.Linear(144, 10))
+
+    class WithHidden(nn.Module):
+        def __init__(self, input_shape, n_outputs):
+            super().__init__()
+            self.layer = nn.Linear(64, n_outputs)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1)), x.flatten(1)
+
+    listed = [("net", net), ("made", WithHidden), ("own", "conv")]
+    clf = MoEClassifier(experts=listed, gate="attentive", **SMALL).fit(images, y)
+    assert clf.score(images, y) > 0.5
+    pruned = prune_experts(clf, method="heavy_hitters", n_experts=2, X=images)
+    assert pruned.expert_proba(images).shape == (len(y), 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: nn.Linear(64, 9), ValueError, r"\(n_samples, 10\).*gave \[\(2, 9\)\]"),
+        (lambda: nn.Linear(63, 10), ValueError, "batches of shape .*64.* With encoder=None"),
+        (lambda: nn.Linear(64, 10).double(), ValueError, "of torch.float32"),
+        (lambda: nn.Softmax(dim=1), ValueError, r"gave \[\(2, 64\)\]"),
+        (lambda: lambda shape: None, TypeError, "must take the arguments"),
+        (lambda: lambda shape, n: 3, TypeError, "must return a new torch.nn.Module"),
+    ],
+)
+def test_wrong_networks(make, error, message):
+    clf = MoEClassifier(experts=[("bad one", make()), ("new", "mlp")], encoder=None)
+    with pytest.raises(error, match=f"The expert 'bad one' cannot be built.*{message}"):
+        clf.fit(X, y)
+
+
+def test_one_module_is_no_kind_of_experts(trained):
+    with pytest.raises(TypeError, match=r"(?s)not a module.*experts=\[\('net', module\)"):
+        MoEClassifier(experts=trained).fit(X, y)

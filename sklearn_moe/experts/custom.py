@@ -56,7 +56,8 @@ class CustomExperts(Experts):
         if isinstance(self.factory, nn.Module):
             raise TypeError(
                 "experts must be a function (input_shape, n_outputs) -> torch.nn.Module that "
-                f"makes one expert, not a module: {self.factory!r}."
+                f"makes one expert, not a module: {self.factory!r}. A module that is trained "
+                "already can be one of the experts in a list: experts=[('net', module), ...]."
             )
         experts: list[nn.Module] = []
         hidden_sizes = set()
@@ -108,6 +109,15 @@ class CustomExpertsModule(ExpertsModule):
     def costs(self) -> tuple[int, ...]:
         # The true cost is unknown. A linear layer takes one multiply-add for each weight.
         return tuple(sum(map(torch.numel, expert.parameters())) for expert in self.experts)
+
+    def train(self, mode: bool = True) -> CustomExpertsModule:
+        """Set all to training or evaluation mode, but leave frozen parts in evaluation mode."""
+        super().train(mode)
+        for part in self.experts.modules():
+            learns = [parameter.requires_grad for parameter in part.parameters()]
+            if learns and not any(learns):
+                part.eval()
+        return self
 
     def keep(self, experts: list[int]) -> None:
         self.experts = nn.ModuleList(self.experts[expert] for expert in experts)

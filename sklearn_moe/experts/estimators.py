@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.utils.metaestimators import _BaseComposition
 from torch import Tensor, nn
 
 from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
+from sklearn_moe.experts.custom import CustomExperts
 from sklearn_moe.layers import LayerTrail
 
 
@@ -25,7 +27,8 @@ class EstimatorExperts(Experts, _BaseComposition):
     the training samples, and the gate learns from their probabilities for samples that they have
     not seen, by the likelihood of the mixture. Then they are fitted on all samples. They get the
     table as it came, with text and categories; the gate reads it encoded. Kinds of this package,
-    such as ``MLPExperts()``, train together with the gate and learn what the others leave.
+    such as ``MLPExperts()``, and torch networks train together with the gate and learn what the
+    others leave.
 
     The probabilities of each classifier are calibrated by one temperature :math:`T`, on samples
     that it has not seen: :math:`o_c \propto p_c^{1/T}`. Then one factor, of at most 1, makes all
@@ -37,7 +40,8 @@ class EstimatorExperts(Experts, _BaseComposition):
     estimators : list of (str, estimator) tuples
         Names and experts: classifiers or pipelines with ``predict_proba``, a fitted mixture, or a
         kind of this package, as an object or a name in ``EXPERTS``, which is one expert. A
-        ``FrozenEstimator`` and a ``FittedExpert`` are taken as they are.
+        ``FrozenEstimator`` and a ``FittedExpert`` are taken as they are. A ``torch.nn.Module``, or
+        a function that makes one as in ``CustomExperts``, is an expert, too (see Notes).
     cv : int, cross-validation generator or "prefit", default=5
         How to split the training samples. An int is the number of stratified folds, which keep
         ``groups`` together. With "prefit" the classifiers are fitted already and taken as they
@@ -47,6 +51,17 @@ class EstimatorExperts(Experts, _BaseComposition):
         which all are.
     n_jobs : int or None, default=None
         Number of processes for the fits; None is one, -1 is all processors.
+
+    Notes
+    -----
+    A module returns the logits (n_samples, n_classes), or the pair (logits, hidden), of which only
+    the logits count. It may be trained already: it is copied, and the copy goes on from the
+    weights that the module has.
+    Parameters with ``requires_grad=False`` stay as they are. Parts that have no others stay in
+    evaluation mode, so that the statistics of a batch normalization do not change, either.
+
+    Modules read what kinds of this package read: images, or the encoded table. With
+    ``encoder=None`` these are the numbers of the table as they are.
 
     See Also
     --------
@@ -123,6 +138,11 @@ class EstimatorExperts(Experts, _BaseComposition):
     def n_outside(self) -> int:
         return len(self.outside)
 
+    @property
+    def has_networks(self) -> bool:
+        """Whether there are networks that a user wrote."""
+        return any(_is_network(expert) for _, expert in self.estimators)
+
     def only(self, experts: list[int]) -> EstimatorExperts:
         """Return a list of these experts alone, in this order."""
         params = self.get_params(deep=False)
@@ -176,13 +196,11 @@ class EstimatorExperts(Experts, _BaseComposition):
         The last ``n_outside * n_classes`` numbers of a sample are the log-probabilities of the
         classifiers; the others are the columns that the kinds of this package read.
         """
-        from sklearn_moe.experts import as_experts
-
         n_given = self.n_outside * n_classes
         own_shape = (input_shape[0] - n_given,) if n_given else input_shape
         parts = [
-            build_experts(as_experts(expert), own_shape, 1, n_classes, generator)
-            for _, expert in self.estimators
+            _built(name, expert, own_shape, n_classes, generator)
+            for name, expert in self.estimators
             if _is_own_kind(expert)
         ]
         names = [name for name, _ in self.estimators]
@@ -324,6 +342,24 @@ class OutsideExpertsModule(ListedExpertsModule):
         """Do nothing, as there is nothing to learn."""
 
 
+def _built(name, expert, input_shape, n_classes, generator):
+    """Return the module of one expert that is trained here."""
+    from sklearn_moe.experts import as_experts
+
+    is_module = isinstance(expert, nn.Module)
+    if is_module:
+        kind = CustomExperts(lambda input_shape, n_outputs: deepcopy(expert).cpu())
+    else:
+        kind = as_experts(expert)
+    try:
+        return build_experts(kind, input_shape, 1, n_classes, generator)
+    except (TypeError, ValueError) as error:
+        advice = ""
+        if is_module and error.__cause__ is not None:  # an error within the module
+            advice = ". With encoder=None, it reads the numbers of a table as they are."
+        raise type(error)(f"The expert {name!r} cannot be built. {error}{advice}") from error
+
+
 def _places(are_outside):
     """Return for each expert its part and its place there."""
     return [
@@ -333,7 +369,14 @@ def _places(are_outside):
 
 
 def _is_own_kind(expert):
-    return isinstance(expert, str) or hasattr(expert, "build")
+    return isinstance(expert, str) or hasattr(expert, "build") or _is_network(expert)
+
+
+def _is_network(expert):
+    """Whether an expert is a torch module, or a function or class that makes one."""
+    if isinstance(expert, nn.Module):
+        return not hasattr(expert, "predict_proba")
+    return callable(expert) and not (hasattr(expert, "build") or hasattr(expert, "fit"))
 
 
 def _is_name(name):

@@ -182,6 +182,10 @@ class MoENet(NeuralNetClassifier):
         with _of_net_params("optimizer"):
             return super().initialize_optimizer(*args, **kwargs)
 
+    def get_params_for_optimizer(self, *args, **kwargs):
+        (groups, *others), params = super().get_params_for_optimizer(*args, **kwargs)
+        return [groups or [{"params": []}], *others], params  # torch refuses an empty list
+
     def get_iterator(self, dataset, training=False):
         with _of_net_params("iterator_train" if training else "iterator_valid"):
             return super().get_iterator(dataset, training=training)
@@ -377,13 +381,9 @@ class MoENet(NeuralNetClassifier):
     def __deepcopy__(self, memo: dict) -> MoENet:
         # The module is copied. The optimizer is built anew, as some optimizers cannot be copied.
         net = memo[id(self)] = object.__new__(type(self))
-        net.__dict__.update(
-            {
-                name: deepcopy(value, memo)
-                for name, value in vars(self).items()
-                if name not in ("optimizer_", "session_")
-            }
-        )
+        for name, value in vars(self).items():
+            if name not in ("optimizer_", "session_"):
+                net.__dict__[name] = deepcopy(value, memo)
         return net._take_over_optimizer(self) if self.initialized_ else net
 
     def _take_over_optimizer(self, net):

@@ -35,7 +35,8 @@ class Autograd:
         """Set the gradients of a batch, and return its loss and gate probabilities."""
         net.optimizer_.zero_grad()
         loss, log_proba, gate_proba = net.session_.objective(net, **inputs, y=y)
-        loss.backward()
+        if loss.requires_grad:  # nothing may be left to learn for a gate that learns otherwise
+            loss.backward()
         step = {"loss": loss.detach(), "gate_proba": gate_proba.detach()}
         if with_prediction:
             step["y_pred"] = log_proba.detach().softmax(dim=1)
