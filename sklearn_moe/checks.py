@@ -260,7 +260,8 @@ def class_weights(class_weight, y, weight, classes):
         return np.ones(len(classes))
     if class_weight == "balanced":
         totals = np.bincount(y, weights=weight, minlength=len(classes))
-        return np.divide(1.0, totals, out=np.zeros(len(classes)), where=totals > 0)
+        mean = totals.sum() / max(np.count_nonzero(totals), 1)
+        return np.divide(mean, totals, out=np.zeros(len(classes)), where=totals > 0)
     known = classes.tolist()
     for label, value in class_weight.items():
         # As in scikit-learn, a class that is missing in this part of the data may have a weight.

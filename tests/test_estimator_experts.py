@@ -261,6 +261,14 @@ def test_sample_weights_reach_them(routing):
         MoEClassifier(experts=[("near", KNeighborsClassifier())]).fit(X, y, weight)
 
 
+def test_balanced_class_weights_reach_them():
+    rare = np.flatnonzero((y > 0) | (np.arange(300) % 5 == 0))
+    listed = EstimatorExperts([("line", LogisticRegression())], calibrate=False)
+    clf = MoEClassifier(experts=listed, class_weight="balanced", max_iter=1).fit(X[rare], y[rare])
+    expected = LogisticRegression(class_weight="balanced").fit(X[rare], y[rare])
+    np.testing.assert_allclose(clf.named_experts_.line.coef_, expected.coef_, rtol=1e-4)
+
+
 def test_samples_without_weight_count_as_removed():
     weight = (np.arange(300) < 200).astype(float)
     clf = MoEClassifier(experts=experts(), max_iter=2, random_state=0)
