@@ -278,6 +278,8 @@ class TrainingData:
         Positions of the samples ``X`` in ``given``.
     total_weight : float
         Sum of the weights of the samples before they were normalised: how many samples they are.
+    mean_class_weight : float
+        Mean of the class weights over these samples.
     group : ndarray of shape (n_samples,) or None
         Numbers of the groups of which all samples get one expert.
     classes : ndarray of shape (n_classes,)
@@ -294,6 +296,7 @@ class TrainingData:
     given: Any
     rows: NDArray[np.int64]
     total_weight: float
+    mean_class_weight: float
     group: NDArray[np.int64] | None
     classes: NDArray
     news: dict[int, str]
@@ -392,6 +395,7 @@ def read_training_data(
         held_out = samples[val_rows], y[val_rows], normalize(weight[val_rows])
     with np.errstate(over="ignore"):
         total_weight = float(given_weight[rows].sum())
+        mean_class_weight = weight[rows].sum() / (weight[rows] / of_class[y[rows]]).sum()
     weight = normalize(weight[rows])
     if len(rows) < len(samples):
         samples, y = samples[rows], y[rows]
@@ -428,8 +432,9 @@ def read_training_data(
             if validation[0] is not None:
                 log_proba = reader.committee.log_proba(as_eager(validation[0]))
             held_out = join(X_val, log_proba[val_rows]), *of_val
+    sums = total_weight, float(mean_class_weight)
     return TrainingData(
-        reader, samples, y, weight, held_out, given, rows, total_weight, group, classes, news
+        reader, samples, y, weight, held_out, given, rows, *sums, group, classes, news
     )
 
 

@@ -125,5 +125,8 @@ def train(
     vars(new).update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))
     vars(new).update(session.results(data.total_weight))
     # A chunk of a stream is not all that the mixture has learned from.
-    new.input_summary_ = None if incremental else summarize(net, data.X, data.y)
+    new.input_summary_ = None
+    if not incremental:
+        weight = data.sample_weight * data.mean_class_weight
+        new.input_summary_ = summarize(net, data.X, data.y, weight)
     return interrupted

@@ -18,16 +18,26 @@ from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import nn
 
-from sklearn_moe.checks import check_shape, check_y, encode
+from sklearn_moe.checks import (
+    check_shape,
+    check_weight,
+    check_y,
+    class_weights,
+    encode,
+    normalize,
+    scaled,
+    weighty,
+)
 from sklearn_moe.containers import SparseRows
 from sklearn_moe.decomposition import final_model, with_last
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.experts import ExpertsModule
-from sklearn_moe.gates.grown import GrownGateModule, log_density
+from sklearn_moe.gates.grown import GrownGateModule
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.parameters import settings_of
 from sklearn_moe.summaries import (
     InputSummary,
+    counts_of,
     gate_input,
     joined,
     rows_to_read,
@@ -63,6 +73,7 @@ def grow(
     X: ArrayLike,
     y: ArrayLike,
     *,
+    sample_weight: ArrayLike | None = None,
     n_new: int = 1,
     freeze: bool = True,
     memory: tuple[ArrayLike, ArrayLike] | None = None,
@@ -97,6 +108,11 @@ def grow(
     y : array-like of shape (n_samples,)
         Their labels, which may be new classes. The former experts give a new class a probability
         of 1e-7.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the new samples, at least 0; a weight of zero removes the sample. They are
+        scaled to a mean of 1, and those of ``memory`` are 1. The ``class_weight`` of the mixture
+        multiplies them, as in ``fit``; "balanced" gives all classes, also the former ones, the
+        same weight.
     n_new : int, default=1
         Number of new experts. With 0, only the gate learns, and there can be no new classes.
     freeze : bool, default=True
@@ -106,7 +122,7 @@ def grow(
     memory : tuple of X and y, default=None
         Some former samples and their labels. With them, :math:`\beta` and the weights :math:`w_k`
         maximise the likelihood of former and new samples; without them, a weight is the number of
-        samples of the class.
+        samples of the class, or the sum of their weights.
     max_iter : int, default=None
         Number of epochs; None takes that of the mixture.
     random_state : int, RandomState instance or None, default=None
@@ -167,8 +183,10 @@ def grow(
         raise ValueError(f"The new classes {new} need new experts: n_new must be at least 1.")
     y = encode(y, classes, "y")
     former = np.searchsorted(classes, model.classes_).tolist()
+    weight = check_weight(sample_weight, X, "sample_weight")
     if memory is not None:
         memory = _read_memory(estimator, model, memory, classes)
+    (X, y, weight), memory = _weighted(model.class_weight, X, y, weight, memory, classes)
     seed = model.random_state if random_state is None else random_state
     build_seed, train_seed = check_random_state(seed).randint(np.iinfo(np.int32).max, size=2)
 
@@ -186,24 +204,26 @@ def grow(
     net = grown.net_
     old = _summary_of_former(model, memory, len(y) / len(np.unique(y)))
     rows = rows_to_read(y, old.means.shape[1])
-    x, of_x = gate_input(net, X[rows]), y[rows]
-    counts = np.unique(y, return_counts=True)[1]
-    new = summary_of(x, of_x, counts, old.directions.shape[1], old.remaining)
+    sample = gate_input(net, X[rows]), y[rows], weight[rows]
+    counts = counts_of(y, weight)
+    if isinstance(model.class_weight, str):  # balanced with the former classes
+        counts = np.full_like(counts, old.counts.mean())
+    new = summary_of(*sample, counts, old.directions.shape[1], old.remaining)
     stages = _stages(model, old, new)
     _add(net, n_new, former, classes, stages, old, int(build_seed))
     grown.n_experts = net.n_experts
-    _tell(net.module_.gate, joined(old, new), _sharpness(x, of_x, old))
-    data = X, y
+    _tell(net.module_.gate, joined(old, new), _sharpness(*sample, old))
+    data = X, y, weight
     if memory is not None:
-        data = _stacked(X, memory[0]), np.concatenate([y, memory[1]])
+        data = _stacked(X, memory[0]), *map(np.concatenate, zip(data[1:], memory[1:], strict=True))
     settings = settings_of(
         grown, is_flat=len(X.shape) == 2, n_samples=len(X), n_classes=len(classes)
     )
-    _train(grown, settings, *((X, y) if freeze else data), freeze, int(train_seed))
+    _train(grown, settings, *((X, y, weight) if freeze else data), freeze, int(train_seed))
     if memory is not None:
         _calibrate(net, data, np.arange(len(data[1])) < len(y))
     grown.classes_ = classes
-    vars(grown).update(fitted_attributes(net, data[0], np.ones(len(data[1]), np.float32)))
+    vars(grown).update(fitted_attributes(net, data[0], normalize(data[2])))
     grown.input_summary_ = joined(old, new)
     return with_last(estimator, grown)
 
@@ -261,6 +281,26 @@ def _read_memory(estimator, model, memory, classes):
     ]
 
 
+def _weighted(class_weight, X, y, weight, memory, classes):
+    """Return new and former samples, labels and weights, without samples of weight zero."""
+    weight = scaled(weight)
+    weight /= weight[weighty(weight)].mean()
+    all_y, all_weights = y, weight
+    if memory is not None:
+        all_y = np.concatenate([y, memory[1]])
+        all_weights = np.concatenate([weight, np.ones(len(memory[1]))])
+    of_class = class_weights(class_weight, all_y, all_weights, classes)
+
+    def without_zeros(X, y, weight):
+        weight = weight * of_class[y]
+        rows = weighty(weight)
+        return (X, y, weight) if len(rows) == len(y) else (X[rows], y[rows], weight[rows])
+
+    if memory is not None:
+        memory = without_zeros(*memory, np.ones(len(memory[1])))
+    return without_zeros(X, y, weight), memory
+
+
 def _classes(former, y):
     """Return the sorted classes of a mixture and of new labels."""
 
@@ -285,7 +325,8 @@ def _summary_of_former(model, memory, n_of_class):
     if summary is None and memory is not None:
         summary = summarize(model.net_, *memory)
         if summary is not None:
-            summary = replace(summary, counts=np.full_like(summary.counts, n_of_class))
+            share = summary.counts / np.unique(memory[1], return_counts=True)[1]
+            summary = replace(summary, counts=share * np.float32(n_of_class))
     if summary is None:
         raise ValueError(
             "The mixture has no summary of its former samples, as after partial_fit or if samples "
@@ -337,7 +378,7 @@ def _tell(gate, summary, sharpness):
     gate.sharpness.fill_(sharpness)
 
 
-def _sharpness(x, y, old):
+def _sharpness(x, y, weight, old):
     """Return the power of the densities with which new samples are most probably called new.
 
     Each half of the samples is compared with the distributions of the other half.
@@ -347,29 +388,25 @@ def _sharpness(x, y, old):
         halves[np.flatnonzero(y == label)[::2]] = True
     if halves.all():  # one sample of each class
         return np.exp(LOG_SHARPNESS[0])
-    former, present = [], []
+    former, present, weights = [], [], []
     for half in (halves, ~halves):
-        counts = np.unique(y[half], return_counts=True)[1]
-        new = summary_of(x[half], y[half], counts, old.directions.shape[1], old.remaining)
+        own = x[half], y[half], weight[half]
+        new = summary_of(*own, counts_of(*own[1:]), old.directions.shape[1], old.remaining)
         rows = np.flatnonzero(~half)
-        own = x[rows[evenly(len(rows), SAMPLES_TO_CALIBRATE)]]
-        former.append(_log_density(own, old))
-        present.append(_log_density(own, new))
+        rows = rows[evenly(len(rows), SAMPLES_TO_CALIBRATE)]
+        former.append(old.log_density(x[rows]))
+        present.append(new.log_density(x[rows]))
+        weights.append(weight[rows])
     pairs = list(zip(former, present, strict=True))
 
     def loss(log_sharpness):
         power = np.exp(log_sharpness)
         margins = [logsumexp(power * b, axis=1) - logsumexp(power * a, axis=1) for a, b in pairs]
-        return np.logaddexp(0, -np.concatenate(margins)).mean()
+        losses = np.logaddexp(0, -np.concatenate(margins))
+        return np.average(losses, weights=np.concatenate(weights))
 
     best = minimize_scalar(loss, bounds=LOG_SHARPNESS, method="bounded").x
     return float(np.exp(best))
-
-
-def _log_density(x, summary):
-    arrays = (torch.from_numpy(each) for each in (x, summary.means, summary.directions))
-    variances = torch.from_numpy(summary.variances)
-    return log_density(*arrays, variances, summary.remaining).numpy().astype(np.float64)
 
 
 def _objective(net, x, sample_weight, y):
@@ -377,7 +414,7 @@ def _objective(net, x, sample_weight, y):
     return likelihood(net, x, sample_weight, y)
 
 
-def _train(grown, settings, X, y, freeze, seed):
+def _train(grown, settings, X, y, weight, freeze, seed):
     """Train the new experts and the last stage of the gate, or all experts and stages."""
     net, module = grown.net_, grown.module_
     gate, table, encoder = module.gate, module.table, module.encoder
@@ -402,7 +439,7 @@ def _train(grown, settings, X, y, freeze, seed):
         net,
         inputs,
         y,
-        np.ones(len(y), np.float32),
+        normalize(weight),
         seed=seed,
         callbacks=usual_callbacks(grown, grown.max_iter),
         objective=_objective,
@@ -418,11 +455,11 @@ def _train(grown, settings, X, y, freeze, seed):
 
 def _calibrate(net, data, is_new):
     """Choose power and weights of the distributions by the likelihood of old and new samples."""
-    X, y = data
+    X, y, weight = data
     gate = net.module_.gate
     groups = np.flatnonzero(is_new), np.flatnonzero(~is_new)
     rows = np.concatenate([own[evenly(len(own), SAMPLES_TO_CALIBRATE)] for own in groups])
-    X, y, is_new = X[rows], y[rows], is_new[rows]
+    X, y, weight, is_new = X[rows], y[rows], weight[rows], is_new[rows]
 
     def stages_and_densities(module, x):
         x = module.encode(x)
@@ -441,7 +478,9 @@ def _calibrate(net, data, is_new):
     start = gate.log_weights.cpu().numpy().astype(np.float64)
     of_new = stages == n_stages - 1
     share = np.exp(start - logsumexp(start)) @ of_new
-    weight = np.where(is_new, share / is_new.sum(), (1 - share) / (~is_new).sum())
+    weight = weight * np.where(
+        is_new, share / weight[is_new].sum(), (1 - share) / weight[~is_new].sum()
+    )
 
     def loss(params):
         log_proba = log_softmax(np.exp(params[0]) * density + start + params[1:], axis=1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 
 from sklearn_moe.containers import SparseRows
+from sklearn_moe.gates.grown import log_density
 from sklearn_moe.training.net import MoENet
 
 # Main directions of a class, and samples of it that are read. More of either take longer, and
@@ -43,7 +45,7 @@ class InputSummary:
     variances : ndarray of shape (n_classes, n_directions)
         The variances :math:`\lambda_k` along them.
     counts : ndarray of shape (n_classes,)
-        Number of samples of each class.
+        Number of samples of each class, or the sum of their weights.
     remaining : float
         The variance :math:`\sigma^2`, which is the same for all classes.
     """
@@ -53,6 +55,12 @@ class InputSummary:
     variances: NDArray[np.float32]
     counts: NDArray[np.float32]
     remaining: float
+
+    def log_density(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return log-densities (n_samples, n_classes) of inputs, up to a constant."""
+        arrays = (x, self.means, self.directions, self.variances)
+        density = log_density(*map(torch.from_numpy, arrays), self.remaining)
+        return density.numpy().astype(np.float64)
 
 
 def gate_input(net: MoENet, X: NDArray | SparseRows) -> NDArray[np.float32]:
@@ -68,9 +76,11 @@ def rows_to_read(y: NDArray[np.int64], n_inputs: int) -> NDArray[np.int64]:
     return np.concatenate([own[:: -(-len(own) // most)] for own in rows])
 
 
-def summarize(net: MoENet, X: NDArray | SparseRows, y: NDArray[np.int64]) -> InputSummary | None:
-    """Return a summary of samples; None if they have too many or too large numbers for it."""
-    counts = np.unique(y, return_counts=True)[1]
+def summarize(
+    net: MoENet, X: NDArray | SparseRows, y: NDArray[np.int64], weight: NDArray
+) -> InputSummary | None:
+    """Return a summary of weighted samples; None if it has too many or too large numbers."""
+    counts = counts_of(y, weight)
     n_inputs = gate_input(net, X[:1]).shape[1]
     n_directions = min(N_DIRECTIONS, n_inputs, NUMBERS_TO_KEEP // (len(counts) * n_inputs) - 1)
     if n_directions < 1:
@@ -78,15 +88,22 @@ def summarize(net: MoENet, X: NDArray | SparseRows, y: NDArray[np.int64]) -> Inp
     rows = rows_to_read(y, n_inputs)
     x = gate_input(net, X[rows])
     remaining = REMAINING_VARIANCE * float(x.var(axis=0, dtype=np.float64).mean()) or 1.0
-    if not remaining < LARGEST_VARIANCE:
+    if not (remaining < LARGEST_VARIANCE and np.isfinite(counts).all()):
         return None
-    return summary_of(x, y[rows], counts, n_directions, remaining)
+    return summary_of(x, y[rows], weight[rows], counts, n_directions, remaining)
+
+
+def counts_of(y: NDArray[np.int64], weight: NDArray) -> NDArray[np.float32]:
+    """Return the sum of the weights of each class that is there."""
+    counts = np.bincount(y, weights=weight)
+    return counts[np.unique(y)].astype(np.float32)
 
 
 def summary_of(
     x: NDArray,
     y: NDArray[np.int64],
-    counts: NDArray[np.int64],
+    weight: NDArray,
+    counts: NDArray[np.float32],
     n_directions: int,
     remaining: float,
 ) -> InputSummary:
@@ -96,11 +113,13 @@ def summary_of(
     directions = np.zeros((len(labels), n_directions, n_inputs), np.float32)
     variances = np.zeros((len(labels), n_directions), np.float32)
     for k, label in enumerate(labels):
-        own = x[y == label]
-        means[k] = own.mean(axis=0)
-        _, sizes, axes = randomized_svd(own - means[k], n_directions, random_state=0)
-        directions[k, : len(axes)], variances[k, : len(axes)] = axes, sizes**2 / len(own)
-    return InputSummary(means, directions, variances, counts.astype(np.float32), remaining)
+        own, share = x[y == label], weight[y == label]
+        share = share / share.sum()
+        means[k] = np.average(own, axis=0, weights=share)
+        spread = (own - means[k]) * np.sqrt(share[:, np.newaxis])
+        _, sizes, axes = randomized_svd(spread, n_directions, random_state=0)
+        directions[k, : len(axes)], variances[k, : len(axes)] = axes, sizes**2
+    return InputSummary(means, directions, variances, counts, remaining)
 
 
 def joined(one: InputSummary, other: InputSummary) -> InputSummary:

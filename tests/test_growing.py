@@ -223,6 +223,62 @@ def test_memory(first, tasks):
     )
 
 
+def test_weights_of_new_samples(first, tasks):
+    X, y = tasks[1]
+    weight = np.random.RandomState(0).randint(3, size=len(y))
+    few = {"max_iter": 2}
+    grown = grow(first, X, y, sample_weight=weight, **few)
+    kept = weight > 0
+    removed = grow(first, X[kept], y[kept], sample_weight=weight[kept] * 1e-9, **few)
+    assert np.allclose(grown.predict_proba(X), removed.predict_proba(X), atol=1e-5)
+    assert not np.allclose(grown.predict_proba(X), grow(first, X, y, **few).predict_proba(X))
+    summary, repeated = (
+        grow(first, X[rows], y[rows], sample_weight=w, **few).input_summary_
+        for rows, w in [(slice(None), weight), (np.repeat(np.arange(len(y)), weight), None)]
+    )
+    assert np.allclose(summary.means, repeated.means, atol=1e-4)
+    assert np.allclose(summary.variances, repeated.variances, rtol=1e-3, atol=1e-4)
+    totals = [summary.counts[-2:], repeated.counts[-2:]]
+    assert np.allclose(totals[0] / totals[0].sum(), totals[1] / totals[1].sum())
+    x = first.module_.encode(torch.as_tensor(X[y == 1], dtype=torch.float32)).detach().numpy()
+    assert np.allclose(summary.means[-2], np.average(x, axis=0, weights=weight[y == 1]), atol=1e-4)
+
+
+def test_weights_with_memory(first, tasks):
+    X, y = tasks[0]
+    moved = np.array([2, 0, 9])[np.searchsorted([0, 2, 9], y)]
+    weight = (np.arange(len(y)) % 2).astype(float)
+    params = {"memory": (X[::5], y[::5]), "max_iter": 2}
+    for freeze in (True, False):
+        grown = grow(first, X, moved, sample_weight=weight, freeze=freeze, **params)
+        removed = grow(first, X[1::2], moved[1::2], freeze=freeze, **params)
+        assert np.allclose(grown.predict_proba(X), removed.predict_proba(X), atol=1e-5)
+        assert np.allclose(grown.expert_usage_, removed.expert_usage_, atol=1e-5)
+
+
+def test_class_weights(tasks):
+    X, y = tasks[0]
+    few = y != 2
+    few[:60] = True
+    balanced = MoEClassifier(2, class_weight="balanced", **SMALL).fit(X[few], y[few])
+    assert np.allclose(balanced.input_summary_.counts, few.sum() / 3, rtol=1e-4)
+    X_new, y_new = tasks[1][0][100:], tasks[1][1][100:]
+    grown = grow(balanced, X_new, y_new, max_iter=2)
+    assert np.allclose(grown.input_summary_.counts, few.sum() / 3, rtol=1e-4)
+    ordinary = MoEClassifier(2, class_weight={2: 3.0, 4: 2.0, 1: 0.5, 9: 1.0, 0: 1.0}, **SMALL)
+    grown = grow(ordinary.fit(X, y), X_new, y_new, max_iter=2)
+    labels, counts = np.unique(np.concatenate([y, y_new]), return_counts=True)
+    of_class = dict(zip(labels, counts * [1, 0.5, 3, 2, 1], strict=True))
+    expected = [of_class[label] for label in (0, 2, 9, 1, 4)]
+    assert np.allclose(grown.input_summary_.counts, expected, rtol=1e-4)
+    ordinary.set_params(class_weight={0: 1.0, 1: 1.0, 2: 3.0, 4: 0.0, 9: 1.0})
+    without = grow(ordinary, X_new, y_new, max_iter=2)
+    one = y_new == 1
+    alone = grow(ordinary, X_new[one], y_new[one], max_iter=2)
+    assert without.classes_.tolist() == [0, 1, 2, 4, 9]
+    assert np.array_equal(without.input_summary_.means, alone.input_summary_.means)
+
+
 def test_partial_fit_before_and_after(first, tasks):
     X, y = tasks[0]
     stream = clone(first).partial_fit(X, y, classes=[0, 2, 9])
@@ -271,6 +327,14 @@ def test_errors(first, tasks):
         grow(first, X[:, :5], y)
     with pytest.raises(ValueError, match="of the type of the former classes"):
         grow(first, X, y.astype(str))
+    for weight, message in (
+        (-np.ones(len(y)), "sample_weight must be finite and at least 0, got -1.0"),
+        (np.ones(3), "sample_weight.*"),
+        (np.full(len(y), np.nan), "sample_weight contains NaN"),
+        (np.zeros(len(y)), "one non-zero"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grow(first, X, y, sample_weight=weight)
     with pytest.raises(ValueError, match="memory must be a tuple"):
         grow(first, X, y, memory=(X,))
     with pytest.raises(ValueError, match="memory must be a tuple"):
