@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing, indexable
+from sklearn.utils import _safe_indexing, get_tags, indexable
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
@@ -97,10 +97,16 @@ class Committee:
 
 
 def join(samples: NDArray | SparseRows, log_proba: NDArray) -> NDArray | SparseRows:
-    """Return samples, as the net reads them, with log-probabilities as their last columns."""
+    """Return samples, as the net reads them, with log-probabilities as their last columns.
+
+    Images become flat, and their bytes numbers from 0 to 1.
+    """
     log_proba = log_proba.reshape(len(log_proba), -1)
     if isinstance(samples, SparseRows):
         return SparseRows(sparse.hstack([samples.matrix, log_proba.astype(samples.dtype)]))
+    if samples.dtype == np.uint8:
+        samples = samples / np.float32(255)
+    samples = samples.reshape(len(samples), -1)
     return np.hstack([samples, log_proba.astype(samples.dtype)])
 
 
@@ -195,7 +201,8 @@ def _fit_one(name, estimator, params, train, test, X, labels, classes):
     with _named(name, where, estimator), warnings.catch_warnings():
         if test is not None:  # the fit on all samples warns, too
             warnings.simplefilter("ignore")
-        fitted = clone(estimator).fit(_safe_indexing(X, train), labels[train], **params)
+        samples = _for(estimator, _safe_indexing(X, train))
+        fitted = clone(estimator).fit(samples, labels[train], **params)
         return fitted if test is None else _log_proba(fitted, _safe_indexing(X, test), classes)
 
 
@@ -214,11 +221,20 @@ def _named(name, where, estimator):
 def _log_proba(estimator, X, classes):
     """Return log-probabilities of the mixture's classes, of which a classifier may lack some."""
     proba = np.zeros((X.shape[0], len(classes)))
-    proba[:, np.searchsorted(classes, estimator.classes_)] = estimator.predict_proba(X)
+    proba[:, np.searchsorted(classes, estimator.classes_)] = estimator.predict_proba(
+        _for(estimator, X)
+    )
     if not np.isfinite(proba).all():
         raise ValueError("predict_proba returns probabilities that are not finite.")
     with np.errstate(divide="ignore"):
         return np.log(proba).clip(LOWEST)
+
+
+def _for(estimator, X):
+    """Return samples as a classifier takes them: images as rows, unless it takes images."""
+    if len(X.shape) == 2 or get_tags(estimator).input_tags.three_d_array:
+        return X
+    return X.reshape(len(X), -1)
 
 
 def _indexable(X):

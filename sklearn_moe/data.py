@@ -75,6 +75,8 @@ class Reader:
     scale : {"bytes", "fractions"} or None
         Scale of the training images: bytes from 0 to 255, or fractions from 0 to 1, which masks of
         zeros and ones are, too. None if it is not known.
+    image_shape : tuple of int or None
+        Shape of the images that become flat, as what classifiers say follows them.
     committee : Committee or None
         The classifiers among the experts. What they say about a sample follows its columns.
     """
@@ -94,6 +96,7 @@ class Reader:
         self.categorical_features = categorical_features
         self.input_shape = input_shape
         self.scale: str | None = None
+        self.image_shape: tuple[int, ...] | None = None
         self.committee: Committee | None = None
 
     def read(
@@ -110,6 +113,8 @@ class Reader:
             samples = self.table.arrange(samples)
         if self.committee is None:
             return samples
+        if self.image_shape is not None:
+            check_shape("X", samples, self.image_shape)
         asked = None
         if choose is not None:
             asked = choose(join(samples, np.zeros((len(samples), self.committee.n_columns))))
@@ -412,17 +417,18 @@ def read_training_data(
     if group is not None:
         _select_constant(reader, estimator, samples, group, labels)
     if experts is not None and experts.n_outside:
-        if len(samples.shape) != 2:
+        if experts.needs_tables and len(samples.shape) > 2 and reader.input_shape is None:
             raise ValueError(
-                "Classifiers of scikit-learn as experts need a table, got images. Flatten them, "
-                "and pass input_shape for experts that read images."
+                f"experts={estimator.experts!r} needs a table, got images. Flatten them, or pass "
+                "a list with experts that read images."
             )
         if going_on and incremental:
             log_proba = reader.committee.log_proba(given)
         else:
-            numbers_only = np.zeros(samples.shape[1], dtype=bool)
+            numbers_only = np.zeros(math.prod(samples.shape[1:]), dtype=bool)
             experts = experts.for_table(getattr(reader, "is_categorical", numbers_only))
             reader = copy(reader)
+            reader.image_shape = samples.shape[1:] if len(samples.shape) > 2 else None
             reader.committee, log_proba = fit_committee(
                 experts, given, classes=classes, random_state=random_state, **of_all
             )

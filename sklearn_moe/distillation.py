@@ -279,6 +279,7 @@ def _on_changed(objective, teacher, target):
         teacher.gate,
         gate_columns=teacher.gate_columns,
         expert_columns=teacher.expert_columns,
+        gate_shape=teacher.gate_shape,
     )
 
     def on_changed(net, x, sample_weight, y):

@@ -79,6 +79,9 @@ class MixtureOfExperts(nn.Module):
         Encodes a batch of a table, before the encoder.
     gate_columns, expert_columns : sequence of int, default=None
         Which columns of the encoded batch the gate and the experts read; None means all.
+    gate_shape : tuple of int, default=None
+        Shape of a sample that the gate reads, if encoded images come flat, with log-probabilities
+        of experts that answer outside behind them.
 
     Attributes
     ----------
@@ -103,6 +106,7 @@ class MixtureOfExperts(nn.Module):
         table: nn.Module | None = None,
         gate_columns: Sequence[int] | None = None,
         expert_columns: Sequence[int] | None = None,
+        gate_shape: tuple[int, ...] | None = None,
     ):
         super().__init__()
         experts.check_gate(gate)
@@ -111,6 +115,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = experts
         self.gate = gate
         self.mixing = mixing
+        self.gate_shape = gate_shape
         for name, columns in (("gate_columns", gate_columns), ("expert_columns", expert_columns)):
             # Not persistent, as the net has them among its parameters.
             columns = None if columns is None else torch.as_tensor(columns)
@@ -121,8 +126,9 @@ class MixtureOfExperts(nn.Module):
         return self
 
     def for_gate(self, x: Tensor) -> Tensor:
-        """Return the columns of an encoded batch that the gate reads."""
-        return x if self.gate_columns is None else x.index_select(1, self.gate_columns)
+        """Return the columns, or the images, of an encoded batch that the gate reads."""
+        x = x if self.gate_columns is None else x.index_select(1, self.gate_columns)
+        return x if self.gate_shape is None else x.unflatten(1, self.gate_shape)
 
     def for_experts(self, x: Tensor) -> Tensor:
         """Return the columns of an encoded batch that the experts read."""
@@ -171,7 +177,7 @@ class MixtureOfExperts(nn.Module):
         if augmentation is not None:
             x = augment(augmentation, x, generator)
         x = self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
-        return x if given is None else torch.cat([x, given.to(x.dtype)], dim=1)
+        return x if given is None else torch.cat([x.flatten(1), given.to(x.dtype)], dim=1)
 
     def route(self, x: Tensor) -> GateOutput:
         """Return the gate's output for a batch; experts run only if the gate reads them."""

@@ -132,7 +132,7 @@ def net_for(
     architecture = architecture_of(estimator, table is not None)
     settings = settings_of(
         estimator,
-        is_flat=len(data.X.shape) == 2,
+        is_flat=len(data.X.shape) == 2 and data.reader.image_shape is None,
         n_samples=len(data.X),
         n_classes=len(data.classes),
         incremental=incremental,
@@ -144,6 +144,7 @@ def net_for(
             **_columns(estimator, data),
             "table": table,
             "input_shape": data.X.shape[1:],
+            "image_shape": data.reader.image_shape,
             "n_classes": len(data.classes),
             "seed": seed,
             "device": estimator.device,
@@ -295,7 +296,7 @@ def recipe_of(estimator: BaseEstimator, *, is_flat: bool) -> dict[str, Any]:
     experts = listed_experts(estimator)
     if experts is not None and experts.has_networks:
         return RECIPES["other"]
-    if experts is not None and experts.n_outside:
+    if experts is not None and experts.n_outside and is_flat:
         only_classifiers = experts.n_outside == len(experts.estimators)
         can_be_sparse = only_classifiers and not has_backbone and _can_be_sparse(gate)
         if not can_be_sparse:

@@ -545,8 +545,8 @@ def test_bad_data():
     with pytest.raises(ValueError, match=r"'line' was fitted on the classes \[2\], which y lacks"):
         MoEClassifier(experts=listed).fit(X[y < 2], y[y < 2])
     images = np.zeros((20, 8, 8), dtype=np.float32)
-    with pytest.raises(ValueError, match="need a table, got images"):
-        MoEClassifier(experts=experts()).fit(images, np.arange(20) % 2)
+    with pytest.raises(ValueError, match="experts='strong' needs a table, got images"):
+        MoEClassifier(experts="strong").fit(images, np.arange(20) % 2)
     with pytest.raises(ValueError, match="test each sample once"):
         once = StratifiedKFold(3)
         once.split = lambda X, y, groups: [(np.arange(200), np.arange(200, 300))]

@@ -1,4 +1,4 @@
-"""Experts that are there already: those of fitted mixtures, and torch modules."""
+"""Experts that are there already, and classifiers beside experts that read images."""
 
 import pickle
 
@@ -18,10 +18,13 @@ from torch import nn
 from sklearn_moe import (
     GATES,
     FittedExpert,
+    FlipCrop,
     MLPExperts,
     MoEClassifier,
+    SoftmaxGate,
     decomposition_report,
     distill,
+    expert_importance,
     gate_rules,
     prune_experts,
 )
@@ -270,3 +273,89 @@ def test_wrong_networks(make, error, message):
 def test_one_module_is_no_kind_of_experts(trained):
     with pytest.raises(TypeError, match=r"(?s)not a module.*experts=\[\('net', module\)"):
         MoEClassifier(experts=trained).fit(X, y)
+
+
+# Classifiers beside experts that read images
+
+
+IMAGES = (X.reshape(-1, 8, 8) / 16).astype(np.float32)
+
+
+def seeing(**params):
+    listed = [("bayes", GaussianNB(var_smoothing=0.01)), ("net", "conv")]
+    return MoEClassifier(**{"experts": listed, **SMALL, "max_iter": 2, **params})
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"gate": "attentive"},
+        {"gate": "hard"},
+        {"gate": SoftmaxGate(encoder="conv")},
+        {"encoder": "conv", "experts": [("bayes", GaussianNB()), ("net", "mlp")]},
+        {"augmentation": FlipCrop(flip=False, crop=1), "early_stopping": True},
+        {"experts": [("bayes", GaussianNB())]},
+    ],
+    ids=str,
+)
+def test_classifiers_beside_networks_for_images(params):
+    clf = seeing(**params).fit(IMAGES, y)
+    assert clf.score(IMAGES, y) > 0.75
+    mixed = np.einsum("ne,nec->nc", clf.gate_proba(IMAGES), clf.expert_proba(IMAGES))
+    np.testing.assert_allclose(clf.predict_proba(IMAGES), mixed, atol=1e-6)
+    loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(loaded.predict_proba(IMAGES), clf.predict_proba(IMAGES))
+    flat = seeing(**params, input_shape=(8, 8)).fit(IMAGES.reshape(-1, 64), y)
+    np.testing.assert_array_equal(
+        flat.predict_proba(IMAGES.reshape(-1, 64)), clf.predict_proba(IMAGES)
+    )
+
+
+def test_bytes_and_shapes():
+    images = (IMAGES * 255).astype(np.uint8)
+    clf = seeing().fit(images[:, np.newaxis], y)
+    assert clf.named_experts_.bayes.n_features_in_ == 64
+    assert clf.named_experts_.bayes.theta_.max() > 200  # as they came
+    assert clf.net_.own_shape == (1, 8, 8)
+    assert clf.partial_fit(images[:, np.newaxis], y).score(images[:, np.newaxis], y) > 0.75
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 16\)"):
+        clf.predict(images.reshape(-1, 1, 4, 16))
+    with pytest.raises(ValueError, match="the mixture reads images"):
+        gate_rules(clf, images[:, np.newaxis])
+    with pytest.raises(ValueError, match="the mixture reads images"):
+        expert_importance(clf, images[:, np.newaxis], y)
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
+def test_pruned_lists_for_images(gone):
+    listed = [("bayes", GaussianNB()), ("net", "conv"), ("other", GaussianNB(var_smoothing=0.1))]
+    clf = seeing(experts=listed).fit(IMAGES, y)
+    left = [expert for expert in range(3) if expert not in gone]
+    proba = clf.expert_proba(IMAGES)[:, left]
+    pruned = pickle.loads(pickle.dumps(clf))
+    pruned.net_.keep(left)
+    pruned.net_.initialize_optimizer()
+    pruned.reader_.keep(pruned.expert_names_)
+    np.testing.assert_allclose(pruned.expert_proba(IMAGES), proba, atol=1e-6)
+    assert pruned.net_.own_shape == (8, 8)
+    one = prune_experts(clf, method="heavy_hitters", n_experts=1, X=IMAGES, y=y)
+    assert one.report_.error_after < 0.3
+    loaded = pickle.loads(pickle.dumps(pruned))
+    np.testing.assert_array_equal(loaded.predict_proba(IMAGES), pruned.predict_proba(IMAGES))
+
+
+def test_distillation_with_images():
+    params = {"augmentation": FlipCrop(flip=False, crop=1)}, {}
+    for each in params:
+        teacher = seeing(gate="attentive", **each).fit(IMAGES, y)
+        student = distill(teacher, IMAGES, y, max_iter=2)
+        np.testing.assert_array_equal(student.expert_proba(IMAGES), teacher.expert_proba(IMAGES))
+
+
+def test_experts_that_take_images_get_them():
+    old = MoEClassifier(2, **SMALL).fit(IMAGES[FIRST], y[FIRST])
+    listed = [("old", FittedExpert(old, 1)), ("bayes", GaussianNB()), ("new", "conv")]
+    clf = seeing(experts=listed).fit(IMAGES, y)
+    expected = old.expert_proba(IMAGES)[:, 1]
+    np.testing.assert_allclose(clf.expert_proba(IMAGES)[:, 0, :5], expected, atol=1e-5)

@@ -26,9 +26,10 @@ class EstimatorExperts(Experts, _BaseComposition):
     ``MoEClassifier(experts=[...])`` wraps a list in this. The classifiers are fitted on folds of
     the training samples, and the gate learns from their probabilities for samples that they have
     not seen, by the likelihood of the mixture. Then they are fitted on all samples. They get the
-    table as it came, with text and categories; the gate reads it encoded. Kinds of this package,
-    such as ``MLPExperts()``, and torch networks train together with the gate and learn what the
-    others leave.
+    table as it came, with text and categories; the gate reads it encoded. Of images they get the
+    numbers as rows, unless their tags say that they take images (``three_d_array``). Kinds of this
+    package, such as ``MLPExperts()``, and torch networks train together with the gate and learn
+    what the others leave.
 
     The probabilities of each classifier are calibrated by one temperature :math:`T`, on samples
     that it has not seen: :math:`o_c \propto p_c^{1/T}`. Then one factor, of at most 1, makes all
@@ -106,6 +107,12 @@ class EstimatorExperts(Experts, _BaseComposition):
         "calibrate": ["boolean"],
         "n_jobs": [Integral, None],
     }
+
+    # Whether its classifiers are for tables only.
+    needs_tables = False
+
+    # Set before ``build``: the shape of the images that come flat.
+    image_shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -194,10 +201,13 @@ class EstimatorExperts(Experts, _BaseComposition):
         """Return the torch module of these experts.
 
         The last ``n_outside * n_classes`` numbers of a sample are the log-probabilities of the
-        classifiers; the others are the columns that the kinds of this package read.
+        classifiers; the others are the columns, or the flat images, that the kinds of this package
+        read.
         """
         n_given = self.n_outside * n_classes
-        own_shape = (input_shape[0] - n_given,) if n_given else input_shape
+        own_shape = input_shape
+        if n_given:
+            own_shape = self.image_shape or (input_shape[0] - n_given,)
         parts = [
             _built(name, expert, own_shape, n_classes, generator)
             for name, expert in self.estimators
@@ -206,7 +216,7 @@ class EstimatorExperts(Experts, _BaseComposition):
         names = [name for name, _ in self.estimators]
         members = _places([not _is_own_kind(expert) for _, expert in self.estimators])
         kind = ListedExpertsModule if parts else OutsideExpertsModule
-        return kind(parts, members, names, self.n_outside, n_classes)
+        return kind(parts, members, names, self.n_outside, n_classes, self.image_shape)
 
 
 class ListedExpertsModule(ExpertsModule):
@@ -225,6 +235,8 @@ class ListedExpertsModule(ExpertsModule):
         Number of experts whose log-probabilities come with the samples.
     n_classes : int
         Number of classes.
+    image_shape : tuple of int, default=None
+        Shape of the images that come flat before log-probabilities.
 
     Attributes
     ----------
@@ -239,8 +251,10 @@ class ListedExpertsModule(ExpertsModule):
         names: list[str] | None,
         n_outside: int,
         n_classes: int,
+        image_shape: tuple[int, ...] | None = None,
     ):
         super().__init__()
+        self.image_shape = image_shape
         self.parts = nn.ModuleList(parts)
         self.members = members
         self.names = names
@@ -276,11 +290,12 @@ class ListedExpertsModule(ExpertsModule):
         return logits, logits.softmax(dim=2)
 
     def _split(self, x):
-        """Return the columns of the samples, and the log-probabilities that came with them."""
+        """Return the samples, and the log-probabilities that came with them."""
         if self.n_given == 0:
             return x, None
         given = x[:, -self.n_given :].unflatten(1, (self.n_outside, self.n_classes))
-        return x[:, : -self.n_given], given
+        x = x[:, : -self.n_given]
+        return x if self.image_shape is None else x.unflatten(1, self.image_shape), given
 
     def penalty(self) -> Tensor | None:
         penalties = [part.penalty() for part in self.parts]

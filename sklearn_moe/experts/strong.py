@@ -56,6 +56,7 @@ class StrongExperts(EstimatorExperts):
         "n_jobs": EstimatorExperts._parameter_constraints["n_jobs"],
     }
     calibrate = True
+    needs_tables = True
 
     def __init__(self, *, cv: Any = 5, n_jobs: int | None = None):
         self.cv = cv

@@ -140,7 +140,7 @@ def read_columns(estimator: BaseEstimator, X: ArrayLike, caller: str) -> Columns
     check_is_fitted(model)
     X = final_model(estimator, X)[1]
     X = as_eager(X)
-    if len(model.net_.input_shape) != 1:
+    if len(model.net_.own_shape) != 1:
         raise ValueError(
             f"{caller} needs a table, but the mixture reads images. See what its experts own with "
             "ExpertSamplesDisplay."

@@ -196,7 +196,7 @@ def _read(estimator, X, y, X_train, stability):
     proba = model.predict_proba(samples).astype(np.float64)
     report, decomposition = measured(model, samples, y, stability)
     rules = None
-    is_table = model.input_shape is None and len(model.net_.input_shape) == 1
+    is_table = model.input_shape is None and len(model.net_.own_shape) == 1
     if is_table and X_train is None:
         rules = gate_rules(estimator, X, random_state=0)
     elif is_table:

@@ -387,7 +387,7 @@ def gate_rules(
     X = as_eager(X)
     model, samples = final_model(estimator, X)
     check_is_fitted(model)
-    if model.input_shape is not None or len(model.net_.input_shape) > 1:
+    if model.input_shape is not None or len(model.net_.own_shape) > 1:
         raise ValueError(
             "gate_rules reads the columns of a table, and the mixture reads images. See the "
             "experts' images with ExpertSamplesDisplay.from_estimator(estimator, X)."

@@ -139,7 +139,7 @@ def about_data(case: Case) -> str:
         [(label, f"{n:,}", f"{n / len(y):.1%}") for label, n in counts],
     )
     if not case.columns:
-        return text + paragraph(f"Each has the shape {tuple(case.model.net_.input_shape)}.")
+        return text + paragraph(f"Each has the shape {tuple(case.model.net_.own_shape)}.")
     rows = [(name, *_in_short(values)) for name, values in case.columns.items()]
     more = (
         f"There are {len(rows) - MOST_COLUMNS} more columns." if len(rows) > MOST_COLUMNS else ""

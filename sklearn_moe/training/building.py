@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.experts import EXPERTS, build_experts
+from sklearn_moe.experts import EXPERTS, EstimatorExperts, build_experts
 from sklearn_moe.experts.base import ExpertsModule
 from sklearn_moe.experts.grown import GrownExpertsModule, grow_experts
 from sklearn_moe.gates import GateModule, build_gate
@@ -23,9 +26,13 @@ if TYPE_CHECKING:
 
 def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
     """Build a mixture with the parameters of a net, and initial weights from a generator."""
-    table = None if net.table is None else net.table.make_layer()
+    table, shape = None, samples_shape(net)
+    if net.table is not None:
+        table = net.table.make_layer()
+        shape = (table.n_out,)
+    elif net.image_shape is not None:  # images come flat, with log-probabilities behind them
+        table, shape = nn.Unflatten(1, net.image_shape), net.image_shape
     n_given = getattr(net.experts, "n_outside", 0) * net.n_classes
-    shape = samples_shape(net) if table is None else (table.n_out,)
     encoder = build_encoder(net.encoder, shape, generator)
     shape = output_shape(encoder, shape)
 
@@ -45,7 +52,7 @@ def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
     gate = _make(gate_for, wider_gate, net.steps_["gate"])
     gate_columns, expert_columns = net.gate_columns, net.expert_columns
     if n_given:  # the last columns are log-probabilities, which only the experts read
-        n_columns = shape[0]
+        n_columns = math.prod(shape)
         if gate_columns is None:
             gate_columns = np.arange(n_columns)
         if expert_columns is not None:
@@ -58,6 +65,7 @@ def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
         table=table,
         gate_columns=gate_columns,
         expert_columns=expert_columns,
+        gate_shape=shape if n_given and len(shape) > 1 else None,
     )
 
 
@@ -80,7 +88,10 @@ def build_experts_of(
         experts = EXPERTS["conv" if len(shape) in (2, 3) else "mlp"]
     own_shape = _shape_of(net.expert_columns, shape)
     if n_outside := getattr(experts, "n_outside", 0):
-        own_shape = (own_shape[0] + n_outside * n_classes,)
+        if len(own_shape) > 1:
+            experts = copy(experts)
+            experts.image_shape = own_shape
+        own_shape = (math.prod(own_shape) + n_outside * n_classes,)
     return build_experts(experts, own_shape, n_experts, n_classes, generator)
 
 
@@ -152,6 +163,24 @@ def _make(build: Callable, grow: Callable, steps: list[tuple[str, Any]]):
         elif step == "take":
             part.take(value)
     return part
+
+
+def keep_in_list(net: MoENet, experts: list[int]) -> None:
+    """Take the other experts off the list, if there is one, and what they say off samples."""
+    if not isinstance(net.experts, EstimatorExperts):
+        return
+    n_outside, module = net.experts.n_outside, net.module_
+    net.experts = net.experts.only(experts)
+    net.steps_["experts"] = [("build", (len(experts), net.n_classes))]
+    n_gone = (n_outside - net.experts.n_outside) * net.n_classes
+    if n_gone:
+        net.input_shape = (net.input_shape[0] - n_gone,)
+        if module.expert_columns is not None:
+            module.expert_columns = module.expert_columns[:-n_gone]
+    if net.image_shape is not None and net.experts.n_outside == 0:
+        net.input_shape, net.image_shape = net.image_shape, None
+        module.table = nn.Identity()
+        module.gate_columns = module.gate_shape = None
 
 
 def _shape_of(columns: NDArray | None, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,11 +19,10 @@ from skorch.dataset import Dataset
 from skorch.history import History
 from torch import Tensor
 
-from sklearn_moe.experts import EstimatorExperts
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training import prediction
 from sklearn_moe.training.batches import TensorBatches
-from sklearn_moe.training.building import build_mixture
+from sklearn_moe.training.building import build_mixture, keep_in_list, samples_shape
 from sklearn_moe.training.callbacks import (
     Log,
     RefitGate,
@@ -81,6 +80,8 @@ class MoENet(NeuralNetClassifier):
         None means all.
     input_shape : tuple of int
         Shape of one sample.
+    image_shape : tuple of int or None
+        Shape of an image, if samples are flat images with log-probabilities behind them.
     n_experts, n_classes : int
         Sizes of the mixture.
     mixing : {"probability", "logit"}
@@ -108,6 +109,7 @@ class MoENet(NeuralNetClassifier):
         regularizations,
         augmentation=None,
         input_shape,
+        image_shape=None,
         n_experts,
         n_classes,
         mixing,
@@ -125,6 +127,7 @@ class MoENet(NeuralNetClassifier):
         self.regularizations = regularizations
         self.augmentation = augmentation
         self.input_shape = input_shape
+        self.image_shape = image_shape
         self.n_experts = n_experts
         self.n_classes = n_classes
         self.mixing = mixing
@@ -400,7 +403,7 @@ class MoENet(NeuralNetClassifier):
         self.module_.gate.keep(experts)
         for steps in self.steps_.values():
             steps.append(("keep", experts))
-        self._keep_in_list(experts)
+        keep_in_list(self, experts)
         self._work = None
 
     def merge(
@@ -423,21 +426,8 @@ class MoENet(NeuralNetClassifier):
             self.module_.gate = self.module_.gate.merge(groups)
         self.steps_["experts"].append(("keep", firsts))
         self.steps_["gate"].append(("merge", groups))
-        self._keep_in_list(firsts)
+        keep_in_list(self, firsts)
         self._work = None
-
-    def _keep_in_list(self, experts):
-        """Take the other experts off the list, if there is one, and what they say off samples."""
-        if not isinstance(self.experts, EstimatorExperts):
-            return
-        n_outside = self.experts.n_outside
-        self.experts = self.experts.only(experts)
-        self.steps_["experts"] = [("build", (len(experts), self.n_classes))]
-        n_gone = (n_outside - self.experts.n_outside) * self.n_classes
-        if n_gone:
-            self.input_shape = (self.input_shape[0] - n_gone,)
-            if self.module_.expert_columns is not None:
-                self.module_.expert_columns = self.module_.expert_columns[:-n_gone]
 
     def take(self, top_k: int) -> None:
         """Let ``top_k`` experts answer for a sample from now on."""
@@ -478,6 +468,11 @@ class MoENet(NeuralNetClassifier):
         ``dtype`` is the type of the result; by default it is that of torch's output.
         """
         return prediction.evaluate(self._predicting(), X, function, dtype)
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """Shape of a sample, without what experts outside of the net say about it."""
+        return self.image_shape or samples_shape(self)
 
     @property
     def work(self) -> prediction.Work:
