@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn import get_config
 from sklearn.base import BaseEstimator, clone
@@ -23,13 +23,14 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from sklearn_moe.calibration import best_factor, log_loss_at
 from sklearn_moe.containers import SparseRows, as_objects
 from sklearn_moe.experts import EstimatorExperts, FittedExpert
 from sklearn_moe.experts.base import LOWEST
 
-# Bounds of the logarithms of a temperature, and of the factor of all temperatures.
-TEMPERATURES = np.log(0.2), np.log(5)
-FACTORS = np.log(0.5), 0.0
+# Bounds of a temperature, and of the factor of all temperatures.
+TEMPERATURES = 0.2, 5.0
+FACTORS = 0.5, 1.0
 
 # Steps of EM to the weights of a mean of classifiers.
 STEPS = 50
@@ -72,7 +73,7 @@ class Committee:
         asked : ndarray of shape (n_samples, n_estimators), default=None
             Which classifiers must answer for a sample; None means all. The others get zeros.
         """
-        X = _indexable(X)
+        X = indexable_samples(X)
         out = np.zeros((X.shape[0], len(self.estimators), len(self.classes)), dtype=np.float32)
         for place, estimator in enumerate(self.estimators):
             rows, own = slice(None), X
@@ -150,14 +151,14 @@ def fit_committee(
         The log-probabilities of classifiers that were fitted without the sample. Zeros for samples
         that do not count.
     """
-    X = _indexable(X)
+    X = indexable_samples(X)
     labels = classes[y]
     names = [name for name, _ in experts.outside]
     is_fitted = [
         experts.cv == "prefit" or isinstance(estimator, (FrozenEstimator, FittedExpert))
         for _, estimator in experts.outside
     ]
-    folds = [] if all(is_fitted) else _folds(experts.cv, X, y, rows, group, random_state)
+    folds = [] if all(is_fitted) else make_folds(experts.cv, X, y, rows, group, random_state)
     tasks = []
     for (name, estimator), fitted in zip(experts.outside, is_fitted, strict=True):
         if fitted:
@@ -237,20 +238,21 @@ def _for(estimator, X):
     return X.reshape(len(X), -1)
 
 
-def _indexable(X):
+def indexable_samples(X):
     """Return samples whose rows can be selected: sparse rows, a frame or an array."""
     return indexable(X if hasattr(X, "shape") else np.asarray(as_objects(X)))[0]
 
 
-def _folds(cv, X, y, rows, group, random_state):
+def make_folds(cv, X, y, rows, group, random_state):
     """Return training and test samples of each fold."""
     labels, groups = y[rows], None if group is None else group[rows]
     if isinstance(cv, (int, np.integer)):
         most = np.bincount(labels).max() if group is None else len(np.unique(groups))
         if most < 2:
             raise ValueError(
-                f"The experts need two samples of a class, or two groups, to be fitted on folds; "
-                f"got n_samples={len(rows)}. Pass more, or fitted experts with cv='prefit'."
+                "The experts, or calibrate=True, need two samples of a class, or two groups, to "
+                f"be fitted on folds; got n_samples={len(rows)}. Pass more, or fitted experts "
+                "with cv='prefit' and calibrate=False."
             )
         kind = StratifiedKFold if group is None else StratifiedGroupKFold
         cv = kind(min(cv, most), shuffle=True, random_state=random_state)
@@ -269,12 +271,8 @@ def _folds(cv, X, y, rows, group, random_state):
 
 def _temperature(log_proba, y, sample_weight):
     """Return the temperature with the lowest log loss."""
-
-    def loss(log_temperature):
-        scaled = log_softmax(log_proba / np.exp(log_temperature), axis=1)
-        return -np.average(scaled[np.arange(len(y)), y], weights=sample_weight)
-
-    return _best(loss, TEMPERATURES, y)
+    loss = partial(log_loss_at, log_proba=log_proba, y=y, sample_weight=sample_weight)
+    return best_factor(loss, TEMPERATURES, y)
 
 
 def _factor(log_proba, y, sample_weight):
@@ -292,15 +290,7 @@ def _factor(log_proba, y, sample_weight):
             weight = np.average(share, axis=0, weights=sample_weight)
         return -np.average(np.log(proba @ weight), weights=sample_weight)
 
-    return 1.0 if log_proba.shape[1] == 1 else _best(loss, FACTORS, y)
-
-
-def _best(loss, bounds, y):
-    """Return the number whose logarithm has the lowest loss, and 1 if there is one class."""
-    if np.ptp(y) == 0:
-        return 1.0
-    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
+    return 1.0 if log_proba.shape[1] == 1 else best_factor(loss, FACTORS, y)
 
 
 def _seeded(estimator, random_state):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
@@ -66,7 +68,10 @@ class FittedMixture:
             Probabilities in the order of ``classes_``; rows sum to 1. They are float64, or float32
             if ``X`` is float32 or float16.
         """
-        return self._evaluate_proba(X, MixtureOfExperts.predict_proba, asks=_answering)
+        check_is_fitted(self)
+        fitted = self._snapshot()  # another thread may fit meanwhile
+        function = partial(MixtureOfExperts.predict_proba, temperature=fitted.temperature_)
+        return fitted._evaluate_proba(X, function, asks=_answering)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the logarithm of the probability of each class.
@@ -81,9 +86,13 @@ class FittedMixture:
         ndarray of shape (n_samples, n_classes)
             Log-probabilities. They are exact even if the probability is rounded to 0.
         """
-        log_proba = self._evaluate(
-            X, lambda module, x: module.predict_log_proba(x).log_softmax(dim=1), asks=_answering
-        )
+        check_is_fitted(self)
+        fitted = self._snapshot()  # another thread may fit meanwhile
+
+        def function(module, x):
+            return (module.predict_log_proba(x) / fitted.temperature_).log_softmax(dim=1)
+
+        log_proba = fitted._evaluate(X, function, asks=_answering)
         if log_proba.dtype == np.float64:
             log_proba -= logsumexp(log_proba, axis=1, keepdims=True)
         return log_proba

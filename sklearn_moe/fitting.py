@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import _safe_indexing, check_random_state
 
+from sklearn_moe.calibration import temperature_of_mixture
 from sklearn_moe.checks import explained_memory
-from sklearn_moe.data import read_training_data
+from sklearn_moe.committee import indexable_samples, make_folds
+from sklearn_moe.data import TrainingData, read_training_data
+from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.notices import warn_of_news
 from sklearn_moe.parameters import (
     check_enough_samples,
@@ -91,6 +95,14 @@ def train(
     warn_of_news(new, data.news)
     if not incremental:
         check_enough_samples(new, data)
+    # A warm start has seen the samples before, so only a user's validation set can calibrate it.
+    calibrates = new.calibrate and not incremental and not (going_on and validation[0] is None)
+    if calibrates and data.validation is not None and np.ptp(data.validation[1]) == 0:
+        raise ValueError(
+            "calibrate=True needs validation samples of at least two classes, got only samples of "
+            f"class {data.classes.tolist()[data.validation[1][0]]!r}. Pass X_val and y_val with "
+            "more classes, or calibrate=False."
+        )
     n_experts = number_of_experts(new)
     build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
     more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
@@ -98,6 +110,9 @@ def train(
         net = net_for(new, data, build_seed, going_on=going_on, incremental=incremental)
     epochs = 1 if incremental else net.max_epochs
     n_iter_before = new.n_iter_ if going_on else 0
+    new.temperature_ = new.temperature_ if going_on else 1.0
+    if calibrates and data.validation is None:
+        new.temperature_ = _temperature_on_folds(new, data, sample_weight, train_seed)
     new.reader_, new.encoder_ = data.reader, data.reader.table
     new.classes_ = data.classes
     new._random_state = random_state
@@ -124,9 +139,48 @@ def train(
         interrupted = session.run(1 if incremental else None)
     vars(new).update(fitted_attributes(net, data.X, data.sample_weight, n_iter_before))
     vars(new).update(session.results(data.total_weight))
+    if calibrates and data.validation is not None:
+        X_val, *of_val = data.validation
+        log_proba = net.evaluate(X_val, MixtureOfExperts.predict_log_proba, np.float64)
+        new.temperature_ = temperature_of_mixture(log_proba, *of_val)
     # A chunk of a stream is not all that the mixture has learned from.
     new.input_summary_ = None
     if not incremental:
         weight = data.sample_weight * data.mean_class_weight
         new.input_summary_ = summarize(net, data.X, data.y, weight)
     return interrupted
+
+
+def _temperature_on_folds(
+    estimator: BaseEstimator, data: TrainingData, sample_weight: ArrayLike | None, seed: int
+) -> float:
+    """Return the temperature for samples whose half had no part in the fit of their mixture.
+
+    It is 1 if one half has a single class.
+    """
+    X, rows = indexable_samples(data.given), np.arange(len(data.y))
+    params = {
+        **estimator.get_params(deep=False),
+        "net_params": deepcopy(estimator.net_params),
+        "calibrate": False,
+        "warm_start": False,
+        "verbose": 0,
+        "random_state": seed,
+    }
+    log_proba = np.full((len(rows), len(data.classes)), -np.inf)
+    for train, test in make_folds(2, data.y, data.y, rows, data.group, seed):
+        if np.ptp(data.y[train]) == 0:
+            return 1.0
+        own, others = data.rows[train], data.rows[test]
+        weight = None if sample_weight is None else _safe_indexing(sample_weight, own)
+        group = None if data.group is None else data.group[train]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit on all samples warns, too
+            fitted = type(estimator)(**params).fit(
+                _safe_indexing(X, own), data.classes[data.y[train]], weight, groups=group
+            )
+        columns = np.searchsorted(data.classes, fitted.classes_)
+        log_proba[np.ix_(test, columns)] = fitted.predict_log_proba(_safe_indexing(X, others))
+    # Without the samples of a class that the other half lacks.
+    known = np.isfinite(log_proba[rows, data.y])
+    return temperature_of_mixture(log_proba[known], data.y[known], data.sample_weight[known])

@@ -217,10 +217,13 @@ class MixtureOfExperts(nn.Module):
         """Return the log-probabilities of the classes for a batch, (n_samples, n_classes)."""
         return self._mix(*self._predict(x))
 
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Return the probabilities of the classes for a batch, (n_samples, n_classes)."""
+    def predict_proba(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return the probabilities of the classes for a batch, (n_samples, n_classes).
+
+        The temperature divides the log-probabilities.
+        """
         # exp could round to more than 1.
-        return self.predict_log_proba(x).mT.softmax(dim=0).mT.contiguous()
+        return (self.predict_log_proba(x) / temperature).mT.softmax(dim=0).mT.contiguous()
 
     def _predict(self, x):
         """Return gate log-probabilities and logits of all experts, or of the chosen ones."""
