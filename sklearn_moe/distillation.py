@@ -33,6 +33,7 @@ from sklearn_moe.decomposition import (
 )
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.gates import SoftmaxGate
+from sklearn_moe.importances import column_importances
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.building import build_gate_of, samples_shape
 from sklearn_moe.training.callbacks import usual_callbacks
@@ -187,6 +188,7 @@ def distill(
         raise KeyboardInterrupt("The distillation was interrupted; the teacher is as it was.")
     module.table, module.encoder = table, encoder
     vars(student).update(fitted_attributes(net, X, weight))
+    student._importances = column_importances(net, X, weight)
     student.report_ = distillation_report(teacher, student, samples, y)
     return with_last(estimator, student)
 

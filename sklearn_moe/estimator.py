@@ -249,6 +249,20 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         The prediction of the mixture :math:`\hat y` becomes
         :math:`\hat y_c^{1/T} / \sum_k \hat y_k^{1/T}`. Warm starts without ``X_val``,
         ``partial_fit``, :func:`distill`, :func:`prune_experts` and :func:`grow` keep it.
+    feature_importances_ : ndarray of shape (n_features,)
+        Importance of each column of a table, at least 0 and with a sum of 1: how much the log-odds
+        of the two most probable classes change, as a root mean square, if the column takes the
+        value of another training sample,
+
+        .. math:: I_j \propto \sqrt{\tfrac{1}{N} \sum_n \big(
+                  \nabla_{\!j} \log \tfrac{\hat y_{n1}}{\hat y_{n2}} \cdot (x_{mj} - x_{nj})
+                  \big)^2}
+
+        to first order, with the encoded values :math:`x_{nj}` of the column, of at most 500
+        samples :math:`n` and 8 others :math:`m` for each. A gate that takes a few experts counts
+        as one that mixes all. Columns that say the same share their importance. All are 0 if the
+        prediction is the same for all samples. There is none for images, with classifiers of
+        scikit-learn among the experts, and after ``partial_fit``.
     expert_usage_ : ndarray of shape (n_experts,)
         Mean gate probability of each expert over the weighted samples of the last training.
     expert_names_ : list of str or None

@@ -283,6 +283,22 @@ class FittedMixture:
         return names[sources.unique().cpu().numpy()].tolist()
 
     @property
+    def feature_importances_(self) -> NDArray[np.float64]:
+        """Importance of each column of a table for the predictions."""
+        check_is_fitted(self)
+        if self._importances is not None:
+            return self._importances.copy()
+        advice = "Call sklearn.inspection.permutation_importance, which needs only test samples."
+        if len(self.net_.input_shape) != 1:
+            why = "of a mixture that reads images, which have no columns"
+            advice = "ExpertSamplesDisplay shows which images belong to which expert."
+        elif self.named_experts_:
+            why = "of a mixture with classifiers of scikit-learn, which need not have any"
+        else:
+            why = "after partial_fit, nor after prune_experts without X"
+        raise AttributeError(f"There are no feature_importances_ {why}. {advice}")
+
+    @property
     def n_parameters_(self) -> int:
         """Number of parameters of gate, experts and encoder."""
         return sum(parameter.numel() for parameter in self.module_.parameters())

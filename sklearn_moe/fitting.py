@@ -16,6 +16,7 @@ from sklearn_moe.calibration import temperature_of_mixture
 from sklearn_moe.checks import explained_memory
 from sklearn_moe.committee import indexable_samples, make_folds
 from sklearn_moe.data import TrainingData, read_training_data
+from sklearn_moe.importances import column_importances
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.notices import warn_of_news
 from sklearn_moe.parameters import (
@@ -144,10 +145,11 @@ def train(
         log_proba = net.evaluate(X_val, MixtureOfExperts.predict_log_proba, np.float64)
         new.temperature_ = temperature_of_mixture(log_proba, *of_val)
     # A chunk of a stream is not all that the mixture has learned from.
-    new.input_summary_ = None
+    new.input_summary_ = new._importances = None
     if not incremental:
         weight = data.sample_weight * data.mean_class_weight
         new.input_summary_ = summarize(net, data.X, data.y, weight)
+        new._importances = column_importances(net, data.X, data.sample_weight)
     return interrupted
 
 

@@ -33,6 +33,7 @@ from sklearn_moe.decomposition import final_model, with_last
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.experts import ExpertsModule
 from sklearn_moe.gates.grown import GrownGateModule
+from sklearn_moe.importances import column_importances
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.parameters import settings_of
 from sklearn_moe.summaries import (
@@ -223,7 +224,9 @@ def grow(
     if memory is not None:
         _calibrate(net, data, np.arange(len(data[1])) < len(y))
     grown.classes_ = classes
-    vars(grown).update(fitted_attributes(net, data[0], normalize(data[2])))
+    weight = normalize(data[2])
+    vars(grown).update(fitted_attributes(net, data[0], weight))
+    grown._importances = column_importances(net, data[0], weight)
     grown.input_summary_ = joined(old, new)
     return with_last(estimator, grown)
 

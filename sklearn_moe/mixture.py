@@ -225,6 +225,17 @@ class MixtureOfExperts(nn.Module):
         # exp could round to more than 1.
         return (self.predict_log_proba(x) / temperature).mT.softmax(dim=0).mT.contiguous()
 
+    def soft_log_proba(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities of a batch after ``table``, of the mixture of all experts.
+
+        A gate that takes a few experts mixes all of them here, so that the result changes smoothly
+        with the batch.
+        """
+        x = self.encoder(x)
+        expert_logits, hidden = self.run_experts(x)
+        logits = self.gate(self.for_gate(x), hidden if self.gate.needs_hidden else None).logits
+        return self._mix(self.experts.limit(logits.log_softmax(dim=1)), expert_logits)
+
     def _predict(self, x):
         """Return gate log-probabilities and logits of all experts, or of the chosen ones."""
         x = self.encode(x)

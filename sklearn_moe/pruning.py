@@ -23,6 +23,7 @@ from sklearn_moe.decomposition import (
     with_last,
 )
 from sklearn_moe.grouping import cka, divergence, group_experts
+from sklearn_moe.importances import column_importances
 from sklearn_moe.measures import running_cost
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.batches import evenly
@@ -238,11 +239,13 @@ def prune_experts(
             pruned.experts = listed.estimators if is_list else listed
         vars(pruned).update(NO_SEARCH)
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
+        pruned._importances = None
         if X is not None:
-            gate_proba = pruned.net_.evaluate(
-                _encode(pruned, samples), MixtureOfExperts.gate_proba
-            )
+            read = _encode(pruned, samples)
+            gate_proba = pruned.net_.evaluate(read, MixtureOfExperts.gate_proba)
             usage = gate_proba.mean(axis=0, dtype=np.float64)
+            weight = np.ones(len(read), np.float32)
+            pruned._importances = column_importances(pruned.net_, read, weight)
         pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
     if fine_tune:
         _fine_tune(pruned, samples, y, sample_weight, regularization, top_k or 1, max_iter)
