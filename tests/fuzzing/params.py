@@ -320,6 +320,7 @@ PARAMS = {
     ),
     "n_iter_no_change": ([1, 10], [0, -1, 1.5, None, True, np.inf], 0.1),
     "tol": ([0, 1e-3, 1.0], [-1, np.nan, np.inf, None, "1"], 0.1),
+    "calibrate": ([True, False], [2, "yes", None], 0.2),
     "warm_start": ([True, False], [2, "yes", None], 0.2),
     "device": (["cpu", "auto"], ["cuda", "cuda:9", "meta", "mps", "nonsense", "", 0, None], 0.1),
     "n_threads": ([1, 2, "auto"], [0, -1, 1.5, "all", None, True, 10**6, 10**12], 0.2),
