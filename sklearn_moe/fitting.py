@@ -169,17 +169,20 @@ def _temperature_on_folds(
         "verbose": 0,
         "random_state": seed,
     }
+    weight = None
+    if sample_weight is not None:  # an array, or one number for all
+        weight = np.broadcast_to(np.asarray(sample_weight), X.shape[:1])
     log_proba = np.full((len(rows), len(data.classes)), -np.inf)
     for train, test in make_folds(2, data.y, data.y, rows, data.group, seed):
         if np.ptp(data.y[train]) == 0:
             return 1.0
         own, others = data.rows[train], data.rows[test]
-        weight = None if sample_weight is None else _safe_indexing(sample_weight, own)
+        own_weight = None if weight is None else weight[own]
         group = None if data.group is None else data.group[train]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the fit on all samples warns, too
             fitted = type(estimator)(**params).fit(
-                _safe_indexing(X, own), data.classes[data.y[train]], weight, groups=group
+                _safe_indexing(X, own), data.classes[data.y[train]], own_weight, groups=group
             )
         columns = np.searchsorted(data.classes, fitted.classes_)
         log_proba[np.ix_(test, columns)] = fitted.predict_log_proba(_safe_indexing(X, others))
