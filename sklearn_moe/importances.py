@@ -47,10 +47,11 @@ def column_importances(
         return None
     rows, weight = spaced(torch.from_numpy(sample_weight), SAMPLES)
     n_rows = len(weight)
-    rows = rows if isinstance(rows, slice) else rows.numpy()
+    rows = torch.arange(n_rows) if isinstance(rows, slice) else rows
     with usual_defaults(device), threads_for(net, n_rows):
         with torch.no_grad():
-            encoded = module.table(as_tensor(X[rows], device)).float()
+            batch = as_tensor(X, "cpu").index_select(0, rows)
+            encoded = module.table(batch.to(device)).float()
         slopes = _slopes(module, encoded)
         sources = np.arange(encoded.shape[1]) if net.table is None else net.table.sources_
         sources = torch.from_numpy(sources).to(device)
