@@ -21,6 +21,7 @@ from sklearn import config_context
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import (
     GroupKFold,
     StratifiedKFold,
@@ -34,6 +35,7 @@ from skorch.callbacks import Callback
 
 from sklearn_moe import AttentiveGate, MLPExperts, MoEClassifier, MoESearchCV, tune
 from sklearn_moe.model_selection import storages, studies, trials
+from sklearn_moe.model_selection.selection import best_candidate, likelihood
 from sklearn_moe.model_selection.trials import MedianPruner
 from sklearn_moe.regularizers import Competence, Importance
 
@@ -100,10 +102,77 @@ def test_results_are_those_of_scikit_learn(clf, iris):
         scores = [results[f"split{fold}_test_score"][place] for fold in range(3)]
         np.testing.assert_array_equal(scores, expected)
         assert results["mean_test_score"][place] == pytest.approx(expected.mean())
-    assert results["rank_test_score"][search.best_index_] == 1
+    assert results["rank_test_log_likelihood"][search.best_index_] == 1
     assert np.all(results["mean_train_score"] <= 1) and np.all(results["mean_fit_time"] > 0)
     assert search.score(X, y) == search.best_estimator_.score(X, y)
     pd.DataFrame(results)
+
+
+@pytest.mark.smoke
+def test_trials_are_compared_by_log_likelihood(clf, iris):
+    X, y = iris
+    weight = np.linspace(0.1, 1, len(y))
+    for scoring in (None, "accuracy"):
+        search = tune(
+            clf, X, y, n_experts, scoring=scoring, n_trials=3, cv=2, sample_weight=weight
+        )
+        results, frame = search.cv_results_, search.trials_dataframe()
+        mean = results["mean_test_log_likelihood"]
+        assert search.best_index_ == mean.argmax()
+        assert [trial.value for trial in search.study_.trials] == frame["value"].tolist()
+        np.testing.assert_allclose(frame["value"], mean)
+        np.testing.assert_array_equal(frame["score"], results["mean_test_score"])
+        assert search.best_score_ == results["mean_test_score"][search.best_index_] > 0
+        assert search.pareto_front_[0]["score"] == search.best_score_
+    train, test = next(StratifiedKFold(2).split(X, y))
+    model = clone(clf).set_params(**results["params"][0]).fit(X[train], y[train], weight[train])
+    expected = -log_loss(y[test], model.predict_proba(X[test]), sample_weight=weight[test])
+    assert results["split0_test_log_likelihood"][0] == pytest.approx(expected)
+    for estimator, space, scoring in ((TREE, DEPTH, None), (clf, n_experts, "roc_auc_ovr")):
+        search = tune(estimator, X, y, space, scoring=scoring, n_trials=1, cv=2)
+        assert search.study_.best_value == search.best_score_
+        assert "mean_test_log_likelihood" not in search.cv_results_
+
+
+def test_likelihood():
+    X, y = np.arange(6)[:, np.newaxis], np.array(["b", "b", "b", "a", "d", "d"])
+    model = DecisionTreeClassifier(max_depth=1).fit(X, y)
+    assert likelihood(model, X, y).tolist() == [1, 1, 1, 1 / 3, 2 / 3, 2 / 3]
+    assert 0 < likelihood(model, X[:1], ["c"]) < 1e-15  # which the model does not know
+
+
+@pytest.mark.smoke
+def test_the_estimator_as_it_is_comes_first(iris):
+    X, y = iris
+    clf = MoEClassifier(n_experts=30, gate="kmeans", max_iter=1)
+    pipeline = make_pipeline(StandardScaler(), clf.set_params(random_state=0))
+    for pruner in ("median", optuna.pruners.ThresholdPruner(upper=-1e9)):
+        search = tune(pipeline, X, y, n_trials=2, cv=2, pruner=pruner, random_state=0)
+        first = search.cv_results_["params"][0]
+        assert {name: pipeline.get_params()[name] for name in first} == first
+        assert first["moeclassifier__n_experts"] == 30
+        np.testing.assert_array_equal(
+            [search.cv_results_[f"split{fold}_test_score"][0] for fold in range(2)],
+            cross_val_score(pipeline, X, y, cv=2),
+        )
+    assert search.best_params_ == first  # the only one that no pruner may stop
+    assert search.best_estimator_[-1].n_experts == 30
+
+
+def test_the_best_must_beat_the_default():
+    def best(*scores, default=0):
+        scores = np.transpose(scores)
+        results = {f"split{fold}_test_score": scores[fold] for fold in range(len(scores))}
+        results["rank_test_score"] = np.argsort(np.argsort(-scores.mean(axis=0))) + 1
+        return best_candidate(results, "score", default, ratio=0.5)
+
+    default = [0.5, 0.7, 0.9]
+    assert best(default, [0.6, 0.8, 1.0], [0, 0, 0]) == 1  # the same difference in each fold
+    assert best(default, [0.9, 0.7, 0.9]) == 0  # the difference is .133, and its error .211
+    assert best(default, [0.9, 0.7, 0.9], default=None) == 1
+    assert best(default, [0.6, 0.7, 1.0]) == 1  # .067, and .053
+    assert best(default, [0.4, 0.6, 0.8]) == 0
+    assert best([0.5], [0.6]) == 1  # one fold has no standard error
 
 
 def test_reproducible(clf, iris):

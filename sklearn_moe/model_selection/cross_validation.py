@@ -259,14 +259,14 @@ def compare(
     }
     ratio = np.mean([len(test) / len(train) for train, test in folds])
     differences = [
-        {"first": first, "second": second, **_paired_test(scores[first] - scores[second], ratio)}
+        {"first": first, "second": second, **paired_test(scores[first] - scores[second], ratio)}
         for first, second in combinations(scores, 2)
     ]
     return Comparison(scores, differences)
 
 
-def _paired_test(differences, ratio):
-    """The corrected resampled t-test of the differences in each fold."""
+def paired_test(differences, ratio):
+    """Return the corrected resampled t-test of the differences in each fold."""
     n_folds, mean = len(differences), differences.mean()
     error = np.sqrt((1 / n_folds + ratio) * differences.var(ddof=1))
     if error > 0:

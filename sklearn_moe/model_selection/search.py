@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +17,6 @@ import joblib
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike
-from scipy import sparse
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
@@ -29,11 +27,14 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted, inde
 
 from sklearn_moe.containers import as_eager
 from sklearn_moe.model_selection.cross_validation import scorers_by_name
+from sklearn_moe.model_selection.selection import (
+    best_candidate,
+    compared_by,
+    values_of,
+)
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
-    Address,
-    as_address,
-    file_name,
+    KeepsStudy,
     has_error,
     in_memory,
     load_optuna,
@@ -45,10 +46,9 @@ from sklearn_moe.model_selection.trials import Evaluation, one_trial, pruner_for
 
 if TYPE_CHECKING:
     import optuna
-    import pandas as pd
 
 
-class MoESearchCV(BaseSearchCV):
+class MoESearchCV(KeepsStudy, BaseSearchCV):
     r"""A scikit-learn search whose candidates are suggested by Optuna.
 
     In contrast to ``RandomizedSearchCV``, trials learn from earlier trials, and those that fall
@@ -64,8 +64,9 @@ class MoESearchCV(BaseSearchCV):
         Distributions of ``optuna.distributions`` by the name of the parameter, or a function that
         gets a trial and returns a dict for ``set_params``. None means the default space: gate,
         regularization, number, width and dropout of the experts, learning rate and weight decay
-        (:func:`~sklearn_moe.model_selection.suggest_parameters`). It starts with about the
-        parameters of the estimator.
+        (:func:`~sklearn_moe.model_selection.suggest_parameters`). Its first trial is the estimator
+        as it is. Another one is taken only if it is better by more than one standard error (see
+        Notes).
     n_trials : int, default=50
         The search ends when the study has this many trials. The trials of earlier searches and of
         other processes count, too.
@@ -73,8 +74,9 @@ class MoESearchCV(BaseSearchCV):
         Seconds after which no new trial starts.
     scoring : str, callable, list, dict or None, default=None
         What to maximise: names that scikit-learn or ``SCORERS`` knows, or scorers. None means
-        accuracy. Several scores give a Pareto front: the trials that no other beats in every
-        score.
+        accuracy. The trials of a mixture are not compared by the accuracy itself, which is too
+        coarse, but by the log-likelihood of the left-out samples; ``cv_results_`` has both.
+        Several scores give a Pareto front: the trials that no other beats in every score.
     cv : int, cross-validation generator or iterable, default=5
         How the folds are made. All trials get the same folds.
     pruner : {"median", "hyperband"}, optuna pruner or None, default="median"
@@ -119,11 +121,13 @@ class MoESearchCV(BaseSearchCV):
         the password of its storage.
     cv_results_ : dict of ndarray
         Results of the complete trials, as in ``RandomizedSearchCV``. ``trial`` has their numbers
-        in the study.
+        in the study, and ``mean_test_log_likelihood`` what compares them, in nats, if
+        ``scoring`` is the accuracy of a mixture.
     best_estimator_ : estimator
         The best candidate, fitted on all samples; only with ``refit``.
     best_params_, best_score_, best_index_ : dict, float, int
-        The best candidate, its mean score, and its place in ``cv_results_``.
+        The best candidate, its mean score, and its place in ``cv_results_``. If no trial of the
+        default space is clearly better, they are those of the estimator as it is.
     pareto_front_ : list of dict
         Complete trials that no other beats in every score: their ``trial``, ``params`` and mean
         scores. The trial with the best first score comes first. With one score, only the best
@@ -151,10 +155,22 @@ class MoESearchCV(BaseSearchCV):
 
     Notes
     -----
+    In the default space, the best trial must beat the first one, which is the estimator as it is.
+    The mean of the differences :math:`d_k` of their scores in the :math:`K` folds must be larger
+    than its standard error, which allows for the training samples that folds share (see
+    :func:`compare`):
+
+    .. math:: \bar d > \sqrt{\left(\frac{1}{K} + \frac{n_\mathrm{test}}{n_\mathrm{train}}\right)
+              s_d^2}
+
+    Otherwise the estimator is refitted as it is. More folds, such as those of
+    ``RepeatedStratifiedKFold``, find smaller gains. With one fold or several scores, the best
+    trial is taken, and a ``refit`` that is a function decides alone.
+
     Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. If a process
     is killed, its trial counts as dead after 30 seconds without a heartbeat, and another trial
-    replaces it. Exactly one trial of a study completes the first suggestion of the default space,
-    also if its process is killed. Several processes on one study may exceed ``n_trials`` by one
+    replaces it. Exactly one trial of a study completes the estimator as it is, also if its process
+    is killed; no pruner stops it. Several processes on one study may exceed ``n_trials`` by one
     trial each.
 
     References
@@ -258,16 +274,15 @@ class MoESearchCV(BaseSearchCV):
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         folds = list(cv.split(X, y, **routed.splitter.split))
         scorers = getattr(scorer, "_scorers", scorer)
-        suggest = Space(self.space, self.estimator, X, y)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         evaluation = Evaluation(
             self.estimator,
-            suggest,
+            Space(self.space, self.estimator, X, y),
             folds,
             scorer,
             routed.estimator.fit,
             routed.scorer.score,
-            has_several_scores=isinstance(scorers, dict),
+            compared_by=compared_by(self.estimator, scorers_by_name(self.scoring)),
             with_train_scores=self.return_train_score,
             prunes=self.pruner is not None and not isinstance(scorers, dict),
             seed=int(seed),
@@ -276,6 +291,7 @@ class MoESearchCV(BaseSearchCV):
             "n_folds": len(folds),
             "scores": list(scorers) if isinstance(scorers, dict) else [_name(self.scoring)],
             "train_scores": self.return_train_score,
+            "compared_by": evaluation.compared_by,
             # Scores of other folds must not be mixed with these, for example in a nested search.
             "data": joblib.hash([folds, values_of(X), np.asarray(y)]),
         }
@@ -283,9 +299,9 @@ class MoESearchCV(BaseSearchCV):
             self._search(evaluation, X, y, shape)
         except KeyboardInterrupt:
             with suppress(ValueError):  # no trial was complete
-                self._collect(suggest, refit_metric)
+                self._collect(evaluation, refit_metric)
             raise
-        self._collect(suggest, refit_metric)
+        self._collect(evaluation, refit_metric)
         if self.refit:
             start = time.perf_counter()
             best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
@@ -342,41 +358,6 @@ class MoESearchCV(BaseSearchCV):
             return self.scorer_[metric](self.best_estimator_, X, y, **params)
         return super().score(X, y, **params)
 
-    @property
-    def storage(self):
-        # The value itself hides its password, wherever the parameters are shown.
-        return vars(self)["storage"]
-
-    @storage.setter
-    def storage(self, storage):
-        vars(self)["storage"] = as_address(storage)
-
-    def __getstate__(self):
-        """Leave out the storage: a pickle holds the trials, but no password and no connection.
-
-        A search that is not fitted keeps everything, because it may be fitted elsewhere.
-        """
-        state = super().__getstate__().copy()
-        if "study_" in state:
-            state["study_"] = in_memory(state["study_"])
-            storage = state["storage"]
-            storage = getattr(storage, "_backend", storage)  # Optuna may have wrapped a database
-            storage = as_address(getattr(storage, "url", state["storage"]))
-            state["storage"] = storage.masked() if isinstance(storage, Address) else storage
-        return state
-
-    def trials_dataframe(self) -> pd.DataFrame:
-        """Return all trials of the study; needs pandas.
-
-        Only complete trials have a score. The last value that a pruned trial reported is in
-        ``study_.trials``.
-        """
-        check_is_fitted(self, "study_")
-        frame = self.study_.trials_dataframe()
-        scores = [name for name in frame if re.fullmatch("values?(_.*)?", name)]
-        frame.loc[frame["state"] != "COMPLETE", scores] = np.nan
-        return frame
-
     def _search(self, evaluation, X, y, shape):
         """Fill the study with trials."""
         import optuna
@@ -403,7 +384,7 @@ class MoESearchCV(BaseSearchCV):
             self.study_ = study
             self.n_splits_ = len(evaluation.folds)
             self.scorer_ = getattr(evaluation.scorer, "_scorers", evaluation.scorer)
-            self.multimetric_ = evaluation.has_several_scores
+            self.multimetric_ = evaluation.compared_by is None
             one = partial(
                 one_trial,
                 study,
@@ -432,16 +413,7 @@ class MoESearchCV(BaseSearchCV):
                         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                     self.study_ = in_memory(study)
 
-    def _where(self):
-        """Return the storage of the study; None means in memory."""
-        from sklearn_moe.model_selection.storages import is_in_memory
-
-        storage = self.storage
-        if storage is None and self.study_name is not None:
-            return Path(file_name(self.study_name))
-        return None if isinstance(storage, str) and is_in_memory(storage) else storage
-
-    def _collect(self, suggest, refit_metric):
+    def _collect(self, evaluation, refit_metric):
         """Set the attributes that hold the results of the search."""
         trials = [trial for trial in self.study_.get_trials() if trial.state.name == "COMPLETE"]
         if not trials:
@@ -455,41 +427,43 @@ class MoESearchCV(BaseSearchCV):
                 )
             )
         try:
-            params = [suggest(trial) for trial in trials]
+            params = [evaluation.suggest(trial) for trial in trials]
         except ValueError as error:
             raise ValueError(
                 f"The study {self.study_name!r} has trials of another space: {error} Take another "
                 "study_name."
             ) from error
         results = [result for trial in trials for result in trial.user_attrs["folds"]]
+        numbers = [trial.number for trial in trials]
         self.cv_results_ = self._format_results(
-            params, self.n_splits_, results, {"trial": [trial.number for trial in trials]}
+            params, self.n_splits_, results, {"trial": numbers}
         )
-        best = {trial.number for trial in self.study_.best_trials}
-        self.pareto_front_ = sorted(
-            (
-                {"trial": trial.number, "params": each, **self._named(trial.values)}
-                for trial, each in zip(trials, params, strict=True)
-                if trial.number in best
-            ),
-            key=lambda row: -row[next(iter(self._named([0])))],
-        )
-        self.best_index_ = self._select_best_index(self.refit, refit_metric, self.cv_results_)
-        self.best_score_ = self.cv_results_[f"mean_test_{refit_metric}"][self.best_index_]
-        self.best_params_ = params[self.best_index_]
-
-    def _named(self, values):
-        names = self.scorer_ if self.multimetric_ else ["score"]
-        return dict(zip(names, values, strict=False))
-
-
-def values_of(X):
-    """Return arrays with the values of X, which are the same for equal samples."""
-    if not sparse.issparse(X):
-        return np.asarray(X)
-    X = sparse.csr_array(X, copy=True)  # as a sparse object remembers what was done with it
-    X.sum_duplicates()
-    return X.data, X.indices, X.indptr, X.shape
+        default = [place for place, trial in enumerate(trials) if trial.user_attrs.get("begins")]
+        if evaluation.compared_by is None or callable(self.refit):
+            best = self._select_best_index(self.refit, refit_metric, self.cv_results_)
+        else:
+            best = best_candidate(
+                self.cv_results_,
+                evaluation.compared_by,
+                default[0] if default else None,
+                np.mean([len(test) / len(train) for train, test in evaluation.folds]),
+            )
+        self.best_index_ = best
+        self.best_score_ = self.cv_results_[f"mean_test_{refit_metric}"][best]
+        self.best_params_ = params[best]
+        names = list(self.scorer_) if self.multimetric_ else ["score"]
+        front = [best]
+        if self.multimetric_:
+            front = [numbers.index(trial.number) for trial in self.study_.best_trials]
+        self.pareto_front_ = [
+            {
+                "trial": numbers[place],
+                "params": params[place],
+                **{name: float(self.cv_results_[f"mean_test_{name}"][place]) for name in names},
+            }
+            for place in front
+        ]
+        self.pareto_front_.sort(key=lambda row: -row[names[0]])
 
 
 def _name(scoring):

@@ -66,7 +66,7 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def first_suggestion(mixture: BaseEstimator, X, y) -> dict[str, Any]:
-    """Return the first suggestion in the default space: about the parameters of the mixture."""
+    """Return the suggestion of the default space that is nearest to the mixture's parameters."""
     settings = settings_of(
         mixture,
         is_flat=np.ndim(X) == 2 and mixture.input_shape is None,
@@ -107,7 +107,7 @@ class Space:
     """
 
     def __init__(self, space, estimator, X, y):
-        self.space = space
+        self.space, self.estimator = space, estimator
         self.prefix = self.left_alone = self.first = None
         if space is None:
             self.prefix, mixture = _mixture_of(estimator)
@@ -130,11 +130,15 @@ class Space:
                 name: _suggest(trial, name, distribution)
                 for name, distribution in self.space.items()
             }
-        return {
+        suggested = {
             self.prefix + name: value
             for name, value in suggest_parameters(trial).items()
             if name not in self.left_alone
         }
+        if trial.user_attrs.get("begins"):
+            own = self.estimator.get_params()  # of which the study keeps the nearest suggestion
+            return {name: own[name] for name in suggested}
+        return suggested
 
 
 def _storable(name, choices):

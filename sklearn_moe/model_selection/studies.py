@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_moe.model_selection.selection import LOG_LIKELIHOOD
+
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
 
 _SECRET_OF_USER = re.compile(r"(://[^:/?@]*:)(.*)(?=@)")
 _SECRET_OF_QUERY = re.compile(
@@ -202,3 +209,56 @@ def wait_for_beginning(study: optuna.Study, n_trials: int, deadline: float) -> N
             return
         optuna.storages.fail_stale_trials(study)
         time.sleep(0.5)
+
+
+class KeepsStudy:
+    """What a search does with its study: where it is stored, how it is pickled and shown."""
+
+    @property
+    def storage(self):
+        # The value itself hides its password, wherever the parameters are shown.
+        return vars(self)["storage"]
+
+    @storage.setter
+    def storage(self, storage):
+        vars(self)["storage"] = as_address(storage)
+
+    def __getstate__(self):
+        """Leave out the storage: a pickle holds the trials, but no password and no connection.
+
+        A search that is not fitted keeps everything, because it may be fitted elsewhere.
+        """
+        state = super().__getstate__().copy()
+        if "study_" in state:
+            state["study_"] = in_memory(state["study_"])
+            storage = state["storage"]
+            storage = getattr(storage, "_backend", storage)  # Optuna may have wrapped a database
+            storage = as_address(getattr(storage, "url", state["storage"]))
+            state["storage"] = storage.masked() if isinstance(storage, Address) else storage
+        return state
+
+    def trials_dataframe(self) -> pd.DataFrame:
+        """Return all trials of the study; needs pandas.
+
+        ``value`` is what compares the trials. Where this is the log-likelihood, ``score`` is the
+        accuracy. Only complete trials have them. The last value that a pruned trial reported is in
+        ``study_.trials``.
+        """
+        check_is_fitted(self, "study_")
+        frame = self.study_.trials_dataframe()
+        values = [name for name in frame if re.fullmatch("values?(_.*)?", name)]
+        frame.loc[frame["state"] != "COMPLETE", values] = math.nan
+        results = getattr(self, "cv_results_", {})
+        if f"mean_test_{LOG_LIKELIHOOD}" in results:
+            accuracy = dict(zip(results["trial"], results["mean_test_score"], strict=True))
+            frame.insert(2, "score", frame["number"].map(accuracy))
+        return frame
+
+    def _where(self):
+        """Return the storage of the study; None means in memory."""
+        from sklearn_moe.model_selection.storages import is_in_memory
+
+        storage = self.storage
+        if storage is None and self.study_name is not None:
+            return Path(file_name(self.study_name))
+        return None if isinstance(storage, str) and is_in_memory(storage) else storage

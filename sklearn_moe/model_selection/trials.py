@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_method_params
 from skorch.callbacks import Callback
 
 from sklearn_moe.fitted import is_mixture
+from sklearn_moe.model_selection.selection import LOG_LIKELIHOOD, last_step, likelihood
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
     begins,
@@ -90,9 +91,11 @@ class Evaluation:
         Returns one score, or several in a dict.
     fit_params, score_params : dict
         Routed parameters.
-    has_several_scores, with_train_scores, prunes : bool
-        Whether the scorer returns several scores, whether to score the training samples, too, and
-        whether to ask the study's pruner.
+    compared_by : str or None
+        Which score compares the trials: "score", the only one, or "log_likelihood", which the
+        trials get in addition to it. None: the scorer returns several scores.
+    with_train_scores, prunes : bool
+        Whether to score the training samples, too, and whether to ask the study's pruner.
     seed : int
         Seeds each trial's sampler, together with the number of the trial. So a search that
         continues, or another process, does not repeat the suggestions of earlier trials.
@@ -104,23 +107,18 @@ class Evaluation:
     scorer: Callable
     fit_params: dict[str, Any]
     score_params: dict[str, Any]
-    has_several_scores: bool
+    compared_by: str | None
     with_train_scores: bool
     prunes: bool
     seed: int
 
     def __call__(self, trial: optuna.Trial, X, y) -> float | tuple[float, ...]:
         """Return the mean score (or scores) over the folds; the trial stores all other results."""
-        from optuna.samplers import PartialFixedSampler, TPESampler
-
-        (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
-        sampler = TPESampler(seed=seed, multivariate=False)
-        if self.suggest.first is not None and begins(trial):
-            sampler = PartialFixedSampler(self.suggest.first, sampler)
-        trial.study.sampler = sampler
+        is_first = self.suggest.first is not None and begins(trial)
+        trial.study.sampler = self._sampler(trial, is_first)
         parameters = clone(self.suggest(trial), safe=False)
         clone(self.estimator).set_params(**parameters)  # raises at once for an unknown name
-        results, progress = [], _Progress(trial)
+        results, progress = [], _Progress(trial, may_end=not is_first)
         for train, test in self.folds:
             candidate = clone(self.estimator).set_params(**clone(parameters, safe=False))
             progress.begin_fold()
@@ -135,16 +133,26 @@ class Evaluation:
                 trial.set_user_attr("n_epochs", progress.n_epochs)
             trial.set_user_attr("folds", results)
             if self.prunes:
-                progress.after_fold(np.mean([result["test_scores"] for result in results]))
+                progress.after_fold(
+                    np.mean([result["test_scores"][self.compared_by] for result in results])
+                )
         scores = [result["test_scores"] for result in results]
-        if isinstance(scores[0], dict):
-            return tuple(float(np.mean([each[name] for each in scores])) for name in scores[0])
-        return float(np.mean(scores))
+        means = {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
+        return means[self.compared_by] if self.compared_by else tuple(means.values())
+
+    def _sampler(self, trial, is_first):
+        from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
+
+        (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
+        if is_first:
+            return PartialFixedSampler(self.suggest.first, RandomSampler(seed))
+        joint = self.compared_by is not None  # Optuna's own choice, too
+        return TPESampler(seed=seed, multivariate=joint, group=joint)
 
     def _fold(self, candidate, X, y, train, test, progress):
         X_train, y_train = _safe_split(candidate, X, y, train)
         X_test, y_test = _safe_split(candidate, X, y, test, train)
-        model = candidate[-1] if isinstance(candidate, Pipeline) else candidate
+        model = last_step(candidate)
         if is_mixture(model):
             left_out = (X_test, y_test) if self.prunes else None
             reporter = ReportEpochs(candidate, np.unique(y_train), left_out, progress)
@@ -166,17 +174,19 @@ class Evaluation:
         }
 
     def _score(self, candidate, X_part, y_part, X, rows):
-        scores = self.scorer(
-            candidate, X_part, y_part, **_check_method_params(X, self.score_params, rows)
-        )
-        one = not isinstance(scores, dict)
-        if one == self.has_several_scores:
+        params = _check_method_params(X, self.score_params, rows)
+        scores = self.scorer(candidate, X_part, y_part, **params)
+        if isinstance(scores, dict) == (self.compared_by is not None):
             raise TypeError("A scorer must return one number. Pass several scorers as a dict.")
-        values = {"score": scores} if one else scores
+        values = scores if self.compared_by is None else {"score": scores}
+        if self.compared_by == LOG_LIKELIHOOD:
+            log_likelihood = np.log(likelihood(candidate, X_part, y_part))
+            weight = params.get("sample_weight")
+            values[LOG_LIKELIHOOD] = np.average(log_likelihood, weights=weight)
         values = {name: float(value) for name, value in values.items()}
         if not np.isfinite(list(values.values())).all():
             raise ValueError(f"A score is not a finite number: {values}.")
-        return values["score"] if one else values
+        return values
 
 
 def _not_of_the_fit():
@@ -187,10 +197,10 @@ def _not_of_the_fit():
 
 
 class _Progress:
-    """The values that a trial reports, averaged over the folds so far."""
+    """The values that a trial reports, averaged over the folds so far, and whether it may end."""
 
-    def __init__(self, trial):
-        self.trial = trial
+    def __init__(self, trial, may_end):
+        self.trial, self.may_end = trial, may_end
         self.n_epochs = 0
         self.curves = []  # of each fold, by step
 
@@ -215,7 +225,7 @@ class _Progress:
         from optuna import TrialPruned
 
         self.trial.report(float(value), step)
-        if self.trial.should_prune():
+        if self.may_end and self.trial.should_prune():
             raise TrialPruned(f"pruned at step {step}")
 
 
