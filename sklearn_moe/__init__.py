@@ -31,6 +31,7 @@ from sklearn_moe.measures import (
 )
 from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.model_selection import (
+    MixtureEnsemble,
     MoESearchCV,
     choose_n_experts,
     compare,
@@ -65,6 +66,7 @@ __all__ = [
     "GateRulesDisplay",
     "MixtureOutput",
     "MoEClassifier",
+    "MixtureEnsemble",
     "MoESearchCV",
     "NExpertsDisplay",
     "ParetoFrontDisplay",

@@ -353,6 +353,12 @@ def final_model(estimator, X=None):
             if X is not None and len(estimator) > 1:
                 X = estimator[:-1].transform(X)
             estimator = estimator[-1]
+        elif hasattr(estimator, "members_"):
+            raise TypeError(
+                f"A MixtureEnsemble has {len(estimator.members_)} mixtures, each with a "
+                "decomposition of its own. Pass one of its members_, such as "
+                "search.best_estimator_.members_[0]."
+            )
         else:
             raise TypeError(
                 "Expected a fitted MoEClassifier, a pipeline that ends in one, or a fitted search "

@@ -29,9 +29,12 @@ def test_cross_val_score(clf, iris):
 @pytest.mark.parametrize("storage", [None, "sqlite", "journal"])
 def test_search(storage, clf, iris, tmp_path):
     path = {"sqlite": f"sqlite:///{tmp_path}/a.db", "journal": tmp_path / "a.log"}.get(storage)
-    search = tune(clf, *iris, n_experts, n_trials=4, cv=2, n_jobs=2, storage=path)
+    options = {"n_trials": 4, "cv": 2, "n_jobs": 2, "storage": path, "refit": "ensemble"}
+    search = tune(clf, *iris, n_experts, **options)
     assert states(search.study_) == ["COMPLETE"] * 4
-    assert pickle.loads(pickle.dumps(search)).best_score_ == search.best_score_
+    twin = pickle.loads(pickle.dumps(search))
+    assert twin.best_score_ == search.best_score_
+    np.testing.assert_array_equal(twin.predict_proba(iris[0]), search.predict_proba(iris[0]))
 
 
 def test_search_with_sqlite_in_memory(iris, capfd):

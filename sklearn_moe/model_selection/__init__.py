@@ -6,6 +6,7 @@ from sklearn_moe.model_selection.cross_validation import (
     compare,
     cross_validate,
 )
+from sklearn_moe.model_selection.ensemble import MixtureEnsemble
 from sklearn_moe.model_selection.likelihood_ratio import (
     LikelihoodRatioTest,
     likelihood_ratio_test,
@@ -19,6 +20,7 @@ __all__ = [
     "Comparison",
     "CrossValidation",
     "LikelihoodRatioTest",
+    "MixtureEnsemble",
     "MoESearchCV",
     "NExpertsChoice",
     "choose_n_experts",

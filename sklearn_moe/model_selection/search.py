@@ -27,7 +27,9 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted, inde
 
 from sklearn_moe.containers import as_eager
 from sklearn_moe.model_selection.cross_validation import scorers_by_name
+from sklearn_moe.model_selection.ensemble import Library, makes_ensemble
 from sklearn_moe.model_selection.selection import (
+    asks_decomposition,
     best_candidate,
     compared_by,
     values_of,
@@ -62,8 +64,9 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         classifier.
     space : dict, callable or None, default=None
         Distributions of ``optuna.distributions`` by the name of the parameter, or a function that
-        gets a trial and returns a dict for ``set_params``. None means the default space: gate,
-        regularization, number, width and dropout of the experts, learning rate and weight decay
+        gets a trial and returns a dict for ``set_params``. None means the default space: number,
+        width and dropout of the experts, gate, competence, learning rate and weight decay. If a
+        score is one of ``SCORERS``, it also has gates and regularizations that divide the work
         (:func:`~sklearn_moe.model_selection.suggest_parameters`). Its first trial is the estimator
         as it is. Another one is taken only if it is better by more than one standard error (see
         Notes).
@@ -98,7 +101,9 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     refit : bool, str or callable, default=True
         Whether to fit the best candidate on all samples. With several scores, the name of the
         score that says which candidate is best; True means the first. A callable gets
-        ``cv_results_`` and returns an index.
+        ``cv_results_`` and returns an index. "ensemble", with one score, fits nothing more: the
+        result is a :class:`MixtureEnsemble` of the models that the folds of the best trials have
+        left (see Notes).
     callbacks : list of callable, default=None
         Called as ``callback(study, trial)`` after each trial, in the process that ran it;
         ``study.stop()`` has no effect there.
@@ -124,7 +129,7 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         in the study, and ``mean_test_log_likelihood`` what compares them, in nats, if
         ``scoring`` is the accuracy of a mixture.
     best_estimator_ : estimator
-        The best candidate, fitted on all samples; only with ``refit``.
+        The best candidate, fitted on all samples, or the ensemble; only with ``refit``.
     best_params_, best_score_, best_index_ : dict, float, int
         The best candidate, its mean score, and its place in ``cv_results_``. If no trial of the
         default space is clearly better, they are those of the estimator as it is.
@@ -167,6 +172,15 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     ``RepeatedStratifiedKFold``, find smaller gains. With one fold or several scores, the best
     trial is taken, and a ``refit`` that is a function decides alone.
 
+    With ``refit="ensemble"``, trials are chosen, again and again and with replacement, so that the
+    mean of their probabilities has the lowest log loss on the left-out samples (Caruana et al.
+    2004). The 15 best trials and the first one take part. The search keeps their models in memory,
+    which are 16 times the number of folds at most; a mixture of 8 experts with 256 units and 60
+    encoded columns has 0.5 MB, and 1.5 MB with the state of its optimizer. The ensemble predicts
+    with all models of the chosen trials, so that it takes longer by their number. Trials that were
+    stopped have no place in it, nor have those of earlier searches and of other processes on the
+    same study, as their models are not kept.
+
     Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. If a process
     is killed, its trial counts as dead after 30 seconds without a heartbeat, and another trial
     replaces it. Exactly one trial of a study completes the estimator as it is, also if its process
@@ -177,6 +191,8 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     ----------
     T. Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019,
     arXiv 1907.10902.
+
+    R. Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
 
     L. Li et al., Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization, 2018,
     arXiv 1603.06560.
@@ -273,18 +289,19 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         routed = self._get_routed_params_for_fit(params)
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         folds = list(cv.split(X, y, **routed.splitter.split))
-        scorers = getattr(scorer, "_scorers", scorer)
+        scorers, scoring = getattr(scorer, "_scorers", scorer), scorers_by_name(self.scoring)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         evaluation = Evaluation(
             self.estimator,
-            Space(self.space, self.estimator, X, y),
+            Space(self.space, self.estimator, X, y, wide=asks_decomposition(scoring)),
             folds,
             scorer,
             routed.estimator.fit,
             routed.scorer.score,
-            compared_by=compared_by(self.estimator, scorers_by_name(self.scoring)),
+            compared_by=compared_by(self.estimator, scoring),
             with_train_scores=self.return_train_score,
             prunes=self.pruner is not None and not isinstance(scorers, dict),
+            keeps_models=makes_ensemble(self),
             seed=int(seed),
         )
         shape = {
@@ -295,8 +312,9 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
             # Scores of other folds must not be mixed with these, for example in a nested search.
             "data": joblib.hash([folds, values_of(X), np.asarray(y)]),
         }
+        library = Library()
         try:
-            self._search(evaluation, X, y, shape)
+            self._search(evaluation, X, y, shape, library)
         except KeyboardInterrupt:
             with suppress(ValueError):  # no trial was complete
                 self._collect(evaluation, refit_metric)
@@ -304,11 +322,13 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         self._collect(evaluation, refit_metric)
         if self.refit:
             start = time.perf_counter()
-            best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
-            if y is None:
-                best.fit(X, **routed.estimator.fit)
+            if evaluation.keeps_models:
+                weight = _check_method_params(X, routed.scorer.score).get("sample_weight")
+                best = library.ensemble(self, folds, weight)
             else:
-                best.fit(X, y, **routed.estimator.fit)
+                best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
+                labels = {} if y is None else {"y": y}
+                best.fit(X, **labels, **routed.estimator.fit)
             self.best_estimator_ = best
             self.refit_time_ = time.perf_counter() - start
             if hasattr(best, "feature_names_in_"):
@@ -323,7 +343,10 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         if not isinstance(scoring, dict):
             return check_scoring(self.estimator, scoring=scoring), "score"
         if isinstance(self.refit, str) and self.refit not in scoring:
-            raise ValueError(f"refit={self.refit!r} must be one of the scores {list(scoring)}.")
+            raise ValueError(
+                f"refit={self.refit!r} must be one of the scores {list(scoring)}."
+                + " An ensemble needs a single score." * (self.refit == "ensemble")
+            )
         metric = self.refit if isinstance(self.refit, str) else next(iter(scoring))
         return check_scoring(self.estimator, scoring=scoring, raise_exc=True), metric
 
@@ -358,8 +381,8 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
             return self.scorer_[metric](self.best_estimator_, X, y, **params)
         return super().score(X, y, **params)
 
-    def _search(self, evaluation, X, y, shape):
-        """Fill the study with trials."""
+    def _search(self, evaluation, X, y, shape, library):
+        """Fill the study with trials, and the library with their models."""
         import optuna
 
         n_jobs = effective_n_jobs(self.n_jobs)
@@ -404,8 +427,9 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
                     from tqdm.auto import tqdm
 
                     shown = tqdm(trials, total=n_missing, unit="trial", desc="MoESearchCV")
-                for _ in shown:
-                    pass
+                for kept in shown:
+                    if kept is not None:
+                        library.add(kept)
             finally:
                 trials.close()  # ends the workers of an interrupted search
                 if is_temporary:

@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
+from sklearn_moe.decomposition import SCORERS
 from sklearn_moe.fitted import is_mixture
 from sklearn_moe.model_selection.cross_validation import paired_test
 
@@ -45,6 +46,12 @@ def compared_by(estimator: BaseEstimator, scoring: Any) -> str | None:
         return None
     is_coarse = scoring is None or (isinstance(scoring, str) and scoring == "accuracy")
     return LOG_LIKELIHOOD if is_coarse and is_mixture(last_step(estimator)) else "score"
+
+
+def asks_decomposition(scoring: Any) -> bool:
+    """Whether one of the scores measures the decomposition."""
+    scores = scoring.values() if isinstance(scoring, dict) else [scoring]
+    return any(score is measure for score in scores for measure in SCORERS.values())
 
 
 def likelihood(estimator: BaseEstimator, X: Any, y: ArrayLike) -> NDArray[np.float64]:

@@ -19,32 +19,49 @@ if TYPE_CHECKING:
     import optuna
 
 
-def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
+def suggest_parameters(
+    trial: optuna.Trial,
+    *,
+    learning_rate: float = 0.03,
+    weight_decay: float = 1.0,
+    wide: bool = False,
+) -> dict[str, Any]:
     """Suggest parameters of a ``MoEClassifier`` for tables: the default space of :func:`tune`.
 
-    The space has the number, width and dropout of the experts, the gate, the regularization, the
-    learning rate and the weight decay. The width of the attentive gate and the strength of a
-    regularization are only suggested where they are used.
+    The space surrounds what predicts tables well (``recipes.py``): the number, width and dropout
+    of the experts, a soft or a top-k gate, the strength of the competence, the learning rate and
+    the weight decay.
 
     Parameters
     ----------
     trial : optuna.Trial
         The trial.
+    learning_rate : float, default=0.03
+        The learning rate that is usual here; between a fifth and twice of it is suggested.
+    weight_decay : float, default=1.0
+        The weight decay that is usual here; between a tenth and four times of it is suggested, and
+        between 0.001 and 1 if it is 0.
+    wide : bool, default=False
+        Whether the space also has other gates and regularizations, which divide the work more
+        clearly, and on tables seldom predict better. The width of the attentive gate and the
+        strength of a regularization are only suggested where they are used.
 
     Returns
     -------
     dict
         Parameters for ``set_params``.
     """
-    gate = trial.suggest_categorical("gate", ["softmax", "top_k", "hard", "attentive"])
+    gates, regularizations = ["softmax", "top_k"], ["competence"]
+    if wide:
+        gates += ["hard", "attentive"]
+        regularizations += ["none", "importance", "sample_similarity"]
+    gate = trial.suggest_categorical("gate", gates)
     if gate == "attentive":
         gate = AttentiveGate((trial.suggest_int("gate_width", 16, 128, log=True),))
-    regularization = trial.suggest_categorical(
-        "regularization", ["competence", "none", "importance", "sample_similarity"]
-    )
+    regularization = trial.suggest_categorical("regularization", regularizations)
     penalty = None
     if regularization == "competence":
-        strength = trial.suggest_float("competence_strength", 0.05, 5.0, log=True)
+        strength = trial.suggest_float("competence_strength", 0.1, 3.0, log=True)
         penalty = [Importance(), Competence(strength)]
     elif regularization == "importance":
         penalty = Importance(trial.suggest_float("importance_strength", 0.02, 2.0, log=True))
@@ -53,38 +70,41 @@ def suggest_parameters(trial: optuna.Trial) -> dict[str, Any]:
             trial.suggest_float("sample_similarity_strength", 0.03, 1.0, log=True)
         )
     return {
-        "n_experts": trial.suggest_int("n_experts", 2, 16, log=True),
+        "n_experts": trial.suggest_int("n_experts", *_N_EXPERTS, log=True),
         "experts": MLPExperts(
-            (trial.suggest_int("width", 16, 256, log=True),),
-            dropout=trial.suggest_float("dropout", 0.0, 0.5),
+            (trial.suggest_int("width", 64, 512, log=True),),
+            dropout=trial.suggest_float("dropout", 0.0, 0.4),
         ),
         "gate": gate,
         "regularization": penalty,
-        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 0.1, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-3, 8.0, log=True),
+        "learning_rate": trial.suggest_float(
+            "learning_rate", learning_rate / 5, learning_rate * 2, log=True
+        ),
+        "weight_decay": trial.suggest_float(
+            "weight_decay", weight_decay / 10 or 1e-3, weight_decay * 4 or 1.0, log=True
+        ),
     }
 
 
-def first_suggestion(mixture: BaseEstimator, X, y) -> dict[str, Any]:
-    """Return the suggestion of the default space that is nearest to the mixture's parameters."""
-    settings = settings_of(
-        mixture,
-        is_flat=np.ndim(X) == 2 and mixture.input_shape is None,
-        n_samples=len(y),
-        n_classes=len(np.unique(y)),
-    )
-    rate, decay = settings["lr"], settings.get("optimizer__weight_decay", 0.0)
-    competence = RECIPES["table"]["regularization"][-1]
-    has_usual_gate = isinstance(mixture.gate, str) and mixture.gate in ("top_k", "hard")
+_N_EXPERTS = 3, 16
+
+
+def first_suggestion(mixture: BaseEstimator, around: dict[str, Any]) -> dict[str, Any]:
+    """Return the suggestion that is nearest to the mixture's parameters.
+
+    ``around`` has the arguments of :func:`suggest_parameters`.
+    """
+    gates = ("softmax", "top_k", "hard") if around["wide"] else ("softmax", "top_k")
+    is_one_of_them = isinstance(mixture.gate, str) and mixture.gate in gates
     return {
-        "gate": mixture.gate if has_usual_gate else "softmax",
+        "gate": mixture.gate if is_one_of_them else "softmax",
         "regularization": "competence",
-        "competence_strength": competence.strength,
-        "n_experts": int(np.clip(mixture.n_experts, 2, 16)),
+        "competence_strength": RECIPES["table"]["regularization"][-1].strength,
+        "n_experts": int(np.clip(mixture.n_experts, *_N_EXPERTS)),
         "width": MLPExperts().hidden_layer_sizes[0],
         "dropout": 0.0,
-        "learning_rate": float(np.clip(rate, 3e-4, 0.1)),
-        "weight_decay": float(np.clip(decay, 1e-3, 8.0)),
+        "learning_rate": around["learning_rate"],
+        "weight_decay": around["weight_decay"] or 1e-3,
     }
 
 
@@ -104,16 +124,27 @@ class Space:
         Samples. If they are not a table, the default space does not change the experts.
     y : array-like
         Class labels.
+    wide : bool
+        Whether the default space is wide. Without a table or with experts of your own, it always
+        is.
     """
 
-    def __init__(self, space, estimator, X, y):
+    def __init__(self, space, estimator, X, y, *, wide):
         self.space, self.estimator = space, estimator
         self.prefix = self.left_alone = self.first = None
         if space is None:
             self.prefix, mixture = _mixture_of(estimator)
-            self.first = first_suggestion(mixture, X, y)
             is_table = np.ndim(X) == 2 and mixture.input_shape is None
             has_own_experts = not (is_table and mixture.experts in ("auto", "mlp"))
+            usual = settings_of(
+                mixture, is_flat=is_table, n_samples=len(y), n_classes=len(np.unique(y))
+            )
+            self.around = {
+                "learning_rate": float(usual["lr"]),
+                "weight_decay": float(usual.get("optimizer__weight_decay", 0.0)),
+                "wide": wide or has_own_experts,
+            }
+            self.first = first_suggestion(mixture, self.around)
             self.left_alone = {"experts"} if has_own_experts else set()
             if listed_experts(mixture) is not None:  # whose number the list decides
                 self.left_alone.add("n_experts")
@@ -132,7 +163,7 @@ class Space:
             }
         suggested = {
             self.prefix + name: value
-            for name, value in suggest_parameters(trial).items()
+            for name, value in suggest_parameters(trial, **self.around).items()
             if name not in self.left_alone
         }
         if trial.user_attrs.get("begins"):

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_method_params
 from skorch.callbacks import Callback
 
 from sklearn_moe.fitted import is_mixture
+from sklearn_moe.model_selection.ensemble import FoldModels
 from sklearn_moe.model_selection.selection import LOG_LIKELIHOOD, last_step, likelihood
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
@@ -96,6 +97,8 @@ class Evaluation:
         trials get in addition to it. None: the scorer returns several scores.
     with_train_scores, prunes : bool
         Whether to score the training samples, too, and whether to ask the study's pruner.
+    keeps_models : bool
+        Whether to keep the models of the folds, for an ensemble.
     seed : int
         Seeds each trial's sampler, together with the number of the trial. So a search that
         continues, or another process, does not repeat the suggestions of earlier trials.
@@ -110,15 +113,21 @@ class Evaluation:
     compared_by: str | None
     with_train_scores: bool
     prunes: bool
+    keeps_models: bool
     seed: int
 
-    def __call__(self, trial: optuna.Trial, X, y) -> float | tuple[float, ...]:
-        """Return the mean score (or scores) over the folds; the trial stores all other results."""
+    def __call__(
+        self, trial: optuna.Trial, X, y, kept: list[FoldModels]
+    ) -> float | tuple[float, ...]:
+        """Return the mean score (or scores) over the folds; the trial stores all other results.
+
+        The models of a complete trial become the only element of ``kept``.
+        """
         is_first = self.suggest.first is not None and begins(trial)
         trial.study.sampler = self._sampler(trial, is_first)
         parameters = clone(self.suggest(trial), safe=False)
         clone(self.estimator).set_params(**parameters)  # raises at once for an unknown name
-        results, progress = [], _Progress(trial, may_end=not is_first)
+        results, models, progress = [], [], _Progress(trial, may_end=not is_first)
         for train, test in self.folds:
             candidate = clone(self.estimator).set_params(**clone(parameters, safe=False))
             progress.begin_fold()
@@ -132,13 +141,21 @@ class Evaluation:
             finally:
                 trial.set_user_attr("n_epochs", progress.n_epochs)
             trial.set_user_attr("folds", results)
+            if self.keeps_models:
+                X_test, y_test = _safe_split(candidate, X, y, test, train)
+                models.append((candidate, likelihood(candidate, X_test, y_test)))
             if self.prunes:
                 progress.after_fold(
                     np.mean([result["test_scores"][self.compared_by] for result in results])
                 )
         scores = [result["test_scores"] for result in results]
         means = {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
-        return means[self.compared_by] if self.compared_by else tuple(means.values())
+        if self.compared_by is None:
+            return tuple(means.values())
+        if self.keeps_models:
+            score = means[self.compared_by]
+            kept[:] = [FoldModels(trial.number, is_first, score, *zip(*models, strict=True))]
+        return means[self.compared_by]
 
     def _sampler(self, trial, is_first):
         from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
@@ -156,12 +173,14 @@ class Evaluation:
         if is_mixture(model):
             left_out = (X_test, y_test) if self.prunes else None
             reporter = ReportEpochs(candidate, np.unique(y_train), left_out, progress)
-            net_params = model.net_params or {}
-            callbacks = [*(net_params.get("callbacks") or []), reporter]
-            model.set_params(net_params={**net_params, "callbacks": callbacks})
+            net_params = model.net_params
+            callbacks = [*((net_params or {}).get("callbacks") or []), reporter]
+            model.set_params(net_params={**(net_params or {}), "callbacks": callbacks})
         start = time.perf_counter()
         candidate.fit(X_train, y_train, **_check_method_params(X, self.fit_params, train))
         fitted = time.perf_counter()
+        if is_mixture(model):
+            reporter.leave(model, net_params)
         scores = {"test_scores": self._score(candidate, X_test, y_test, X, test)}
         scored = time.perf_counter()
         if self.with_train_scores:
@@ -236,6 +255,14 @@ class ReportEpochs(Callback):
         self.candidate, self.classes = candidate, classes
         self.left_out, self.progress = left_out, progress
 
+    @staticmethod
+    def leave(model, net_params):
+        """Give a fitted mixture the net's parameters that a user passed, without this callback."""
+        model.net_params = net_params
+        net = model.net_
+        net.callbacks = [each for each in net.callbacks if not isinstance(each, ReportEpochs)]
+        net.callbacks_ = [pair for pair in net.callbacks_ if not isinstance(pair[1], ReportEpochs)]
+
     def on_train_begin(self, net, **kwargs):
         self.n_epochs = 0
         if self.left_out is None:
@@ -261,20 +288,21 @@ class ReportEpochs(Callback):
 
 
 def one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
-    """Run one trial, if one is missing and there is time."""
+    """Run one trial, if one is missing and there is time; return what it keeps, or None."""
     from optuna.exceptions import StorageInternalError
 
+    kept = []
     try:
         with quiet_optuna():
             if evaluation.suggest.first is not None:
                 wait_for_beginning(study, n_trials, deadline)
             finished = n_finished(study)
             if time.time() >= deadline or finished >= n_trials:
-                return
+                return None
             if finished >= MANY_FAILURES and all(has_error(trial) for trial in study.get_trials()):
-                return
+                return None
             study.optimize(
-                lambda trial: evaluation(trial, X, y),
+                lambda trial: evaluation(trial, X, y, kept),
                 n_trials=1,
                 catch=TrialFailed,
                 callbacks=callbacks,
@@ -286,3 +314,4 @@ def one_trial(study, storage, evaluation, n_trials, deadline, callbacks, X, y):
         if cause is None:
             raise
         raise connection_error(storage, study.study_name, cause) from None
+    return kept[0] if kept else None

@@ -1,0 +1,296 @@
+"""Ensembles of the fold models that a search has made anyway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.utils.validation import check_is_fitted
+
+# How many trials may keep the models of their folds, beside the estimator's own.
+MOST_TRIALS = 15
+
+# Steps of the greedy selection, so that weights are multiples of at least a 50th.
+STEPS = 50
+
+
+class MixtureEnsemble(ClassifierMixin, BaseEstimator):
+    r"""A weighted mean of classifiers, such as ``tune(refit="ensemble")`` makes.
+
+    .. math:: p(y \mid x) = \sum_m w_m\, p_m(y \mid x)
+
+    A search chooses trials and their weights by the log loss of left-out samples, and the members
+    are the models of the folds of these trials. Each member is a mixture of its own, whose
+    decomposition can be measured: pass ``ensemble.members_[0]`` to ``decomposition_report``.
+
+    Parameters
+    ----------
+    estimators : list of classifiers
+        The classifiers. ``fit`` fits a copy of each on all samples.
+    weights : array-like of shape (n_estimators,), default=None
+        Their weights, at least 0, which are divided by their sum; None means equal weights.
+
+    Attributes
+    ----------
+    members_ : list of classifiers
+        The fitted classifiers. After a search, these are the models of the folds: one for each
+        fold and each chosen trial.
+    weights_ : ndarray of shape (n_members,)
+        Their weights, which sum to 1. The models of a trial share its weight equally.
+    trials_ : ndarray of shape (n_members,)
+        The number of each member's trial in the study; only after a search.
+    classes_ : ndarray of shape (n_classes,)
+        The class labels. A member that has not seen a class gives it a probability of 0.
+    n_features_in_, feature_names_in_ : int, ndarray
+        Those of the members.
+
+    Raises
+    ------
+    ValueError
+        If there is no classifier, or if the weights are not valid.
+
+    See Also
+    --------
+    MoESearchCV : Makes an ensemble with ``refit="ensemble"``.
+
+    References
+    ----------
+    R. Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_moe import MixtureEnsemble, MoEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> mixtures = [MoEClassifier(n_experts=2, max_iter=20, random_state=seed) for seed in (0, 1)]
+    >>> ensemble = MixtureEnsemble(mixtures, weights=[3, 1]).fit(X, y)
+    >>> ensemble.weights_
+    array([0.75, 0.25])
+    >>> ensemble.predict_proba(X).shape
+    (150, 3)
+    """
+
+    _parameter_constraints: dict = {"estimators": [list, tuple], "weights": ["array-like", None]}
+
+    def __init__(self, estimators: list[BaseEstimator], weights: ArrayLike | None = None):
+        self.estimators = estimators
+        self.weights = weights
+
+    def fit(self, X: ArrayLike, y: ArrayLike, **params) -> MixtureEnsemble:
+        """Fit a copy of each classifier on all samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        **params : dict
+            Parameters for the ``fit`` of each classifier, such as ``sample_weight``.
+
+        Returns
+        -------
+        self : MixtureEnsemble
+        """
+        self._validate_params()
+        weights = self._checked_weights()
+        members = [clone(each).fit(X, y, **params) for each in self.estimators]
+        return self._take_over(members, weights)
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Return the weighted mean of the members' probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        total = 0.0
+        for weight, member in zip(self.weights_, self.members_, strict=True):
+            proba = member.predict_proba(X)
+            own = np.zeros((len(proba), len(self.classes_)), proba.dtype)
+            own[:, np.searchsorted(self.classes_, member.classes_)] = proba
+            total = total + weight * own
+        return total / total.sum(axis=1, keepdims=True)
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Return the most probable class of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        chosen = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[chosen]
+
+    def _checked_weights(self):
+        n_estimators = len(self.estimators)
+        if n_estimators == 0:
+            raise ValueError("estimators must have at least one classifier, got none.")
+        weights = np.ones(n_estimators) if self.weights is None else np.asarray(self.weights)
+        if weights.shape != (n_estimators,) or not (np.all(weights >= 0) and weights.sum() > 0):
+            raise ValueError(
+                f"weights must be {n_estimators} numbers of at least 0, not all of them 0, got "
+                f"{self.weights!r}."
+            )
+        return weights
+
+    def _take_over(self, members, weights):
+        """Take over fitted classifiers."""
+        self.members_ = members
+        self.weights_ = weights / np.sum(weights)
+        self.classes_ = np.unique(np.concatenate([each.classes_ for each in members]))
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(members[0], name):
+                setattr(self, name, getattr(members[0], name))
+        return self
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "members_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        if len(self.estimators):
+            tags.input_tags = self.estimators[0].__sklearn_tags__().input_tags
+        return tags
+
+
+@dataclass(frozen=True, eq=False)
+class FoldModels:
+    """What a search keeps of a complete trial for an ensemble.
+
+    Attributes
+    ----------
+    trial : int
+        Number of the trial in the study.
+    is_default : bool
+        Whether it is the trial of the estimator's own parameters.
+    score : float
+        The mean score that compares it with others.
+    models : tuple of classifiers
+        The model of each fold.
+    likelihoods : tuple of ndarray
+        The probability that each of them gives the labels of the samples that it has not seen.
+    """
+
+    trial: int
+    is_default: bool
+    score: float
+    models: tuple[BaseEstimator, ...]
+    likelihoods: tuple[NDArray[np.float64], ...]
+
+
+class Library:
+    """The models of the folds of the best trials and of the default."""
+
+    def __init__(self):
+        self.trials: list[FoldModels] = []
+
+    def add(self, trial: FoldModels) -> None:
+        """Add a trial, and forget the worst if there are too many."""
+        self.trials = sorted([*self.trials, trial], key=lambda each: (-each.score, each.trial))
+        others = [each for each in self.trials if not each.is_default]
+        if len(others) > MOST_TRIALS:
+            self.trials.remove(others[-1])
+
+    def ensemble(
+        self,
+        search: BaseEstimator,
+        folds: list[tuple[NDArray, NDArray]],
+        sample_weight: ArrayLike | None,
+    ) -> MixtureEnsemble:
+        """Return a weighted mean of the models of the trials that predict best together.
+
+        Parameters
+        ----------
+        search : MoESearchCV
+            The search that has made the trials, with its results.
+        folds : list of tuple of ndarray
+            Indices of training and test samples.
+        sample_weight : array-like of shape (n_samples,) or None
+            Weights of the samples.
+        """
+        results = search.cv_results_
+        if not self.trials:
+            raise ValueError(
+                f"refit='ensemble' needs a complete trial of this search, but all "
+                f"{len(results['params'])} complete trials of the study {search.study_name!r} are "
+                "from earlier searches or other processes, which leave no models. Raise n_trials, "
+                "or take another study_name."
+            )
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight)[np.concatenate([test for _, test in folds])]
+        weights = select([np.concatenate(each.likelihoods) for each in self.trials], sample_weight)
+        params = dict(zip(results["trial"].tolist(), results["params"], strict=True))
+        chosen = [each for each, weight in zip(self.trials, weights, strict=True) if weight > 0]
+        weights = weights[weights > 0]
+        ensemble = MixtureEnsemble(
+            [
+                clone(search.estimator).set_params(**clone(params[each.trial], safe=False))
+                for each in chosen
+            ],
+            weights,
+        )
+        models = [model for each in chosen for model in each.models]
+        ensemble._take_over(models, np.repeat(weights, len(folds)))
+        ensemble.trials_ = np.repeat([each.trial for each in chosen], len(folds))
+        return ensemble
+
+
+def makes_ensemble(search: BaseEstimator) -> bool:
+    """Whether a search ends with an ensemble; raise an error if its estimator has no place in one.
+
+    With several scores, "ensemble" is the name of one of them.
+    """
+    if search.refit != "ensemble" or isinstance(search.scoring, (list, tuple, dict)):
+        return False
+    if not (is_classifier(search.estimator) and hasattr(search.estimator, "predict_proba")):
+        raise ValueError(
+            f"refit='ensemble' needs a classifier with predict_proba, got {search.estimator!r}. "
+            "Take refit=True."
+        )
+    return True
+
+
+def select(
+    likelihood: list[NDArray[np.float64]], sample_weight: NDArray | None = None
+) -> NDArray[np.float64]:
+    """Return the weights of models whose weighted mean has a low log loss.
+
+    In each step, the model is added, perhaps once more, with which the mean of all that were added
+    has the lowest log loss. Of all steps, the one with the lowest log loss is returned.
+
+    Parameters
+    ----------
+    likelihood : list of ndarray of shape (n_samples,)
+        The probability that each model gives the label of each sample, above 0.
+    sample_weight : ndarray of shape (n_samples,), default=None
+        Weights of the samples.
+
+    Returns
+    -------
+    ndarray of shape (n_models,)
+        The weights, which sum to 1.
+    """
+    likelihood = np.asarray(likelihood)
+    total, chosen, losses = 0.0, [], []
+    for step in range(1, STEPS + 1):
+        mean = (total + likelihood) / step
+        loss = -np.average(np.log(mean), axis=1, weights=sample_weight)
+        chosen.append(loss.argmin())
+        losses.append(loss.min())
+        total = total + likelihood[chosen[-1]]
+    n_steps = int(np.argmin(losses)) + 1
+    return np.bincount(chosen[:n_steps], minlength=len(likelihood)) / n_steps
