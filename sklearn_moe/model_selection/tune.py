@@ -68,7 +68,8 @@ def tune(
     -------
     MoESearchCV
         The fitted search, with ``best_estimator_``, ``best_params_``, ``study_``,
-        ``pareto_front_`` and ``trials_dataframe()``.
+        ``pareto_front_`` and ``trials_dataframe()``. With ``refit="ensemble"``,
+        ``best_estimator_`` is a :class:`MixtureEnsemble`.
 
     Raises
     ------
