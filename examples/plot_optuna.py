@@ -3,8 +3,8 @@ Tuning with Optuna
 ==================
 
 ``tune`` searches with Optuna and cross-validation. By default it searches experts, gate and
-training around what predicts tables well. To search another space, write a function. Trials that fall behind are
-stopped early.
+training around what predicts tables well. To search another space, write a function. Trials that
+fall behind are stopped early.
 """
 
 import matplotlib.pyplot as plt
