@@ -702,6 +702,21 @@ def test_goes_on(storage, clf, iris, tmp_path, monkeypatch):
         tune(clf, iris[0][:90], iris[1][:90], cv=2, study_name="mine", storage=storage)
 
 
+def test_goes_on_with_the_same_trials(iris, tmp_path):
+    def space(trial):  # after ten trials, the rest learn from them
+        criterion = trial.suggest_categorical("criterion", ["gini", "entropy"])
+        names = ["max_depth"] if criterion == "gini" else ["min_samples_leaf", "max_leaf_nodes"]
+        return {"criterion": criterion, **{name: trial.suggest_int(name, 2, 40) for name in names}}
+
+    go = partial(tune, TREE, *iris, space, cv=2, random_state=0, verbose=0)
+    for n_trials in (12, 15):
+        search = go(n_trials=n_trials, study_name="mine", storage=tmp_path / "a.db")
+    whole = go(n_trials=15)
+    params = [trial.params for trial in whole.study_.trials]
+    assert [trial.params for trial in search.study_.trials] == params
+    assert len({str(each) for each in params}) > 12
+
+
 def test_goes_on_with_an_equal_sparse_table(iris, tmp_path):
     go = partial(tune, TREE, cv=2, study_name="mine", storage=tmp_path / "mine.db", space=DEPTH)
     X, y = sparse.csr_array(iris[0]), iris[1]

@@ -290,7 +290,6 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         folds = list(cv.split(X, y, **routed.splitter.split))
         scorers, scoring = getattr(scorer, "_scorers", scorer), scorers_by_name(self.scoring)
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         evaluation = Evaluation(
             self.estimator,
             Space(self.space, self.estimator, X, y, wide=asks_decomposition(scoring)),
@@ -302,7 +301,6 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
             with_train_scores=self.return_train_score,
             prunes=self.pruner is not None and not isinstance(scorers, dict),
             keeps_models=makes_ensemble(self),
-            seed=int(seed),
         )
         shape = {
             "n_folds": len(folds),
@@ -385,6 +383,8 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         """Fill the study with trials, and the library with their models."""
         import optuna
 
+        from sklearn_moe.model_selection.samplers import TrialSampler
+
         n_jobs = effective_n_jobs(self.n_jobs)
         deadline = math.inf if self.timeout is None else time.time() + self.timeout
         with quiet_optuna(), TemporaryDirectory() as folder:
@@ -400,6 +400,11 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
                 self.study_name,
                 pruner_for(self.pruner, len(evaluation.folds)),
                 shape,
+            )
+            study.sampler = TrialSampler(
+                int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)),
+                evaluation.suggest.first,
+                joint=evaluation.compared_by is not None,
             )
             # Delete the results of an earlier search.
             for name in [name for name in vars(self) if name.endswith("_")]:

@@ -104,7 +104,7 @@ def open_study(where, study_name: str | None, pruner, shape: dict[str, Any]) -> 
                 storage=open_storage(where),
                 study_name=study_name,
                 directions=["maximize"] * len(shape["scores"]),
-                sampler=optuna.samplers.RandomSampler(0),  # each trial sets another
+                sampler=optuna.samplers.RandomSampler(0),  # the search sets another
                 pruner=pruner,
                 load_if_exists=True,
             )

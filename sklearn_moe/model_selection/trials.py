@@ -99,9 +99,6 @@ class Evaluation:
         Whether to score the training samples, too, and whether to ask the study's pruner.
     keeps_models : bool
         Whether to keep the models of the folds, for an ensemble.
-    seed : int
-        Seeds each trial's sampler, together with the number of the trial. So a search that
-        continues, or another process, does not repeat the suggestions of earlier trials.
     """
 
     estimator: BaseEstimator
@@ -114,7 +111,6 @@ class Evaluation:
     with_train_scores: bool
     prunes: bool
     keeps_models: bool
-    seed: int
 
     def __call__(
         self, trial: optuna.Trial, X, y, kept: list[FoldModels]
@@ -124,7 +120,6 @@ class Evaluation:
         The models of a complete trial become the only element of ``kept``.
         """
         is_first = self.suggest.first is not None and begins(trial)
-        trial.study.sampler = self._sampler(trial, is_first)
         parameters = clone(self.suggest(trial), safe=False)
         clone(self.estimator).set_params(**parameters)  # raises at once for an unknown name
         results, models, progress = [], [], _Progress(trial, may_end=not is_first)
@@ -156,15 +151,6 @@ class Evaluation:
             score = means[self.compared_by]
             kept[:] = [FoldModels(trial.number, is_first, score, *zip(*models, strict=True))]
         return means[self.compared_by]
-
-    def _sampler(self, trial, is_first):
-        from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
-
-        (seed,) = np.random.SeedSequence([self.seed, trial.number]).generate_state(1).tolist()
-        if is_first:
-            return PartialFixedSampler(self.suggest.first, RandomSampler(seed))
-        joint = self.compared_by is not None  # Optuna's own choice, too
-        return TPESampler(seed=seed, multivariate=joint, group=joint)
 
     def _fold(self, candidate, X, y, train, test, progress):
         X_train, y_train = _safe_split(candidate, X, y, train)
