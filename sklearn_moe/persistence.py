@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sklearn_moe.committee import Committee
-from sklearn_moe.data import Reader
 from sklearn_moe.decomposition import Decomposition
 from sklearn_moe.distillation import DistillationReport
 from sklearn_moe.encoders import ENCODERS, CustomEncoder
@@ -12,7 +11,9 @@ from sklearn_moe.experts import EXPERTS, CustomExperts, EstimatorExperts, Fitted
 from sklearn_moe.experts.strong import TableColumns
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
+from sklearn_moe.model_selection.ensemble import MixtureEnsemble
 from sklearn_moe.pruning import PruningReport
+from sklearn_moe.reader import Reader
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.summaries import InputSummary
 from sklearn_moe.tables import TableTransformer
@@ -25,7 +26,7 @@ TRUSTED_TYPES: list[str] = sorted(
     for cls in {type(each) for room in _ROOMS for each in room.values()}
     | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
     | {Committee, EstimatorExperts, FittedExpert, InputSummary, TableColumns}
-    | {Decomposition, DistillationReport, PruningReport}
+    | {Decomposition, DistillationReport, MixtureEnsemble, PruningReport}
 )
 """The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.
 
