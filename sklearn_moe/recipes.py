@@ -28,6 +28,30 @@ hat functions from 50 rows per column on           15.46 0.3890
 40 epochs, learning rate 3e-2                      15.37 0.3825
 ================================================== ===== ======
 
+None of the following helped. They were tried on one split of eight of the tables. The columns are
+the changes of the mean error and of the mean log loss in percent, that of the log loss with the
+best temperature for each table (see ``calibrate``), and the time of a fit. The lowest log loss
+that a temperature can give the recipe itself is 1.9 % lower:
+
+====================================================== ===== ======== =========== ====
+change                                                 error log loss temperature time
+====================================================== ===== ======== =========== ====
+16 experts                                              -1.2     -0.9        -0.8 1.73
+two hidden layers of 256 and 64 units                   +0.8     +5.2        +1.0 1.38
+GELU                                                    +2.3     +2.1        +1.5 1.13
+dropout of 0.2                                          +1.0     -0.4        +0.1 1.42
+each expert without 30 % of the encoded columns         +0.1     -0.2        +0.3 1.05
+weight decay from 1/4 to 4 times over the experts       +0.9     +3.9        +1.9 1.06
+weight decay times the squared best temperature         +0.9     -1.3        +0.2 1.11
+12 hat functions                                        +2.3     +5.1        +3.1 1.19
+means of the classes of each category, from folds       +3.0     +2.6        +2.6 1.01
+Muon for the experts' first layer (arXiv 2604.15297)    -2.0     +1.7        +0.1 2.97
+====================================================== ===== ======== =========== ====
+
+One split is coarse, and a difference of 2 percent may be chance. What helps one table harms
+another. Without 30 % of the columns, the log loss of german_credit falls by 6 % and that of letter
+rises by 13 %; a second layer does the opposite.
+
 Importance costs no accuracy there, and with it no split has a usage entropy below 0.99 of its
 maximum; without it the lowest was 0.17. ``benchmarks/tabular.py`` compares the result with other
 classifiers.
