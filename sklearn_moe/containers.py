@@ -112,6 +112,13 @@ def column_of(numbers: NDArray | SparseRows, position: int) -> NDArray:
     return numbers[:, position]
 
 
+def stacked(X: NDArray | SparseRows, others: NDArray | SparseRows) -> NDArray | SparseRows:
+    """Return the rows of both."""
+    if isinstance(X, SparseRows):
+        return SparseRows(sparse.vstack([X.matrix, others.matrix], format="csr"))
+    return np.concatenate([X, others])
+
+
 def as_eager(X: Any) -> Any:
     """Compute a lazy container (dask, polars' LazyFrame), and return any other unchanged."""
     with reading("X"):

@@ -9,7 +9,6 @@ from numbers import Integral
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy import sparse
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, logsumexp
 from sklearn.base import BaseEstimator
@@ -28,7 +27,7 @@ from sklearn_moe.checks import (
     scaled,
     weighty,
 )
-from sklearn_moe.containers import SparseRows
+from sklearn_moe.containers import stacked
 from sklearn_moe.decomposition import final_model, with_last
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.experts import ExpertsModule
@@ -216,7 +215,7 @@ def grow(
     _tell(net.module_.gate, joined(old, new), _sharpness(*sample, old))
     data = X, y, weight
     if memory is not None:
-        data = _stacked(X, memory[0]), *map(np.concatenate, zip(data[1:], memory[1:], strict=True))
+        data = stacked(X, memory[0]), *map(np.concatenate, zip(data[1:], memory[1:], strict=True))
     settings = settings_of(
         grown, is_flat=len(X.shape) == 2, n_samples=len(X), n_classes=len(classes)
     )
@@ -495,9 +494,3 @@ def _calibrate(net, data, is_new):
     best = minimize(loss, first, method="L-BFGS-B", bounds=bounds).x
     gate.sharpness.fill_(float(np.exp(best[0])))
     gate.log_weights.copy_(torch.from_numpy(start + best[1:]))
-
-
-def _stacked(X, other):
-    if isinstance(X, SparseRows):
-        return SparseRows(sparse.vstack([X.matrix, other.matrix], format="csr"))
-    return np.concatenate([X, other])
