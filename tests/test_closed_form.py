@@ -178,7 +178,8 @@ def test_what_users_add_takes_part(iris):
     clf.fit(X, y)
     after = clf.module_.experts.layers[0].parametrizations.weight.original
     assert not torch.equal(after, before)
-    assert seen.count("backward") == seen.count("tensor") == 6
+    assert seen.count("tensor") == 6
+    assert seen.count("backward") == 6 + 2  # the importances go back once after each fit
     assert seen.count("forward") >= 6
 
 
