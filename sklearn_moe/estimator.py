@@ -61,9 +61,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         torch.nn.Module`` that makes one expert; its forward returns logits or (logits, hidden).
         A list such as ``[("forest", RandomForestClassifier()), ("net", MLPExperts())]`` has any
         classifiers of scikit-learn, and torch modules that are trained already (see
-        ``EstimatorExperts``). "strong" is such a list, which predicts tables best and takes about
-        ten times as long (see ``StrongExperts``). "auto" is "conv" if the experts read images, and
-        "mlp" otherwise.
+        ``EstimatorExperts``). "strong" is such a list, which predicts tables best and takes five
+        to ten times as long (see ``StrongExperts``). "auto" is "conv" if the experts read images,
+        and "mlp" otherwise.
     gate : str or object, default="softmax"
         How experts are chosen: a name in ``GATES`` or an object such as
         ``AttentiveGate(key_size=16)``. "softmax" mixes all experts, "top_k" keeps two of them for
@@ -156,9 +156,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         temperature has the lowest log loss on samples that had no part in the fit, or is nearer to
         1 if they are few. They are the validation set, if the fit has one (``X_val``, early
         stopping or restarts). Otherwise one mixture is fitted on each half of the samples and
-        predicts the other, so that ``fit`` takes about twice as long. Predicted classes, gate and
-        experts do not change. It helps mixtures that are far too sure, such as hard gates without
-        weight decay; with the usual weight decay they are not.
+        predicts the other, so that ``fit`` takes about twice as long; of a temperature above 1 the
+        root is then taken, as halves overfit more. Predicted classes, gate and experts do not
+        change.
     warm_start : bool, default=False
         Whether ``fit`` goes on from the weights of the last fit.
     device : str, default="auto"

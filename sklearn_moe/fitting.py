@@ -156,9 +156,12 @@ def train(
 def _temperature_on_folds(
     estimator: BaseEstimator, data: TrainingData, sample_weight: ArrayLike | None, seed: int
 ) -> float:
-    """Return the temperature for samples whose half had no part in the fit of their mixture.
+    """Return the temperature from mixtures that are fitted on halves of the samples.
 
-    It is 1 if one half has a single class.
+    Each predicts the half that had no part in its fit. Mixtures of all samples are less overfitted
+    than those of half as many: what is learned of single samples falls in inverse proportion to
+    their number. So of a temperature above 1 the root is taken, which halves its logarithm. The
+    temperature is 1 if one half has a single class.
     """
     X, rows = indexable_samples(data.given), np.arange(len(data.y))
     params = {
@@ -188,4 +191,7 @@ def _temperature_on_folds(
         log_proba[np.ix_(test, columns)] = fitted.predict_log_proba(_safe_indexing(X, others))
     # Without the samples of a class that the other half lacks.
     known = np.isfinite(log_proba[rows, data.y])
-    return temperature_of_mixture(log_proba[known], data.y[known], data.sample_weight[known])
+    temperature = temperature_of_mixture(
+        log_proba[known], data.y[known], data.sample_weight[known]
+    )
+    return min(temperature, temperature**0.5)

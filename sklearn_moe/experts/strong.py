@@ -27,7 +27,7 @@ class StrongExperts(EstimatorExperts):
     takes, with text, categories and missing values; sparse matrices become dense.
 
     A fit costs ``cv + 1`` fits of each of the four, and most of it goes to the mixture and, with
-    many classes, to boosting. With the default this is about ten times the time of
+    many classes, to boosting. With the default this is five to ten times the time of
     ``MoEClassifier()``. Predictions run all four.
 
     Parameters
