@@ -222,9 +222,10 @@ def _named(name, where, estimator):
 def _log_proba(estimator, X, classes):
     """Return log-probabilities of the mixture's classes, of which a classifier may lack some."""
     proba = np.zeros((X.shape[0], len(classes)))
-    proba[:, np.searchsorted(classes, estimator.classes_)] = estimator.predict_proba(
-        _for(estimator, X)
-    )
+    given = estimator.predict_proba(_for(estimator, X))
+    if len(estimator.classes_) == 1:  # boosting then returns two columns
+        given = 1.0
+    proba[:, np.searchsorted(classes, estimator.classes_)] = given
     if not np.isfinite(proba).all():
         raise ValueError("predict_proba returns probabilities that are not finite.")
     with np.errstate(divide="ignore"):

@@ -428,7 +428,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = tags.input_tags.categorical = encodes_tables(self)
         tags.input_tags.string = encodes_tables(self)
-        for classifier in classifiers_among(self.experts):
+        takes_all_tables = getattr(self.experts, "needs_tables", False)
+        for classifier in [] if takes_all_tables else classifiers_among(self.experts):
             of_classifier = get_tags(classifier).input_tags
             tags.input_tags.sparse &= of_classifier.sparse
             tags.input_tags.allow_nan &= of_classifier.allow_nan
