@@ -10,10 +10,14 @@ import sklearn
 import skops.io
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
+from sklearn.model_selection import PredefinedSplit
+from sklearn.utils import get_tags
 
 from sklearn_moe import (
     TRUSTED_TYPES,
+    EstimatorExperts,
     MoEClassifier,
     StrongExperts,
     decomposition_report,
@@ -164,3 +168,14 @@ def test_bad_folds(cv):
 def test_it_is_no_single_expert():
     with pytest.raises(ValueError, match="The expert 'best' is itself a list of experts"):
         MoEClassifier(experts=[("best", "strong")]).fit(np.eye(4), [0, 0, 1, 1])
+
+
+def test_tags_are_those_of_a_table():
+    assert get_tags(mixture()).input_tags == get_tags(MoEClassifier()).input_tags
+
+
+def test_a_fold_of_one_class_that_boosting_takes():
+    X, y = np.random.RandomState(0).rand(40, 2), np.arange(40) % 2
+    trees = [("trees", HistGradientBoostingClassifier(max_iter=2))]
+    clf = MoEClassifier(experts=EstimatorExperts(trees, cv=PredefinedSplit(y)), max_iter=2)
+    assert np.allclose(clf.fit(X, y).predict_proba(X).sum(axis=1), 1)
