@@ -157,8 +157,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         1 if they are few. They are the validation set, if the fit has one (``X_val``, early
         stopping or restarts). Otherwise one mixture is fitted on each half of the samples and
         predicts the other, so that ``fit`` takes about twice as long; of a temperature above 1 the
-        root is then taken, as halves overfit more. Predicted classes, gate and experts do not
-        change.
+        root is then taken, as halves overfit more. Where one half lacks a class, it stays 1, with
+        a warning. Predicted classes, gate and experts do not change.
     warm_start : bool, default=False
         Whether ``fit`` goes on from the weights of the last fit.
     device : str, default="auto"

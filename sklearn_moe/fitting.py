@@ -99,11 +99,14 @@ def train(
     # A warm start has seen the samples before, so only a user's validation set can calibrate it.
     calibrates = new.calibrate and not incremental and not (going_on and validation[0] is None)
     if calibrates and data.validation is not None and np.ptp(data.validation[1]) == 0:
-        raise ValueError(
+        found = (
             "calibrate=True needs validation samples of at least two classes, got only samples of "
-            f"class {data.classes.tolist()[data.validation[1][0]]!r}. Pass X_val and y_val with "
-            "more classes, or calibrate=False."
+            f"class {data.classes.tolist()[data.validation[1][0]]!r}."
         )
+        if validation[0] is not None:
+            raise ValueError(f"{found} Pass more, or calibrate=False.")
+        _warn_of_no_temperature(found)
+        calibrates = False
     n_experts = number_of_experts(new)
     build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
     more = np.random.RandomState(build_seed).randint(np.iinfo(np.int32).max, size=n_init - 1)
@@ -160,8 +163,9 @@ def _temperature_on_folds(
 
     Each predicts the half that had no part in its fit. Mixtures of all samples are less overfitted
     than those of half as many: what is learned of single samples falls in inverse proportion to
-    their number. So of a temperature above 1 the root is taken, which halves its logarithm. The
-    temperature is 1 if one half has a single class.
+    their number. So of a temperature above 1 the root is taken, which halves its logarithm. One
+    below 0.5 becomes 0.5: halves of few samples have too few steps to be as sure as they should.
+    The temperature is 1 if one half lacks a class.
     """
     X, rows = indexable_samples(data.given), np.arange(len(data.y))
     params = {
@@ -175,9 +179,14 @@ def _temperature_on_folds(
     weight = None
     if sample_weight is not None:  # an array, or one number for all
         weight = np.broadcast_to(np.asarray(sample_weight), X.shape[:1])
-    log_proba = np.full((len(rows), len(data.classes)), -np.inf)
+    log_proba = np.empty((len(rows), len(data.classes)))
     for train, test in make_folds(2, data.y, data.y, rows, data.group, seed):
-        if np.ptp(data.y[train]) == 0:
+        lacking = np.setdiff1d(np.arange(len(data.classes)), data.y[train])
+        if len(lacking):
+            _warn_of_no_temperature(
+                "calibrate=True fits a mixture on each half of the samples, and one half has none "
+                f"of class {data.classes.tolist()[lacking[0]]!r}."
+            )
             return 1.0
         own, others = data.rows[train], data.rows[test]
         own_weight = None if weight is None else weight[own]
@@ -187,11 +196,12 @@ def _temperature_on_folds(
             fitted = type(estimator)(**params).fit(
                 _safe_indexing(X, own), data.classes[data.y[train]], own_weight, groups=group
             )
-        columns = np.searchsorted(data.classes, fitted.classes_)
-        log_proba[np.ix_(test, columns)] = fitted.predict_log_proba(_safe_indexing(X, others))
-    # Without the samples of a class that the other half lacks.
-    known = np.isfinite(log_proba[rows, data.y])
-    temperature = temperature_of_mixture(
-        log_proba[known], data.y[known], data.sample_weight[known]
+        log_proba[test] = fitted.predict_log_proba(_safe_indexing(X, others))
+    temperature = temperature_of_mixture(log_proba, data.y, data.sample_weight)
+    return max(min(temperature, temperature**0.5), 0.5)
+
+
+def _warn_of_no_temperature(reason):
+    warnings.warn(
+        f"{reason} The temperature stays 1. Pass X_val and y_val to find it.", stacklevel=2
     )
-    return min(temperature, temperature**0.5)

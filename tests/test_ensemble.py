@@ -198,9 +198,11 @@ def test_fits_by_itself(iris):
     assert not hasattr(trees[0], "tree_")
     with pytest.raises(ValueError, match="at least one classifier, got none"):
         MixtureEnsemble([]).fit(X, y)
-    for weights in ([1], [1, -1], [0, 0], [np.nan, 1]):
-        with pytest.raises(ValueError, match="weights must be 2 numbers of at least 0"):
+    for weights in ([1], [1, -1], [0, 0], [np.nan, 1], [np.inf, 1], ["a", "b"]):
+        with pytest.raises(ValueError, match="weights must be 2 finite numbers of at least 0"):
             MixtureEnsemble(trees, weights).fit(X, y)
+    with pytest.raises(ValueError, match="must hold classifiers with predict_proba, got 'tree'"):
+        MixtureEnsemble(["tree"]).fit(X, y)
     with pytest.raises(ValueError, match="'estimators' parameter of MixtureEnsemble"):
         MixtureEnsemble(TREE).fit(X, y)
 

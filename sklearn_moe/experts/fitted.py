@@ -13,6 +13,7 @@ from sklearn.utils import Tags, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_moe.checks import check_no_booleans
 from sklearn_moe.decomposition import final_model
 
 
@@ -125,6 +126,7 @@ class FittedExpert(ClassifierMixin, BaseEstimator):
     def _find(self):
         """Return the mixture within pipelines and searches, and the position of the expert."""
         self._validate_params()
+        check_no_booleans(self)
         model = final_model(self.mixture)[0]
         check_is_fitted(model)
         names, n_experts = model.expert_names_, len(model.expert_costs_)

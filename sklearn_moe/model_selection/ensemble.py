@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
+
+from sklearn_moe.decomposition import SCORERS
 
 # How many trials may keep the models of their folds, beside the estimator's own.
 MOST_TRIALS = 15
@@ -120,6 +123,21 @@ class MixtureEnsemble(ClassifierMixin, BaseEstimator):
             total = total + weight * own
         return total / total.sum(axis=1, keepdims=True)
 
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Return the logarithms of the probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
     def predict(self, X: ArrayLike) -> NDArray:
         """Return the most probable class of each sample.
 
@@ -139,10 +157,19 @@ class MixtureEnsemble(ClassifierMixin, BaseEstimator):
         n_estimators = len(self.estimators)
         if n_estimators == 0:
             raise ValueError("estimators must have at least one classifier, got none.")
+        for each in self.estimators:
+            if not hasattr(each, "predict_proba"):
+                raise ValueError(
+                    f"estimators must hold classifiers with predict_proba, got {each!r}."
+                )
         weights = np.ones(n_estimators) if self.weights is None else np.asarray(self.weights)
-        if weights.shape != (n_estimators,) or not (np.all(weights >= 0) and weights.sum() > 0):
+        if (
+            weights.shape != (n_estimators,)
+            or weights.dtype.kind not in "biuf"
+            or not (np.all(weights >= 0) and 0 < weights.sum(dtype=float) < np.inf)
+        ):
             raise ValueError(
-                f"weights must be {n_estimators} numbers of at least 0, not all of them 0, got "
+                f"weights must be {n_estimators} finite numbers of at least 0, not all 0, got "
                 f"{self.weights!r}."
             )
         return weights
@@ -162,8 +189,10 @@ class MixtureEnsemble(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        if len(self.estimators):
-            tags.input_tags = self.estimators[0].__sklearn_tags__().input_tags
+        if isinstance(self.estimators, (list, tuple)) and hasattr(
+            next(iter(self.estimators), None), "__sklearn_tags__"
+        ):
+            tags.input_tags = get_tags(self.estimators[0]).input_tags
         return tags
 
 
@@ -254,12 +283,24 @@ def makes_ensemble(search: BaseEstimator) -> bool:
 
     With several scores, "ensemble" is the name of one of them.
     """
-    if search.refit != "ensemble" or isinstance(search.scoring, (list, tuple, dict)):
+    if isinstance(search.scoring, (list, tuple, dict)) or not isinstance(search.refit, str):
         return False
+    if search.refit in ("score", search.scoring):
+        return False
+    if search.refit != "ensemble":
+        raise ValueError(
+            f"refit={search.refit!r} must be True, False, 'ensemble' or a function, as there is "
+            "one score."
+        )
     if not (is_classifier(search.estimator) and hasattr(search.estimator, "predict_proba")):
         raise ValueError(
             f"refit='ensemble' needs a classifier with predict_proba, got {search.estimator!r}. "
             "Take refit=True."
+        )
+    if isinstance(search.scoring, str) and search.scoring in SCORERS:
+        raise ValueError(
+            f"refit='ensemble' needs a score of predictions, but scoring={search.scoring!r} "
+            "measures the decomposition of one mixture. Take refit=True."
         )
     return True
 
