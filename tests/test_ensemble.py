@@ -168,6 +168,8 @@ def test_trials_of_earlier_searches_have_no_models(iris, tmp_path):
         ),
         (LinearSVC(), {"space": {"max_iter": IntDistribution(1, 2)}}, "with predict_proba"),
         (DecisionTreeRegressor(), {}, "needs a classifier"),
+        (TREE, {"refit": "Ensemble"}, "must be True, False, 'ensemble' or a function"),
+        (MoEClassifier(max_iter=1), {"scoring": "specialization"}, "needs a score of predictions"),
         (TREE, {"timeout": 1e-9}, "None of 0 trials has a score"),
         (MoEClassifier(max_iter=1), {"space": lambda trial: {"gate": "none"}}, "None of"),
         (
