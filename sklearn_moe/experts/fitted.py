@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
@@ -15,9 +15,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.checks import check_no_booleans
 from sklearn_moe.decomposition import final_model
+from sklearn_moe.predicting import MostProbable
 
 
-class FittedExpert(ClassifierMixin, BaseEstimator):
+class FittedExpert(MostProbable, BaseEstimator):
     """One expert of a fitted mixture, as a classifier that stays as it is.
 
     In a list of experts it brings what an expert of a former mixture knows into a new one. As with
@@ -102,21 +103,6 @@ class FittedExpert(ClassifierMixin, BaseEstimator):
         _, position = self._find()
         model, X = final_model(self.mixture, X)
         return model.expert_proba(X)[:, position]
-
-    def predict(self, X: ArrayLike) -> NDArray:
-        """Predict the most probable class of each sample.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Samples, as the mixture takes them.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Class labels.
-        """
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     @property
     def classes_(self) -> NDArray:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.decomposition import SCORERS
+from sklearn_moe.predicting import MostProbable
 
 # How many trials may keep the models of their folds, beside the estimator's own.
 MOST_TRIALS = 15
@@ -19,7 +20,7 @@ MOST_TRIALS = 15
 STEPS = 50
 
 
-class MixtureEnsemble(ClassifierMixin, BaseEstimator):
+class MixtureEnsemble(MostProbable, BaseEstimator):
     r"""A weighted mean of classifiers, such as ``tune(refit="ensemble")`` makes.
 
     .. math:: p(y \mid x) = \sum_m w_m\, p_m(y \mid x)
@@ -137,21 +138,6 @@ class MixtureEnsemble(ClassifierMixin, BaseEstimator):
         """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
-
-    def predict(self, X: ArrayLike) -> NDArray:
-        """Return the most probable class of each sample.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Samples.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-        """
-        chosen = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[chosen]
 
     def _checked_weights(self):
         n_estimators = len(self.estimators)
