@@ -2,15 +2,77 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from sklearn.base import BaseEstimator
+from sklearn.utils import _safe_indexing
+
+from sklearn_moe.folds import indexable_samples, make_folds
+
+if TYPE_CHECKING:
+    from sklearn_moe.data import TrainingData
 
 # Bounds of the temperature of a mixture.
 TEMPERATURES = 0.2, 20.0
+
+
+def temperature_on_folds(
+    estimator: BaseEstimator, data: TrainingData, sample_weight: ArrayLike | None, seed: int
+) -> float:
+    """Return the temperature from mixtures that are fitted on halves of the samples.
+
+    Each predicts the half that had no part in its fit. Mixtures of all samples are less overfitted
+    than those of half as many: what is learned of single samples falls in inverse proportion to
+    their number. So of a temperature above 1 the root is taken, which halves its logarithm. One
+    below 0.5 becomes 0.5: halves of few samples have too few steps to be as sure as they should.
+    The temperature is 1 if one half lacks a class.
+    """
+    X, rows = indexable_samples(data.given), np.arange(len(data.y))
+    params = {
+        **estimator.get_params(deep=False),
+        "net_params": deepcopy(estimator.net_params),
+        "calibrate": False,
+        "warm_start": False,
+        "verbose": 0,
+        "random_state": seed,
+    }
+    weight = None
+    if sample_weight is not None:  # an array, or one number for all
+        weight = np.broadcast_to(np.asarray(sample_weight), X.shape[:1])
+    log_proba = np.empty((len(rows), len(data.classes)))
+    for train, test in make_folds(2, data.y, data.y, rows, data.group, seed):
+        lacking = np.setdiff1d(np.arange(len(data.classes)), data.y[train])
+        if len(lacking):
+            warn_of_no_temperature(
+                "calibrate=True fits a mixture on each half of the samples, and one half has none "
+                f"of class {data.classes.tolist()[lacking[0]]!r}."
+            )
+            return 1.0
+        own, others = data.rows[train], data.rows[test]
+        own_weight = None if weight is None else weight[own]
+        group = None if data.group is None else data.group[train]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit on all samples warns, too
+            fitted = type(estimator)(**params).fit(
+                _safe_indexing(X, own), data.classes[data.y[train]], own_weight, groups=group
+            )
+        log_proba[test] = fitted.predict_log_proba(_safe_indexing(X, others))
+    temperature = temperature_of_mixture(log_proba, data.y, data.sample_weight)
+    return max(min(temperature, temperature**0.5), 0.5)
+
+
+def warn_of_no_temperature(reason: str) -> None:
+    """Warn that there is no temperature, for a reason."""
+    warnings.warn(
+        f"{reason} The temperature stays 1. Pass X_val and y_val to find it.", stacklevel=2
+    )
 
 
 def temperature_of_mixture(

@@ -16,17 +16,17 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing, get_tags, indexable
+from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from sklearn_moe.calibration import best_factor, log_loss_at
-from sklearn_moe.containers import SparseRows, as_objects
+from sklearn_moe.containers import SparseRows
 from sklearn_moe.experts import EstimatorExperts, FittedExpert
 from sklearn_moe.experts.base import LOWEST
+from sklearn_moe.folds import indexable_samples, make_folds
 
 # Bounds of a temperature, and of the factor of all temperatures.
 TEMPERATURES = 0.2, 5.0
@@ -237,37 +237,6 @@ def _for(estimator, X):
     if len(X.shape) == 2 or get_tags(estimator).input_tags.three_d_array:
         return X
     return X.reshape(len(X), -1)
-
-
-def indexable_samples(X):
-    """Return samples whose rows can be selected: sparse rows, a frame or an array."""
-    return indexable(X if hasattr(X, "shape") else np.asarray(as_objects(X)))[0]
-
-
-def make_folds(cv, X, y, rows, group, random_state):
-    """Return training and test samples of each fold."""
-    labels, groups = y[rows], None if group is None else group[rows]
-    if isinstance(cv, (int, np.integer)):
-        most = np.bincount(labels).max() if group is None else len(np.unique(groups))
-        if most < 2:
-            raise ValueError(
-                "The experts, or calibrate=True, need two samples of a class, or two groups, to "
-                f"be fitted on folds; got n_samples={len(rows)}. Pass more, or fitted experts "
-                "with cv='prefit' and calibrate=False."
-            )
-        kind = StratifiedKFold if group is None else StratifiedGroupKFold
-        cv = kind(min(cv, most), shuffle=True, random_state=random_state)
-    with warnings.catch_warnings():
-        # The fits of folds do well without a class of few samples.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        folds = [
-            (rows[train], rows[test])
-            for train, test in cv.split(_safe_indexing(X, rows), labels, groups)
-        ]
-    tested = np.concatenate([test for _, test in folds])
-    if not np.array_equal(np.sort(tested), np.sort(rows)):
-        raise ValueError(f"cv={cv!r} must test each sample once, as StratifiedKFold does.")
-    return folds
 
 
 def _temperature(log_proba, y, sample_weight):

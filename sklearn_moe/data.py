@@ -25,11 +25,7 @@ from sklearn_moe.checks import (
     weighty,
 )
 from sklearn_moe.committee import fit_committee, join
-from sklearn_moe.containers import (
-    SparseRows,
-    as_eager,
-    reading,
-)
+from sklearn_moe.containers import SparseRows, as_eager, reading
 from sklearn_moe.encoders import Encoder
 from sklearn_moe.experts import EstimatorExperts
 from sklearn_moe.groups import read_groups

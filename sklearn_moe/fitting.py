@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -10,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import check_random_state
 
-from sklearn_moe.calibration import temperature_of_mixture
+from sklearn_moe.calibration import (
+    temperature_of_mixture,
+    temperature_on_folds,
+    warn_of_no_temperature,
+)
 from sklearn_moe.checks import explained_memory
-from sklearn_moe.committee import indexable_samples, make_folds
-from sklearn_moe.data import TrainingData, read_training_data
+from sklearn_moe.data import read_training_data
 from sklearn_moe.importances import column_importances
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.notices import warn_of_news
@@ -105,7 +107,7 @@ def train(
         )
         if validation[0] is not None:
             raise ValueError(f"{found} Pass more, or calibrate=False.")
-        _warn_of_no_temperature(found)
+        warn_of_no_temperature(found)
         calibrates = False
     n_experts = number_of_experts(new)
     build_seed, train_seed = random_state.randint(np.iinfo(np.int32).max, size=2).tolist()
@@ -116,7 +118,7 @@ def train(
     n_iter_before = new.n_iter_ if going_on else 0
     new.temperature_ = new.temperature_ if going_on else 1.0
     if calibrates and data.validation is None:
-        new.temperature_ = _temperature_on_folds(new, data, sample_weight, train_seed)
+        new.temperature_ = temperature_on_folds(new, data, sample_weight, train_seed)
     new.reader_, new.encoder_ = data.reader, data.reader.table
     new.classes_ = data.classes
     new._random_state = random_state
@@ -154,54 +156,3 @@ def train(
         new.input_summary_ = summarize(net, data.X, data.y, weight)
         new._importances = column_importances(net, data.X, data.sample_weight)
     return interrupted
-
-
-def _temperature_on_folds(
-    estimator: BaseEstimator, data: TrainingData, sample_weight: ArrayLike | None, seed: int
-) -> float:
-    """Return the temperature from mixtures that are fitted on halves of the samples.
-
-    Each predicts the half that had no part in its fit. Mixtures of all samples are less overfitted
-    than those of half as many: what is learned of single samples falls in inverse proportion to
-    their number. So of a temperature above 1 the root is taken, which halves its logarithm. One
-    below 0.5 becomes 0.5: halves of few samples have too few steps to be as sure as they should.
-    The temperature is 1 if one half lacks a class.
-    """
-    X, rows = indexable_samples(data.given), np.arange(len(data.y))
-    params = {
-        **estimator.get_params(deep=False),
-        "net_params": deepcopy(estimator.net_params),
-        "calibrate": False,
-        "warm_start": False,
-        "verbose": 0,
-        "random_state": seed,
-    }
-    weight = None
-    if sample_weight is not None:  # an array, or one number for all
-        weight = np.broadcast_to(np.asarray(sample_weight), X.shape[:1])
-    log_proba = np.empty((len(rows), len(data.classes)))
-    for train, test in make_folds(2, data.y, data.y, rows, data.group, seed):
-        lacking = np.setdiff1d(np.arange(len(data.classes)), data.y[train])
-        if len(lacking):
-            _warn_of_no_temperature(
-                "calibrate=True fits a mixture on each half of the samples, and one half has none "
-                f"of class {data.classes.tolist()[lacking[0]]!r}."
-            )
-            return 1.0
-        own, others = data.rows[train], data.rows[test]
-        own_weight = None if weight is None else weight[own]
-        group = None if data.group is None else data.group[train]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the fit on all samples warns, too
-            fitted = type(estimator)(**params).fit(
-                _safe_indexing(X, own), data.classes[data.y[train]], own_weight, groups=group
-            )
-        log_proba[test] = fitted.predict_log_proba(_safe_indexing(X, others))
-    temperature = temperature_of_mixture(log_proba, data.y, data.sample_weight)
-    return max(min(temperature, temperature**0.5), 0.5)
-
-
-def _warn_of_no_temperature(reason):
-    warnings.warn(
-        f"{reason} The temperature stays 1. Pass X_val and y_val to find it.", stacklevel=2
-    )

@@ -104,7 +104,7 @@ def test_a_fit_with_a_validation_set_needs_no_folds(noisy, monkeypatch):
     def fit_folds(*args):
         raise AssertionError("fitted on folds")
 
-    monkeypatch.setattr("sklearn_moe.fitting._temperature_on_folds", fit_folds)
+    monkeypatch.setattr("sklearn_moe.fitting.temperature_on_folds", fit_folds)
     clf = make(calibrate=True, early_stopping=True).fit(*noisy[0])
     assert clf.temperature_ != 1
     with pytest.raises(AssertionError, match="fitted on folds"):

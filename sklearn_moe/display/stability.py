@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sklearn_moe.display.layout import (
-    COLORS,
-    expert_labels,
-    inches,
-    label_ticks,
-    several_axes,
-)
+from sklearn_moe.display.layout import COLORS, expert_labels, inches, label_ticks, several_axes
 from sklearn_moe.measures import mean_of_known
 from sklearn_moe.report import MOST_EXPERTS
 from sklearn_moe.stability import HOW, SAME, DecompositionStability, decomposition_stability
