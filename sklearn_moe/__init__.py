@@ -39,7 +39,7 @@ from sklearn_moe.model_selection import (
     likelihood_ratio_test,
     tune,
 )
-from sklearn_moe.persistence import TRUSTED_TYPES
+from sklearn_moe.persistence import TRUSTED_TYPES, load, save
 from sklearn_moe.pruning import PruningReport, prune_experts
 from sklearn_moe.regularizers import *
 from sklearn_moe.report import decomposition_report
@@ -84,9 +84,11 @@ __all__ = [
     "gate_rules",
     "grow",
     "likelihood_ratio_test",
+    "load",
     "prune_experts",
     "responsibilities",
     "sample_entropy",
+    "save",
     "specialization",
     "tune",
     "usage_entropy",

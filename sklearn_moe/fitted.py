@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from sklearn_moe.checks import check_device, check_shape
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.plain import Plain
 
 # Log-probabilities that are computed at once if only those of the labels are kept: 64 MB.
 LOG_PROBA_AT_ONCE = 2**24
@@ -34,7 +36,7 @@ def _chosen(gate_proba):
     return np.eye(gate_proba.shape[1], dtype=bool)[gate_proba.argmax(axis=1)]
 
 
-class FittedMixture:
+class FittedMixture(Plain):
     """The methods and attributes of a classifier with a ``reader_`` and a ``net_``."""
 
     def predict(self, X: ArrayLike) -> NDArray:
@@ -223,9 +225,7 @@ class FittedMixture:
 
     def _snapshot(self):
         """Return a shallow copy, which other threads cannot change."""
-        new = object.__new__(type(self))
-        new.__dict__.update(vars(self))
-        return new
+        return copy(self)
 
     def to(self, device: str) -> FittedMixture:
         """Move the fitted mixture to a device.

@@ -41,7 +41,8 @@ class InputSummary:
     means : ndarray of shape (n_classes, n_inputs)
         Mean of each class.
     directions : ndarray of shape (n_classes, n_directions, n_inputs)
-        Its main directions :math:`U_k`; zeros where it has fewer.
+        Its main directions :math:`U_k`; zeros where it has fewer. They are most of the numbers,
+        and so have half precision.
     variances : ndarray of shape (n_classes, n_directions)
         The variances :math:`\lambda_k` along them.
     counts : ndarray of shape (n_classes,)
@@ -51,7 +52,7 @@ class InputSummary:
     """
 
     means: NDArray[np.float32]
-    directions: NDArray[np.float32]
+    directions: NDArray[np.float16]
     variances: NDArray[np.float32]
     counts: NDArray[np.float32]
     remaining: float
@@ -59,7 +60,8 @@ class InputSummary:
     def log_density(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return log-densities (n_samples, n_classes) of inputs, up to a constant."""
         arrays = (x, self.means, self.directions, self.variances)
-        density = log_density(*map(torch.from_numpy, arrays), self.remaining)
+        tensors = (torch.from_numpy(array).float() for array in arrays)
+        density = log_density(*tensors, self.remaining)
         return density.numpy().astype(np.float64)
 
 
@@ -110,7 +112,7 @@ def summary_of(
     """Return the summary of inputs of a gate, with so many directions."""
     labels, n_inputs = np.unique(y), x.shape[1]
     means = np.empty((len(labels), n_inputs), np.float32)
-    directions = np.zeros((len(labels), n_directions, n_inputs), np.float32)
+    directions = np.zeros((len(labels), n_directions, n_inputs), np.float16)
     variances = np.zeros((len(labels), n_directions), np.float32)
     for k, label in enumerate(labels):
         own, share = x[y == label], weight[y == label]

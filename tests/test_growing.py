@@ -116,7 +116,8 @@ def test_stages_are_normal_distributions(grown, tasks):
         covariance = covariance + summary.remaining * np.eye(x.shape[1])
         expected.append(multivariate_normal(summary.means[k], covariance).logpdf(x.numpy()))
     difference = density - np.transpose(expected)
-    assert np.allclose(difference, difference.mean(), atol=0.05)
+    # Directions have half precision, with which log-densities of up to 556 differ by 0.09.
+    assert np.allclose(difference, difference.mean(), atol=0.15)
 
 
 def test_pickles(twice, tasks):

@@ -11,6 +11,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.decomposition import SCORERS
+from sklearn_moe.plain import Plain
 from sklearn_moe.predicting import MostProbable
 
 # How many trials may keep the models of their folds, beside the estimator's own.
@@ -20,7 +21,7 @@ MOST_TRIALS = 15
 STEPS = 50
 
 
-class MixtureEnsemble(MostProbable, BaseEstimator):
+class MixtureEnsemble(Plain, MostProbable, BaseEstimator):
     r"""A weighted mean of classifiers, such as ``tune(refit="ensemble")`` makes.
 
     .. math:: p(y \mid x) = \sum_m w_m\, p_m(y \mid x)

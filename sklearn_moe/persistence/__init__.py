@@ -1,5 +1,7 @@
-"""Fitted mixtures in files: the types of which they are made."""
+"""Fitted mixtures in files: save, load, and the types of which mixtures are made."""
 
+from sklearn_moe.persistence.loading import load
+from sklearn_moe.persistence.saving import save
 from sklearn_moe.persistence.trusted import TRUSTED_TYPES
 
-__all__ = ["TRUSTED_TYPES"]
+__all__ = ["TRUSTED_TYPES", "load", "save"]

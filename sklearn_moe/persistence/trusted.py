@@ -21,15 +21,19 @@ from sklearn_moe.training.net import MoENet
 
 _ROOMS = (ENCODERS, EXPERTS, GATES, AUGMENTATIONS, REGULARIZERS)
 
-TRUSTED_TYPES: list[str] = sorted(
-    f"{cls.__module__}.{cls.__qualname__}"
-    for cls in {type(each) for room in _ROOMS for each in room.values()}
+CLASSES: list[type] = sorted(
+    {type(each) for room in _ROOMS for each in room.values()}
     | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
     | {Committee, EstimatorExperts, FittedExpert, InputSummary, TableColumns}
-    | {Decomposition, DistillationReport, MixtureEnsemble, PruningReport}
+    | {Decomposition, DistillationReport, MixtureEnsemble, PruningReport},
+    key=lambda cls: cls.__name__,
 )
+
+TRUSTED_TYPES: list[str] = [f"{cls.__module__}.{cls.__qualname__}" for cls in CLASSES]
 """The types of this package that a skops file of a mixture may hold, for skops' ``trusted``.
 
-No other types are needed, unless the mixture contains classes or functions that you wrote, or
-classifiers of which skops does not trust all types.
+A file of a ``MoEClassifier`` holds only this class. The others are those of its parts, such as
+``net_`` and the objects of its parameters, which may have files of their own. No other types are
+needed, unless the mixture contains classes or functions that you wrote, or classifiers of which
+skops does not trust all types.
 """

@@ -20,6 +20,7 @@ from skorch.history import History
 from torch import Tensor
 
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.plain import Plain
 from sklearn_moe.training import prediction
 from sklearn_moe.training.batches import TensorBatches
 from sklearn_moe.training.building import build_mixture, keep_in_list, samples_shape
@@ -32,7 +33,15 @@ from sklearn_moe.training.callbacks import (
 )
 from sklearn_moe.training.defaults import usual_defaults
 from sklearn_moe.training.session import Session
-from sklearn_moe.training.state import arrays, device_here, lay_out_alike, plain, tensors
+from sklearn_moe.training.state import (
+    arrays,
+    columns_of,
+    device_here,
+    lay_out_alike,
+    plain,
+    rows_of,
+    tensors,
+)
 from sklearn_moe.training.steps import gradient_for, on_device, steps_of_epoch
 
 
@@ -58,7 +67,7 @@ _CLASSES = {
 }
 
 
-class MoENet(NeuralNetClassifier):
+class MoENet(Plain, NeuralNetClassifier):
     """The skorch net that trains a mixture of experts.
 
     Its state, which is pickled, holds parameters, arrays and plain values. The net is built again
@@ -320,7 +329,7 @@ class MoENet(NeuralNetClassifier):
 
     # Saving and copying
 
-    def __getstate__(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         params = {
             name: value
             for name, value in vars(self).items()
@@ -345,9 +354,7 @@ class MoENet(NeuralNetClassifier):
             ],
             "criterion": arrays(self.criterion_.state_dict()),
             "optimizer": arrays(self.optimizer_.state_dict()),
-            "history": [
-                {name: plain(value) for name, value in row.items()} for row in self.history
-            ],
+            "history": columns_of(self.history),
             "callbacks": [
                 (name, None if name in ours else callback) for name, callback in callbacks.items()
             ],
@@ -358,7 +365,7 @@ class MoENet(NeuralNetClassifier):
             },
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         params = {**state["params"], "device": device_here(state["params"]["device"])}
         # A user's callbacks must not be initialized a second time.
         self.__init__(**{**params, "callbacks": "disable"})
@@ -369,9 +376,10 @@ class MoENet(NeuralNetClassifier):
             for name, parameter in self.module_.named_parameters():
                 parameter.requires_grad_(name not in state["frozen"])
             self.criterion_.load_state_dict(tensors(state["criterion"]))
-            self.optimizer_.load_state_dict(tensors(state["optimizer"]))
-            lay_out_alike(self.optimizer_)
-            self.history_ = History(state["history"])
+            if state["optimizer"] is not None:  # a saved file leaves it out
+                self.optimizer_.load_state_dict(tensors(state["optimizer"]))
+                lay_out_alike(self.optimizer_)
+            self.history_ = History(rows_of(state["history"]))
             ours = {name: callback.initialize() for name, callback in self._default_callbacks}
             for name, best_score in state["best_scores"].items():
                 ours[name].best_score_ = best_score
@@ -380,6 +388,9 @@ class MoENet(NeuralNetClassifier):
                 for name, callback in state["callbacks"]
             ]
         self.callbacks = params["callbacks"]
+
+    def __copy__(self) -> MoENet:
+        return deepcopy(self)
 
     def __deepcopy__(self, memo: dict) -> MoENet:
         # The module is copied. The optimizer is built anew, as some optimizers cannot be copied.

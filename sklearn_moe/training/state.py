@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,33 @@ def _mapped(function: Callable, state: Any) -> Any:
 def plain(value: Any) -> Any:
     """Return a numpy number as a Python number."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a history as one array, or list, for each of its figures.
+
+    With it goes an array of booleans, which says which rows have the figure, or None for all.
+    """
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        has = np.array([name in row for row in rows])
+        values = [plain(row[name]) for row in rows if name in row]
+        if {type(value) for value in values} in ({float}, {int}, {bool}):
+            values = np.array(values)
+        columns[name] = (None if has.all() else has, values)
+    return columns
+
+
+def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows again of which :func:`columns_of` has made columns."""
+    sizes = (len(values if has is None else has) for has, values in columns.values())
+    rows: list[dict[str, Any]] = [{} for _ in range(max(sizes, default=0))]
+    for name, (has, values) in columns.items():
+        values = values.tolist() if isinstance(values, np.ndarray) else values
+        own = rows if has is None else itertools.compress(rows, has)
+        for row, value in zip(own, values, strict=True):
+            row[name] = value
+    return rows
 
 
 def lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
