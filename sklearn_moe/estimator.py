@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.metrics import get_scorer_names
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
@@ -29,6 +30,7 @@ from sklearn_moe.parameters import (
     set_parameters_in_lists,
 )
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.training.stopping import REFINED
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -138,18 +140,24 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Weights of the classes, which multiply ``sample_weight``; "balanced" gives all classes the
         same total weight. A dict may also have weights for classes that are missing in ``y``, for
         example in one fold, if it has a weight for each class of ``y``.
-    early_stopping : bool, default=False
+    early_stopping : bool, str or callable, default=False
         Whether to end the training when the loss on a validation set (``X_val`` of ``fit``, or a
         stratified part of the training data) stops falling, and to restore the best weights.
+        "refined_log_loss" watches the log loss after the best temperature, so that a training
+        does not end because it becomes too sure; ``calibrate=True`` then finds that temperature.
+        The name of a scorer of scikit-learn, or a function ``scorer(clf, X, y)``, watches that
+        score. It gets ``X`` as the networks read it.
         With "one_cycle", the loss falls most while the learning rate falls. So early stopping
         waits from the peak of the rate on. Before it ends the training, it lowers the rate to
         zero, over a third of the epochs so far or over those that are left, if they are fewer.
     validation_fraction : float, default=0.1
         Part of the training data that early stopping sets aside if ``fit`` gets no ``X_val``.
     n_iter_no_change : int, default=10
-        Early stopping waits for this many epochs without a fall of the loss.
+        Early stopping waits for this many epochs without a fall of the loss, or a rise of the
+        score.
     tol : float, default=1e-4
-        Early stopping only counts a fall of the loss by more than this, in nats.
+        Early stopping only counts a fall of the loss by more than this, in nats, or a rise of the
+        score.
     calibrate : bool, default=False
         Whether to calibrate the probabilities: :meth:`predict_proba` divides the log-probabilities
         of the mixture by one temperature, ``temperature_``, and normalises them again. This
@@ -339,7 +347,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         "n_init": [StrOptions({"auto"}), Interval(Integral, 1, 2**16, closed="both")],
         "annealing": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right"), None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
-        "early_stopping": ["boolean"],
+        "early_stopping": ["boolean", StrOptions({REFINED, *get_scorer_names()}), callable],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -376,7 +384,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         n_init: int | str = "auto",
         annealing: float | str | None = "auto",
         class_weight: dict | str | None = None,
-        early_stopping: bool = False,
+        early_stopping: bool | str | Callable = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
@@ -592,8 +600,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         """
         if self.early_stopping:
             raise ValueError(
-                "partial_fit does not support early_stopping=True, as it never sees all data. Set "
-                "early_stopping=False."
+                f"partial_fit does not support early_stopping={self.early_stopping!r}, as it "
+                "never sees all data. Set early_stopping=False."
             )
         if isinstance(self.class_weight, str):
             raise ValueError(

@@ -32,8 +32,9 @@ from sklearn_moe.parameters import (
     search_of,
 )
 from sklearn_moe.summaries import summarize
-from sklearn_moe.training.callbacks import ScikitLearnCallbacks, StopEarly, usual_callbacks
+from sklearn_moe.training.callbacks import ScikitLearnCallbacks, usual_callbacks
 from sklearn_moe.training.session import Session, fitted_attributes
+from sklearn_moe.training.stopping import StopEarly, loss_to_watch
 
 
 def train(
@@ -91,7 +92,7 @@ def train(
         experts=listed_experts(new),
         classes=classes,
         going_on=going_on,
-        needs_validation=new.early_stopping or chooses_by_validation,
+        needs_validation=bool(new.early_stopping) or chooses_by_validation,
         random_state=random_state,
         groups=groups,
     )
@@ -127,7 +128,8 @@ def train(
         task = data.task(sample_weight)
         callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(new)), **task))
     if new.early_stopping:  # last, as callbacks after it would miss the epoch that it ends
-        callbacks.append(StopEarly(new.n_iter_no_change, new.tol))
+        loss = loss_to_watch(new.early_stopping, data.validation, data.classes)
+        callbacks.append(StopEarly(loss, new.n_iter_no_change, new.tol))
     with explained_memory(n_experts):
         session = Session(
             net,

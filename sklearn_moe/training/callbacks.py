@@ -6,7 +6,6 @@ These are skorch callbacks that last for one training.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import torch
 from sklearn.base import BaseEstimator
@@ -351,62 +350,6 @@ class OneCycle(BatchCallback):
 
 def _cosine(progress):
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class StopEarly(Callback):
-    """End a training whose validation loss stops falling, and restore the best weights.
-
-    Parameters
-    ----------
-    patience : int
-        The training ends after this many epochs without a fall of the loss.
-    tol : float
-        A fall by more than this counts.
-
-    Notes
-    -----
-    A high learning rate makes the loss go up and down, and the loss falls when the rate falls. So
-    with ``OneCycle``, waiting begins at the peak of the rate, and the rate falls to zero before
-    the training ends.
-    """
-
-    can_be_captured = True
-
-    def __init__(self, patience: int, tol: float):
-        self.patience = patience
-        self.tol = tol
-
-    def on_train_begin(self, net, **kwargs):
-        schedules = [each for each in net.listeners if isinstance(each, OneCycle)]
-        self.schedule = schedules[0] if schedules else None
-        self.lowest = self.to_beat = math.inf
-        self.waited = 0
-        self.epochs_left = None
-        self.best_weights = None
-
-    def on_epoch_end(self, net, **kwargs):
-        loss = net.history[-1, "valid_loss"]
-        if loss < self.lowest:
-            self.lowest = loss
-            self.best_weights = deepcopy(net.module_.state_dict())
-        if self.schedule is None or self.schedule.progress > self.schedule.warm_up:
-            self.waited += 1
-        if loss < self.to_beat - self.tol:
-            self.to_beat = loss
-            self.waited = 0
-        if self.epochs_left is not None:
-            self.epochs_left -= 1
-        elif self.waited >= self.patience:
-            self.epochs_left = 0 if self.schedule is None else self.schedule.come_down()
-        if self.epochs_left == 0:
-            raise KeyboardInterrupt  # skorch's signal to stop
-
-    def after_epochs(self, net):
-        """Restore the best weights, before other callbacks get ``on_train_end``."""
-        # An epoch in which another callback ended the training is missing here; it may be best.
-        is_best = net.history and net.history[-1].get("valid_loss", math.inf) < self.lowest
-        if self.best_weights is not None and not is_best:
-            net.module_.load_state_dict(self.best_weights)
 
 
 class ScikitLearnCallbacks(Callback):

@@ -281,7 +281,7 @@ def fitted_attributes(
     validated = [row for row in rows if "valid_loss" in row]
     tracked = [row for row in rows if "usage_entropy" in row]
     new = [row for row in rows[n_iter_before:] if "valid_loss" in row]
-    best = min(new, key=lambda row: row["valid_loss"], default=None)
+    best = min(new, key=lambda row: row.get("stopping_loss", row["valid_loss"]), default=None)
     return {
         "net_": net,
         "report_": None,
