@@ -3,6 +3,8 @@ import signal
 
 # Two workers of pytest share two cores, and so do the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for others must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pandas as pd
