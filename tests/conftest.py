@@ -19,7 +19,7 @@ from sklearn_moe.training.net import MoENet
 
 def pytest_addoption(parser):
     group = parser.getgroup("fuzzing", "tests/test_fuzz.py")
-    group.addoption("--fuzz-cases", type=int, default=150, help="how many random cases to draw")
+    group.addoption("--fuzz-cases", type=int, default=50, help="how many random cases to draw")
     group.addoption("--fuzz-seed", type=int, default=0, help="the seed of the random cases")
     group.addoption("--fuzz-case", type=int, help="the number of a case to repeat alone")
 
@@ -88,11 +88,11 @@ def short_polish(monkeypatch):
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """Let code load a third of the digits."""
+    """Let code load a sixth of the digits."""
 
     def load(**params):
         X, y = load_digits(**params)
-        return X[:600], y[:600]
+        return X[:300], y[:300]
 
     monkeypatch.setattr("sklearn.datasets.load_digits", load)
 
