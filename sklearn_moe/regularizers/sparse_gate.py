@@ -55,13 +55,15 @@ class SparseGate(Regularizer):
         """Add the weighted gradient to that of the gate's weights; return the penalties."""
         norm, size = self._norms(gate)
         weight = gate.input_weight
-        weight.grad.addcmul_(weight, self.slope(gate).unsqueeze(1))
+        weight.grad.addcmul_(weight, self._slope(gate, norm, size).unsqueeze(1))
         return norm @ size.sqrt()
 
     @torch.no_grad()
     def slope(self, gate) -> Tensor:
         """Return the weighted gradient over the weight, (n_restarts, n_inputs)."""
-        norm, size = self._norms(gate)
+        return self._slope(gate, *self._norms(gate))
+
+    def _slope(self, gate, norm, size):
         return (self.strength * size.sqrt() / norm)[:, gate.column_groups]
 
     def _norms(self, gate):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -120,6 +121,8 @@ class Starts:
         self.order = np.nan_to_num(-self.scores, nan=np.inf).argsort(kind="stable").tolist()
         self.kept = self.order[0]
         self.finished: dict[int, End] = {}
+        # Cached, as it takes long and is needed several times.
+        self._index = cache(lambda one, other: _rand_index(ends[one], ends[other]))
 
     @property
     def agreement(self) -> float | None:
@@ -133,14 +136,16 @@ class Starts:
         lowest = finished[self.kept].score - max(NEAR, NEAR_IN_ALL / self.n_samples)
         found = []
         for i in self.order:
+            if i == self.kept:
+                continue
             like = max(finished, key=lambda each: self._index(i, each)) if self.finished else i
-            if i == self.kept or (i != like and self._index(i, like) < SAME):
+            if i != like and self._index(i, like) < SAME:
                 continue
             if finished[like].score + self.scores[i] - self.scores[like] >= lowest:
-                pair = (finished[like], finished[self.kept])
                 if like == self.kept:  # both as they were before
-                    pair = self.ends[i], self.ends[like]
-                found.append(adjusted_rand_score(*(each.choice for each in pair)))
+                    found.append(self._index(i, like))
+                else:
+                    found.append(_rand_index(finished[like], finished[self.kept]))
         return float(np.mean(found)) if found else None
 
     def distinct(self, most: int) -> list[int]:
@@ -153,8 +158,9 @@ class Starts:
                 found.append(i)
         return found
 
-    def _index(self, one, other):
-        return adjusted_rand_score(self.ends[one].choice, self.ends[other].choice)
+
+def _rand_index(one, other):
+    return adjusted_rand_score(one.choice, other.choice)
 
 
 def can_be_stacked(net: MoENet) -> bool:
