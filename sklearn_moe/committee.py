@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -90,11 +90,11 @@ class Committee:
     def keep(self, names: list[str]) -> Committee | None:
         """Return a committee of the classifiers among these names, in this order, or None."""
         kept = [self.names.index(name) for name in names if name in self.names]
-        names, estimators, temperatures = (
-            [values[place] for place in kept]
-            for values in (self.names, self.estimators, self.temperatures)
-        )
-        return Committee(names, estimators, temperatures, self.classes) if kept else None
+        parts: dict[str, Any] = {
+            name: [getattr(self, name)[place] for place in kept]
+            for name in ("names", "estimators", "temperatures")
+        }
+        return replace(self, **parts) if kept else None
 
 
 def join(samples: NDArray | SparseRows, log_proba: NDArray) -> NDArray | SparseRows:

@@ -84,12 +84,12 @@ class SparseRows:
     def __init__(self, matrix: Any):
         self.matrix = sparse.csr_array(matrix)
         self.shape, self.dtype = self.matrix.shape, self.matrix.dtype
-        self._by_column = None
+        self._by_column: Any = None
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | NDArray | Tensor) -> NDArray | SparseRows:
+    def __getitem__(self, rows: slice | NDArray | Tensor) -> Any:
         if isinstance(rows, np.ndarray):
             return SparseRows(self.matrix[rows])
         return self.matrix[rows.numpy() if isinstance(rows, Tensor) else rows].toarray()
@@ -112,7 +112,7 @@ def column_of(numbers: NDArray | SparseRows, position: int) -> NDArray:
     return numbers[:, position]
 
 
-def stacked(X: NDArray | SparseRows, others: NDArray | SparseRows) -> NDArray | SparseRows:
+def stacked(X: NDArray | SparseRows, others: Any) -> NDArray | SparseRows:
     """Return the rows of both."""
     if isinstance(X, SparseRows):
         return SparseRows(sparse.vstack([X.matrix, others.matrix], format="csr"))
@@ -365,9 +365,7 @@ def is_missing(value):
         return True
 
 
-def categorical_columns(
-    X: ArrayLike, categorical_features: ArrayLike | str | None
-) -> NDArray[np.bool_]:
+def categorical_columns(X: Any, categorical_features: ArrayLike | str | None) -> NDArray[np.bool_]:
     """Return for each column whether it holds categories.
 
     Parameters
@@ -396,7 +394,7 @@ def categorical_columns(
 
 
 def select_columns(
-    X: ArrayLike, features: ArrayLike | Callable[[ArrayLike], ArrayLike], parameter: str
+    X: Any, features: ArrayLike | Callable[[ArrayLike], ArrayLike], parameter: str
 ) -> NDArray[np.bool_]:
     """Return for each column of a table whether a user selected it.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -97,7 +98,7 @@ class StackedConv(nn.Module):
             self.register_buffer("running_mean", torch.zeros(n_networks, n_out))
             self.register_buffer("running_var", torch.ones(n_networks, n_out))
 
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the height and width of the output for images of a given height and width."""
         lost = self.weight.shape[-1] - 1 - 2 * self.padding
         return tuple(max(length - lost, 0) // self.pooling for length in size)
@@ -231,7 +232,7 @@ class ConvStack(nn.Module):
         generator: torch.Generator,
         *,
         channels: Sequence[int],
-        **layer,
+        **layer: Any,
     ):
         super().__init__()
         if layer["padding"] == "same" and layer["kernel_size"] % 2 == 0:
@@ -239,13 +240,14 @@ class ConvStack(nn.Module):
                 f"kernel_size must be odd with padding='same', got {layer['kernel_size']}."
             )
         _, n_channels, *size = channels_first(torch.empty(1, *input_shape)).shape
-        self.layers = nn.ModuleList(
+        layers = [
             StackedConv(n_networks, n_in, n_out, generator, **layer)
             for n_in, n_out in pairwise((n_channels, *channels))
-        )
+        ]
+        self.layers = nn.ModuleList(layers)
         self.n_networks = n_networks
         self.multiply_adds = self.widest = 0
-        for each in self.layers:
+        for each in layers:
             size = each.output_size(size)
             n_outputs = each.weight.shape[1] * math.prod(size) * each.pooling**2
             self.multiply_adds += n_outputs * math.prod(each.weight.shape[2:])

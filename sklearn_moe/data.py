@@ -142,7 +142,7 @@ def read_training_data(
             {name: getattr(estimator, name) for name in ("gate_features", "expert_features")},
         )
     y = check_y(y)
-    samples = reader.take_in(X, estimator, reset=not going_on)
+    samples: Any = reader.take_in(X, estimator, reset=not going_on)
     check_consistent_length(samples, y)
     y, classes = _indices(y, classes, estimator.classes_ if going_on else None)
     weight = check_weight(sample_weight, samples, "sample_weight")
@@ -176,7 +176,7 @@ def read_training_data(
     if len(rows) < len(samples):
         samples, y = samples[rows], y[rows]
         group = None if group is None else np.unique(group[rows], return_inverse=True)[1]
-    news = {}
+    news: dict[int, str] = {}
     if reader.table is not None:
         if going_on:
             news = reader.table.news(samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,7 +160,7 @@ class Decomposition:
             prediction = column_or_1d(chosen_expert_prediction)
             check_consistent_length(prediction, y)
             correct = prediction == y
-        knowledge = {}
+        knowledge: dict[str, Any] = {}
         if expert_log_likelihood is not None:
             for name, to_best in (("specialization", False), ("specialization_to_best", True)):
                 lost = bits_lost(gate_proba, expert_log_likelihood, to_best=to_best)
@@ -235,7 +236,7 @@ class Decomposition:
         return "\n".join(lines)
 
 
-def decomposition_entropy(estimator, X, y: ArrayLike | None = None) -> Decomposition:
+def decomposition_entropy(estimator: Any, X: Any, y: ArrayLike | None = None) -> Decomposition:
     """Measure how a fitted mixture of experts divides the samples among its experts.
 
     Parameters

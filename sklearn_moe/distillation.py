@@ -410,13 +410,18 @@ def distillation_report(
     predicted = [model.predict(samples) for model, samples in models]
     chosen = [model.apply(samples) for model, samples in models]
     decompositions = [decomposition_entropy(model, samples, y) for model, samples in models]
+    errors = [None if y is None else float(np.mean(classes != y)) for classes in predicted]
+    costs = [
+        None if decomposition.cost is None else decomposition.cost + model.module_.gate.cost
+        for decomposition, (model, _) in zip(decompositions, models, strict=True)
+    ]
     return DistillationReport(
-        *(None if y is None else float(np.mean(classes != y)) for classes in predicted),
-        float(np.mean(predicted[0] == predicted[1])),
-        float(np.mean(chosen[0] == chosen[1])),
-        *decompositions,
-        *(
-            None if decomposition.cost is None else decomposition.cost + model.module_.gate.cost
-            for decomposition, (model, _) in zip(decompositions, models, strict=True)
-        ),
+        teacher_error=errors[0],
+        student_error=errors[1],
+        agreement=float(np.mean(predicted[0] == predicted[1])),
+        expert_agreement=float(np.mean(chosen[0] == chosen[1])),
+        teacher=decompositions[0],
+        student=decompositions[1],
+        teacher_cost=costs[0],
+        student_cost=costs[1],
     )

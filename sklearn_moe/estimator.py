@@ -36,7 +36,7 @@ try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:  # scikit-learn < 1.9 has no callbacks
 
-    class CallbackSupportMixin:
+    class CallbackSupportMixin:  # type: ignore[no-redef]
         pass
 
 
@@ -461,7 +461,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         params = super().get_params(deep=deep)
         return params | parameters_in_lists(self) if deep else params
 
-    def set_params(self, **params) -> MoEClassifier:
+    def set_params(self, **params: Any) -> MoEClassifier:
         """Set parameters, including nested ones such as ``gate__top_k``.
 
         Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,11 +12,14 @@ from scipy.special import logsumexp
 from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
-from torch import nn
 
 from sklearn_moe.checks import check_device, check_shape
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.plain import Plain
+
+if TYPE_CHECKING:
+    from sklearn_moe.reader import Reader
+    from sklearn_moe.training.net import MoENet
 
 # Log-probabilities that are computed at once if only those of the labels are kept: 64 MB.
 LOG_PROBA_AT_ONCE = 2**24
@@ -38,6 +42,12 @@ def _chosen(gate_proba):
 
 class FittedMixture(Plain):
     """The methods and attributes of a classifier with a ``reader_`` and a ``net_``."""
+
+    classes_: NDArray
+    n_features_in_: int
+    net_: MoENet
+    reader_: Reader
+    _importances: NDArray[np.float64] | None
 
     def predict(self, X: ArrayLike) -> NDArray:
         """Predict the most probable class of each sample.
@@ -249,7 +259,7 @@ class FittedMixture(Plain):
         return str(self.net_.device)
 
     @property
-    def module_(self) -> nn.Module:
+    def module_(self) -> MixtureOfExperts:
         """The fitted torch module."""
         return self.net_.module_
 

@@ -80,7 +80,7 @@ def posterior(
 
 
 def log_likelihood_of_groups(
-    estimator: BaseEstimator, X: Any, y: NDArray, group: NDArray, sample_weight=None
+    estimator: BaseEstimator, X: Any, y: NDArray, group: NDArray, sample_weight: Any = None
 ) -> float:
     r"""Return the log-likelihood :math:`\sum_g \log \sum_e p_{ge} \prod_n o_{ne}(y_n)^{w_n}`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,13 +214,14 @@ def grow(
     _add(net, n_new, former, classes, stages, old, int(build_seed))
     grown.n_experts = net.n_experts
     _tell(net.module_.gate, joined(old, new), _sharpness(*sample, old))
-    data = X, y, weight
+    data: Any = (X, y, weight)
     if memory is not None:
         data = stacked(X, memory[0]), *map(np.concatenate, zip(data[1:], memory[1:], strict=True))
     settings = settings_of(
         grown, is_flat=len(X.shape) == 2, n_samples=len(X), n_classes=len(classes)
     )
-    _train(grown, settings, *((X, y, weight) if freeze else data), freeze, int(train_seed))
+    X_all, y_all, weight_all = (X, y, weight) if freeze else data
+    _train(grown, settings, X_all, y_all, weight_all, freeze, int(train_seed))
     if memory is not None:
         _calibrate(net, data, np.arange(len(data[1])) < len(y))
     grown.classes_ = classes

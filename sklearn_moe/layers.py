@@ -7,12 +7,12 @@ touches torch's global random state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral
 from threading import RLock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def check_layer_sizes(name: str, sizes: Sequence[int] | int) -> tuple[int, ...]:
+def check_layer_sizes(name: str, sizes: Any) -> tuple[int, ...]:
     """Return hidden layer sizes as a tuple of integers of at least 1."""
     as_tuple = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
     # Python counts booleans as integers.
@@ -133,6 +133,8 @@ class StackedMLP(nn.Module):
         Probability with which a hidden unit is dropped in training.
     """
 
+    layers: Any  # ModuleList of StackedLinear
+
     def __init__(
         self,
         n_networks: int,
@@ -152,7 +154,7 @@ class StackedMLP(nn.Module):
         # For each network: size of its last hidden layer, its work for a sample, widest layer.
         self.hidden_size = sizes[-2] if len(sizes) > 2 else sizes[-1]
         self.multiply_adds = sum(n_in * n_out for n_in, n_out in pairwise(sizes))
-        self.widest = max(sizes[1:], default=0)
+        self.widest: Any = max(sizes[1:], default=0)
 
     @property
     def costs(self) -> tuple[int, ...]:
@@ -194,7 +196,7 @@ class StackedMLP(nn.Module):
 
     def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
         """Run a batch (N, D), or one per network (E, D, N); return inputs and output per layer."""
-        trail = []
+        trail: list[LayerTrail] = []
         for layer in self.layers:
             keep = None
             if trail:
@@ -328,7 +330,7 @@ _GLOBAL_RANDOM_STATE = RLock()
 
 
 @contextmanager
-def seeded_globally(seed: int, device: torch.device | str = "cpu"):
+def seeded_globally(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed torch's global random state for modules that use no generator, and restore it."""
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with _GLOBAL_RANDOM_STATE, torch.random.fork_rng(devices=cuda):

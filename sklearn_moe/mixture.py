@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sklearn_moe.gates import GateOutput, Routing
+from sklearn_moe.gates import GateModule, GateOutput, Routing
 from sklearn_moe.images import augment
+
+if TYPE_CHECKING:
+    from sklearn_moe.experts import ExpertsModule
 
 # The time to select the samples of one expert and start it, in multiply-adds.
 WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9}
@@ -49,9 +52,9 @@ class MixtureOutput(NamedTuple):
     hidden: Tensor
     routing: Routing | None
     x: Tensor | None = None
-    experts: nn.Module | None = None
+    experts: ExpertsModule | None = None
     top_k: int | None = None
-    gate: nn.Module | None = None
+    gate: GateModule | None = None
 
 
 class MixtureOfExperts(nn.Module):
@@ -96,16 +99,19 @@ class MixtureOfExperts(nn.Module):
     has_known_gradient = True
     can_be_captured = True
 
+    gate_columns: Tensor | None
+    expert_columns: Tensor | None
+
     def __init__(
         self,
-        experts: nn.Module,
-        gate: nn.Module,
+        experts: ExpertsModule,
+        gate: GateModule,
         *,
         mixing: str = "probability",
         encoder: nn.Module | None = None,
         table: nn.Module | None = None,
-        gate_columns: Sequence[int] | None = None,
-        expert_columns: Sequence[int] | None = None,
+        gate_columns: Sequence[int] | Tensor | None = None,
+        expert_columns: Sequence[int] | Tensor | None = None,
         gate_shape: tuple[int, ...] | None = None,
     ):
         super().__init__()

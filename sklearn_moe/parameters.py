@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -342,7 +341,7 @@ def _penalty(given):
     return _checked(penalty)
 
 
-def _augmentation(given: str | Callable | None):
+def _augmentation(given):
     if given is None:
         return None
     augmentation = resolve("augmentation", given, AUGMENTATIONS)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -421,7 +422,9 @@ class PruningReport:
 
     def __repr__(self) -> str:
         n_before, n_after, names = len(self.scores), len(self.groups), self.expert_names
-        rows = [("parameters", self.n_parameters_before, self.n_parameters_after, ",")]
+        rows: list[tuple[str, Any, Any, str]] = [
+            ("parameters", self.n_parameters_before, self.n_parameters_after, ",")
+        ]
         if self.error_before is not None:
             rows.insert(0, ("error", self.error_before, self.error_after, ".4f"))
         if self.cost_before is not None and self.cost_after is not None:

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from sklearn_moe.checks import check_shape
-from sklearn_moe.committee import Committee, join
+from sklearn_moe.committee import join
 from sklearn_moe.containers import (
     SparseRows,
     Table,
@@ -28,7 +28,6 @@ from sklearn_moe.containers import (
     reading,
     select_columns,
 )
-from sklearn_moe.encoders import Encoder
 from sklearn_moe.layers import check_layer_sizes
 from sklearn_moe.tables import TableTransformer
 
@@ -94,7 +93,7 @@ class Reader:
         self.input_shape = input_shape
         self.scale: str | None = None
         self.image_shape: tuple[int, ...] | None = None
-        self.committee: Committee | None = None
+        self.committee: Any = None
 
     def read(
         self, X: Any, estimator: BaseEstimator, choose: Callable | None = None
@@ -105,7 +104,7 @@ class Reader:
         None means all.
         """
         X = as_eager(X)
-        samples = self.take_in(X, estimator, reset=False)
+        samples: Any = self.take_in(X, estimator, reset=False)
         if self.table is not None:
             samples = self.table.arrange(samples)
         if self.committee is None:
@@ -125,7 +124,7 @@ class Reader:
         precision = np.float32 if has_single_precision(X) else np.float64
         return self.read(X, estimator, choose), precision
 
-    def keep(self, names: list[str] | None) -> None:
+    def keep(self, names: Any) -> None:
         """Forget the classifiers among the experts that have other names than these."""
         if self.committee is not None:
             self.committee = self.committee.keep(names)
@@ -218,7 +217,7 @@ class Reader:
 
 def make_reader(
     X: Any,
-    encoder: Encoder | None,
+    encoder: Any,
     given: Any,
     categorical_features: ArrayLike | str | None,
     input_shape: tuple[int, ...] | None,

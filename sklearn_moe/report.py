@@ -51,8 +51,8 @@ class Report(str):
 
 
 def decomposition_report(
-    estimator,
-    X,
+    estimator: Any,
+    X: Any,
     y: ArrayLike,
     *,
     stability: DecompositionStability | None = None,
@@ -149,7 +149,7 @@ def decomposition_report(
 
 
 def measured(
-    estimator, X, y: ArrayLike, stability: DecompositionStability | None
+    estimator: Any, X: Any, y: ArrayLike, stability: DecompositionStability | None
 ) -> tuple[dict[str, Any], Decomposition]:
     """Return the dict of :func:`decomposition_report`, and the decomposition."""
     y = check_labels(y)
@@ -195,6 +195,7 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
     names = decomposition.expert_names
     shares = decomposition.table.sum(axis=1) / decomposition.table.sum()
     classes = decomposition.classes.tolist()
+    known: Any = decomposition  # with labels, so nothing of it is None
     experts = []
     for expert, counts in enumerate(decomposition.table):
         parts = counts / max(counts.sum(), 1)
@@ -205,12 +206,10 @@ def _experts(decomposition: Decomposition) -> list[dict[str, Any]]:
                 "name": None if names is None else names[expert],
                 "share": float(shares[expert]),
                 "usage": float(decomposition.usage[expert]),
-                "accuracy": float(decomposition.expert_accuracy[expert]),
+                "accuracy": float(known.expert_accuracy[expert]),
                 "certainty": float(decomposition.expert_certainty[expert]),
-                "specialization": float(decomposition.expert_specialization[expert]),
-                "specialization_to_best": float(
-                    decomposition.expert_specialization_to_best[expert]
-                ),
+                "specialization": float(known.expert_specialization[expert]),
+                "specialization_to_best": float(known.expert_specialization_to_best[expert]),
                 "main_classes": {classes[index]: float(parts[index]) for index in main},
             }
         )
@@ -233,12 +232,13 @@ def _in_short(stability):
     }
 
 
-def _judge(decomposition: Decomposition, net) -> tuple[list[str], list[str]]:
+def _judge(decomposition: Decomposition, net: Any) -> tuple[list[str], list[str]]:
     """Return the verdict, and the hyperparameters to try beside those that were fitted."""
     n_experts = len(decomposition.usage)
     used = 2**decomposition.usage_entropy
     # One other expert may know as much as the chosen one, or all others together.
-    knows = min(decomposition.specialization, decomposition.specialization_to_best)
+    known: Any = decomposition  # with labels, so nothing of it is None
+    knows = min(known.specialization, known.specialization_to_best)
     verdict, advice = ["even", "sure", _word(EXPERTS_ARE, knows)], []
     if used < (n_experts + 1) / 2:
         verdict[0] = "uneven"

@@ -60,8 +60,10 @@ class InputSummary:
     def log_density(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return log-densities (n_samples, n_classes) of inputs, up to a constant."""
         arrays = (x, self.means, self.directions, self.variances)
-        tensors = (torch.from_numpy(array).float() for array in arrays)
-        density = log_density(*tensors, self.remaining)
+        samples, means, directions, variances = (
+            torch.from_numpy(array).float() for array in arrays
+        )
+        density = log_density(samples, means, directions, variances, self.remaining)
         return density.numpy().astype(np.float64)
 
 
@@ -126,8 +128,8 @@ def summary_of(
 
 def joined(one: InputSummary, other: InputSummary) -> InputSummary:
     """Return the summary of the samples of both."""
-    arrays = (
-        np.concatenate([getattr(one, name), getattr(other, name)])
+    arrays = {
+        name: np.concatenate([getattr(one, name), getattr(other, name)])
         for name in ("means", "directions", "variances", "counts")
-    )
-    return InputSummary(*arrays, one.remaining)
+    }
+    return InputSummary(**arrays, remaining=one.remaining)

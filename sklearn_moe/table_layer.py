@@ -48,6 +48,16 @@ class TableLayer(nn.Module):
     has_known_gradient = True
     can_be_captured = True
 
+    mean: Tensor
+    scale: Tensor
+    factor: Tensor
+    with_missing: Tensor
+    column: Tensor
+    knots: Tensor
+    gap: Tensor
+    is_first: Tensor
+    start: Tensor
+
     def __init__(self, fitted: TableTransformer):
         super().__init__()
         self.n_numbers = len(fitted.mean_)

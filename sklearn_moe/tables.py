@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from sklearn_moe.containers import (
+    SparseRows,
     Table,
     as_dense,
     as_eager,
@@ -235,7 +238,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
             The columns of numbers, then for each column of categories the position of the
             category.
         """
-        return self.arrange(read_any(X, self.is_categorical_))
+        arranged: Any = self.arrange(read_any(X, self.is_categorical_))
+        return arranged
 
     def news(self, table: Table) -> dict[int, str]:
         """Return what is new in a later table, by the position of the column."""
@@ -278,7 +282,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                     return f"varies {spread / width:.3g} times less than in the first training"
         return None
 
-    def arrange(self, table: Table) -> NDArray:
+    def arrange(self, table: Table) -> NDArray | SparseRows:
         """Return the array that the net reads: numbers, then positions of categories.
 
         A category without a separate column gets the position of the rarest ones, or -1 if these
@@ -286,7 +290,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_numbers + n_categorical)
+        ndarray or SparseRows of shape (n_samples, n_numbers + n_categorical)
             float64, or float32 if the numbers are. Large numbers with small differences need
             float64 until they are standardised.
         """

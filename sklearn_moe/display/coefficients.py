@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -56,21 +58,21 @@ class CoefficientDisplay:
     2
     """
 
-    def __init__(self, summary: ExpertSummary, *, expert_names=None):
+    def __init__(self, summary: ExpertSummary, *, expert_names: Any = None):
         self.summary = summary
         self.expert_names = expert_names
 
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
+        estimator: Any,
+        X: Any,
         y: ArrayLike,
         *,
-        expert_names=None,
-        ax=None,
+        expert_names: Any = None,
+        ax: Any = None,
         n_features: int = 15,
-        **kwargs,
+        **kwargs: Any,
     ) -> CoefficientDisplay:
         """Draw the coefficients of a fitted mixture with linear experts.
 
@@ -98,7 +100,7 @@ class CoefficientDisplay:
         summary = expert_summary(estimator, X, y, **kwargs)
         return cls(summary, expert_names=expert_names).plot(ax, n_features=n_features)
 
-    def plot(self, ax=None, *, n_features: int = 15) -> CoefficientDisplay:
+    def plot(self, ax: Any = None, *, n_features: int = 15) -> CoefficientDisplay:
         """Draw the panels.
 
         Parameters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
@@ -84,7 +86,7 @@ class DecompositionDisplay:
         decomposition: Decomposition,
         *,
         display_labels: ArrayLike | None = None,
-        expert_names=None,
+        expert_names: Any = None,
     ):
         self.decomposition = decomposition
         self.display_labels = display_labels
@@ -93,14 +95,14 @@ class DecompositionDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
+        estimator: Any,
+        X: Any,
         y: ArrayLike | None = None,
         *,
-        display_labels=None,
-        expert_names=None,
-        ax=None,
-        **kwargs,
+        display_labels: ArrayLike | None = None,
+        expert_names: Any = None,
+        ax: Any = None,
+        **kwargs: Any,
     ) -> DecompositionDisplay:
         """Draw how a fitted mixture divides some samples.
 
@@ -137,10 +139,10 @@ class DecompositionDisplay:
         gate_proba: ArrayLike,
         y: ArrayLike,
         *,
-        display_labels=None,
-        expert_names=None,
-        ax=None,
-        **kwargs,
+        display_labels: ArrayLike | None = None,
+        expert_names: Any = None,
+        ax: Any = None,
+        **kwargs: Any,
     ) -> DecompositionDisplay:
         """Draw the decomposition from gate probabilities.
 
@@ -169,12 +171,12 @@ class DecompositionDisplay:
 
     def plot(
         self,
-        ax=None,
+        ax: Any = None,
         *,
         normalize: str | None = None,
         include_values: bool | None = None,
         values_format: str | None = None,
-        cmap="Blues",
+        cmap: str = "Blues",
         colorbar: bool | None = None,
         im_kw: dict | None = None,
         text_kw: dict | None = None,

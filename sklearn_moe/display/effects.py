@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,7 @@ from sklearn_moe.display.layout import (
     names_of,
     several_axes,
 )
-from sklearn_moe.interpretation.columns import Columns, find_column, read_columns
+from sklearn_moe.interpretation.columns import find_column, read_columns
 from sklearn_moe.mixture import MixtureOfExperts
 
 # A curve is dashed where the expert has no sample within this part of the panel's width.
@@ -65,7 +65,7 @@ class ColumnEffect(NamedTuple):
 
     name: str
     categories: list[str] | None
-    grid: NDArray[np.float64]
+    grid: NDArray[np.floating]
     response: NDArray[np.float64]
     samples: list[NDArray[np.float64]]
 
@@ -129,7 +129,12 @@ class ExpertEffectDisplay:
     """
 
     def __init__(
-        self, effects: list[ColumnEffect], *, shares: NDArray, target: object, expert_names=None
+        self,
+        effects: list[ColumnEffect],
+        *,
+        shares: NDArray,
+        target: object,
+        expert_names: Any = None,
     ):
         self.effects = effects
         self.shares = shares
@@ -139,16 +144,16 @@ class ExpertEffectDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
+        estimator: Any,
         X: ArrayLike,
-        features,
+        features: Any,
         *,
-        target=None,
+        target: Any = None,
         grid_resolution: int = 50,
         subsample: int = 500,
-        random_state=None,
-        expert_names=None,
-        ax=None,
+        random_state: int | np.random.RandomState | None = None,
+        expert_names: Any = None,
+        ax: Any = None,
     ) -> ExpertEffectDisplay:
         """Draw how the predictions of a fitted mixture's experts change with columns.
 
@@ -225,7 +230,7 @@ class ExpertEffectDisplay:
             expert_names=names_of(estimator, expert_names),
         ).plot(ax=ax)
 
-    def plot(self, ax=None) -> ExpertEffectDisplay:
+    def plot(self, ax: Any = None) -> ExpertEffectDisplay:
         """Draw the panels.
 
         Parameters
@@ -387,7 +392,7 @@ def _find_class(classes, target):
     return target, classes.index(target)
 
 
-def _effect(table: Columns, column, label, grid_resolution, chosen, parts):
+def _effect(table, column, label, grid_resolution, chosen, parts):
     """Return how the experts' predictions change with a column."""
     name, place = str(table.names[column]), table.places[column]
     values, categories = table.samples[:, place], table.categories(column)
@@ -398,7 +403,8 @@ def _effect(table: Columns, column, label, grid_resolution, chosen, parts):
     if categories:
         grid = np.sort(grid[np.argsort(-counts, kind="stable")[:MOST_CATEGORIES]])
     elif len(grid) > grid_resolution:
-        grid = np.linspace(*np.percentile(known, PERCENTILES), grid_resolution)
+        first, last = np.percentile(known, PERCENTILES)
+        grid = np.linspace(first, last, grid_resolution)
     response = np.full((len(parts), len(grid)), np.nan)
     for expert, rows in enumerate(parts):
         if len(rows) == 0:

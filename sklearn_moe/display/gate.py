@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -59,12 +61,14 @@ class GateDisplay:
     4
     """
 
-    def __init__(self, gate_proba: ArrayLike, *, expert_names=None):
+    def __init__(self, gate_proba: ArrayLike, *, expert_names: Any = None):
         self.gate_proba = gate_proba
         self.expert_names = expert_names
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, expert_names=None, ax=None) -> GateDisplay:
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, expert_names: Any = None, ax: Any = None
+    ) -> GateDisplay:
         """Draw how sure the gate of a fitted mixture is.
 
         Parameters
@@ -88,7 +92,9 @@ class GateDisplay:
         return cls.from_predictions(proba, expert_names=names, ax=ax)
 
     @classmethod
-    def from_predictions(cls, gate_proba: ArrayLike, *, expert_names=None, ax=None) -> GateDisplay:
+    def from_predictions(
+        cls, gate_proba: ArrayLike, *, expert_names: Any = None, ax: Any = None
+    ) -> GateDisplay:
         """Draw how sure a gate is, from its probabilities.
 
         Parameters
@@ -106,7 +112,7 @@ class GateDisplay:
         """
         return cls(gate_proba, expert_names=expert_names).plot(ax=ax)
 
-    def plot(self, ax=None) -> GateDisplay:
+    def plot(self, ax: Any = None) -> GateDisplay:
         """Draw the picture.
 
         Parameters

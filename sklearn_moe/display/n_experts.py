@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -68,7 +69,7 @@ class NExpertsDisplay:
         self.chosen = chosen
 
     @classmethod
-    def from_result(cls, result, *, ax=None) -> NExpertsDisplay:
+    def from_result(cls, result: Any, *, ax: Any = None) -> NExpertsDisplay:
         """Draw the result of :func:`choose_n_experts`.
 
         Parameters
@@ -95,7 +96,7 @@ class NExpertsDisplay:
             chosen=result.n_experts_,
         ).plot(ax=ax)
 
-    def plot(self, ax=None) -> NExpertsDisplay:
+    def plot(self, ax: Any = None) -> NExpertsDisplay:
         """Draw the panels.
 
         Parameters
@@ -118,7 +119,7 @@ class NExpertsDisplay:
                 {} if self.log_loss is None else {"log loss": self.log_loss}
             ),
         }
-        panels = {label: each for label, each in curves.items() if each}
+        panels: dict[str, dict[str, Any]] = {label: each for label, each in curves.items() if each}
         if not panels:
             raise ValueError("There is nothing to draw: pass criteria or log_loss.")
         self.axes_ = several_axes(self, ax, len(panels), (4.2 * len(panels) + 0.5, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -60,7 +61,7 @@ class ParetoFrontDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator, *, names: Sequence[str] | None = None, ax=None
+        cls, estimator: Any, *, names: Sequence[str] | None = None, ax: Any = None
     ) -> ParetoFrontDisplay:
         """Draw the complete trials of a fitted search.
 
@@ -90,7 +91,7 @@ class ParetoFrontDisplay:
         scores = [estimator.cv_results_[f"mean_test_{name}"] for name in names]
         return cls(np.column_stack(scores), names=names, best=estimator.best_index_).plot(ax=ax)
 
-    def plot(self, ax=None) -> ParetoFrontDisplay:
+    def plot(self, ax: Any = None) -> ParetoFrontDisplay:
         """Draw the trials and the front.
 
         Parameters

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
@@ -82,15 +84,15 @@ class ExpertRegionsDisplay:
     def __init__(
         self,
         *,
-        xx0,
-        xx1,
-        response,
-        xlabel="",
-        ylabel="",
-        points=None,
-        chosen=None,
-        labels=None,
-        expert_names=None,
+        xx0: Any,
+        xx1: Any,
+        response: Any,
+        xlabel: str = "",
+        ylabel: str = "",
+        points: Any = None,
+        chosen: Any = None,
+        labels: Any = None,
+        expert_names: Any = None,
     ):
         self.xx0 = xx0
         self.xx1 = xx1
@@ -105,19 +107,19 @@ class ExpertRegionsDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
-        y=None,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike | None = None,
         *,
-        features=None,
-        projection=None,
-        grid_resolution=100,
-        eps=None,
-        xlabel=None,
-        ylabel=None,
-        expert_names=None,
-        ax=None,
-        **kwargs,
+        features: Any = None,
+        projection: Any = None,
+        grid_resolution: int = 100,
+        eps: Any = None,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        expert_names: Any = None,
+        ax: Any = None,
+        **kwargs: Any,
     ) -> ExpertRegionsDisplay:
         """Draw the regions of a fitted mixture's experts.
 
@@ -200,7 +202,14 @@ class ExpertRegionsDisplay:
             expert_names=names_of(estimator, expert_names),
         ).plot(ax=ax, **kwargs)
 
-    def plot(self, ax=None, *, xlabel=None, ylabel=None, **kwargs) -> ExpertRegionsDisplay:
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        **kwargs: Any,
+    ) -> ExpertRegionsDisplay:
         """Draw the regions.
 
         Parameters
@@ -352,7 +361,7 @@ def _paler(colors, sure):
 class _Features:
     """The plane of two features; the others do not change in it."""
 
-    def __init__(self, X, features):
+    def __init__(self, X: Any, features: Any):
         self.is_frame = hasattr(X, "iloc")
         self.X = X if self.is_frame else check_array(X, ensure_all_finite="allow-nan")
         columns = list(self.X.columns) if self.is_frame else list(range(self.X.shape[1]))
@@ -381,7 +390,7 @@ class _Features:
         self.rows = np.flatnonzero(np.isfinite(points).all(axis=1))
         self.points = points[self.rows]
 
-    def samples(self, points):
+    def samples(self, points: NDArray) -> Any:
         if not self.is_frame:
             samples = np.tile(np.nanmedian(self.X, axis=0), (len(points), 1))
             samples[:, self.columns] = points
@@ -405,7 +414,7 @@ class _Projection:
 
     names = ("component 0", "component 1")
 
-    def __init__(self, X, projection):
+    def __init__(self, X: Any, projection: Any):
         if not hasattr(projection, "inverse_transform"):
             raise ValueError(
                 f"projection={projection!r} must have an inverse_transform, as PCA has, which "
@@ -421,7 +430,7 @@ class _Projection:
                 f"shape {self.points.shape}."
             )
 
-    def samples(self, points):
+    def samples(self, points: NDArray) -> Any:
         samples = self.projection.inverse_transform(points)
         if self.columns is None or hasattr(samples, "iloc"):
             return samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -65,7 +66,9 @@ class GateRulesDisplay:
         self.rules = rules
 
     @classmethod
-    def from_estimator(cls, estimator, X: ArrayLike, *, ax=None, **kwargs) -> GateRulesDisplay:
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, *, ax: Any = None, **kwargs: Any
+    ) -> GateRulesDisplay:
         """Find the rules of a fitted mixture's gate, and draw them.
 
         Parameters
@@ -86,7 +89,7 @@ class GateRulesDisplay:
         """
         return cls(gate_rules(estimator, X, **kwargs)).plot(ax=ax)
 
-    def plot(self, ax=None) -> GateRulesDisplay:
+    def plot(self, ax: Any = None) -> GateRulesDisplay:
         """Draw the tree.
 
         Parameters
@@ -102,7 +105,9 @@ class GateRulesDisplay:
         size = tree_size(self.rules)
         self.ax_ = ax = one_axes(self, ax, size)
         self.figure_ = ax.figure
-        self.questions_, self.leaves_, self.lines_ = [], [], []
+        self.questions_: list[Any] = []
+        self.leaves_: list[Any] = []
+        self.lines_: list[Any] = []
         width, height = inches(ax)
         # Smaller axes get smaller letters.
         self._size = 9 * min(1, width / size[0], height / (size[1] - 0.6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -75,14 +76,14 @@ class ExpertSamplesDisplay:
 
     def __init__(
         self,
-        shares,
+        shares: Any,
         *,
-        images=None,
-        labels=None,
-        differences=None,
-        means=None,
-        feature_names=None,
-        expert_names=None,
+        images: Any = None,
+        labels: Any = None,
+        differences: Any = None,
+        means: Any = None,
+        feature_names: ArrayLike | None = None,
+        expert_names: Any = None,
     ):
         self.shares = shares
         self.images = images
@@ -93,7 +94,9 @@ class ExpertSamplesDisplay:
         self.expert_names = expert_names
 
     @classmethod
-    def from_estimator(cls, estimator, X, y=None, *, ax=None, **kwargs) -> ExpertSamplesDisplay:
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: ArrayLike | None = None, *, ax: Any = None, **kwargs: Any
+    ) -> ExpertSamplesDisplay:
         """Draw the samples of a fitted mixture's experts.
 
         Parameters
@@ -127,15 +130,15 @@ class ExpertSamplesDisplay:
     def from_predictions(
         cls,
         gate_proba: ArrayLike,
-        X,
+        X: Any,
         y: ArrayLike | None = None,
         *,
-        image_shape=None,
+        image_shape: tuple[int, ...] | None = None,
         n_images: int = 8,
-        feature_names=None,
-        expert_names=None,
-        ax=None,
-        **kwargs,
+        feature_names: ArrayLike | None = None,
+        expert_names: Any = None,
+        ax: Any = None,
+        **kwargs: Any,
     ) -> ExpertSamplesDisplay:
         """Draw the samples that gate probabilities give to each expert.
 
@@ -198,7 +201,12 @@ class ExpertSamplesDisplay:
         return cls(shares, expert_names=expert_names, **data).plot(ax=ax, **kwargs)
 
     def plot(
-        self, ax=None, *, n_features: int = 3, cmap="gray_r", im_kw: dict | None = None
+        self,
+        ax: Any = None,
+        *,
+        n_features: int = 3,
+        cmap: str = "gray_r",
+        im_kw: dict | None = None,
     ) -> ExpertSamplesDisplay:
         """Draw the images or the features.
 

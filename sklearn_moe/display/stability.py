@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -62,13 +64,20 @@ class DecompositionStabilityDisplay:
     (3, 3)
     """
 
-    def __init__(self, stability: DecompositionStability, *, expert_names=None):
+    def __init__(self, stability: DecompositionStability, *, expert_names: Any = None):
         self.stability = stability
         self.expert_names = expert_names
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y: ArrayLike, *, expert_names=None, ax=None, **kwargs
+        cls,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        expert_names: Any = None,
+        ax: Any = None,
+        **kwargs: Any,
     ) -> DecompositionStabilityDisplay:
         """Fit a mixture again and again, and draw what comes back.
 
@@ -95,7 +104,7 @@ class DecompositionStabilityDisplay:
         stability = decomposition_stability(estimator, X, y, **kwargs)
         return cls(stability, expert_names=expert_names).plot(ax=ax)
 
-    def plot(self, ax=None, *, cmap="Blues") -> DecompositionStabilityDisplay:
+    def plot(self, ax: Any = None, *, cmap: str = "Blues") -> DecompositionStabilityDisplay:
         """Draw the panels.
 
         Parameters

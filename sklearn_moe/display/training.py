@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
@@ -80,7 +82,7 @@ class TrainingDisplay:
         self.n_annealed = n_annealed
 
     @classmethod
-    def from_estimator(cls, estimator, *, ax=None) -> TrainingDisplay:
+    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> TrainingDisplay:
         """Draw the training of a fitted mixture.
 
         Parameters
@@ -115,7 +117,7 @@ class TrainingDisplay:
             n_annealed=0 if search_of(model)[1] is None else model.max_iter // 2,
         ).plot(ax=ax)
 
-    def plot(self, ax=None) -> TrainingDisplay:
+    def plot(self, ax: Any = None) -> TrainingDisplay:
         """Draw the panels.
 
         Parameters

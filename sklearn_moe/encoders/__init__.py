@@ -6,7 +6,7 @@ batch to what the layers after it read. ``ENCODERS`` names the usual choices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ ENCODERS: dict[str, Encoder] = {
 """The encoders that ``MoEClassifier(encoder=...)`` and gates know by name."""
 
 
-def as_encoder(encoder: str | Encoder | Callable | None) -> Encoder | None:
+def as_encoder(encoder: Any) -> Encoder | None:
     """Return the object that a name or a function stands for, or a copy of the object."""
     if encoder is None:
         return None
@@ -40,7 +40,7 @@ def as_encoder(encoder: str | Encoder | Callable | None) -> Encoder | None:
 
 
 def build_encoder(
-    encoder: str | Encoder | Callable | None,
+    encoder: Any,
     input_shape: tuple[int, ...],
     generator: torch.Generator,
 ) -> nn.Module:

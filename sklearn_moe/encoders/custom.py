@@ -50,7 +50,7 @@ class CustomEncoder(Encoder):
                 "encoder must be a function (input_shape) -> torch.nn.Module that makes the "
                 f"encoder, not a module: {self.factory!r}."
             )
-        seed = torch.randint(2**62, (), generator=generator).item()
+        seed = int(torch.randint(2**62, (), generator=generator))
         with seeded_globally(seed):
             module = call_maker("encoder", self.factory, input_shape=input_shape)
         if not isinstance(module, nn.Module):
@@ -58,5 +58,5 @@ class CustomEncoder(Encoder):
                 f"encoder(input_shape) must return a torch.nn.Module, but {self.factory!r} "
                 f"returns {module!r}."
             )
-        module.uses_global_random_state = True
+        module.uses_global_random_state = True  # type: ignore[assignment]
         return module

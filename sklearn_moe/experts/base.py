@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
@@ -194,7 +195,7 @@ def build_experts(
     return module
 
 
-def run_two_samples(network: nn.Module, input_shape: tuple[int, ...]):
+def run_two_samples(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     """Run two samples of zeros through an expert, or through all, and return the output."""
     try:
         with torch.no_grad():
@@ -213,7 +214,7 @@ def run_two_samples(network: nn.Module, input_shape: tuple[int, ...]):
     return output
 
 
-def shapes_of(output) -> list:
+def shapes_of(output: Any) -> list:
     """Return the shapes of the tensors in an output; anything else is returned as it is."""
     outputs = output if isinstance(output, tuple) else (output,)
     return [tuple(each.shape) if isinstance(each, Tensor) else each for each in outputs]

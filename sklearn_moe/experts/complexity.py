@@ -81,7 +81,7 @@ class ComplexityExperts(Experts):
         n_experts: int,
         n_classes: int,
         generator: torch.Generator,
-    ) -> nn.Module:
+    ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
         sizes = np.geomspace(self.largest, self.smallest, n_experts).round().astype(int)[::-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_moe.convolution import CONVOLUTION_CONSTRAINTS, ConvStack
 from sklearn_moe.experts.base import Experts, ExpertsModule
@@ -93,7 +93,7 @@ class ConvExperts(Experts):
         n_experts: int,
         n_classes: int,
         generator: torch.Generator,
-    ) -> nn.Module:
+    ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
         body = ConvStack.of(self, n_experts, input_shape, generator)

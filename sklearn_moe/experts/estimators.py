@@ -131,7 +131,7 @@ class EstimatorExperts(Experts, _BaseComposition):
         """Return all parameters, with ``deep`` also the experts by name and their parameters."""
         return self._get_params("estimators", deep=deep)
 
-    def set_params(self, **params) -> EstimatorExperts:
+    def set_params(self, **params: Any) -> EstimatorExperts:
         """Set parameters, experts by name, or their parameters, such as ``trees__max_depth``."""
         self._set_params("estimators", **params)
         return self
@@ -142,7 +142,7 @@ class EstimatorExperts(Experts, _BaseComposition):
         return [each for each in self.estimators if not _is_own_kind(each[1])]
 
     @property
-    def n_outside(self) -> int:
+    def n_outside(self) -> int:  # type: ignore[override]
         return len(self.outside)
 
     @property
@@ -247,7 +247,7 @@ class ListedExpertsModule(ExpertsModule):
     def __init__(
         self,
         parts: list[ExpertsModule],
-        members: list[tuple[int | None, int]],
+        members: list[Any],
         names: list[str] | None,
         n_outside: int,
         n_classes: int,
@@ -255,7 +255,7 @@ class ListedExpertsModule(ExpertsModule):
     ):
         super().__init__()
         self.image_shape = image_shape
-        self.parts = nn.ModuleList(parts)
+        self.parts: Any = nn.ModuleList(parts)
         self.members = members
         self.names = names
         self.n_outside = n_outside
@@ -264,7 +264,7 @@ class ListedExpertsModule(ExpertsModule):
         self.uses_global_random_state = any(part.uses_global_random_state for part in parts)
 
     @property
-    def n_given(self) -> int:
+    def n_given(self) -> int:  # type: ignore[override]
         return self.n_outside * self.n_classes
 
     @property
@@ -277,7 +277,7 @@ class ListedExpertsModule(ExpertsModule):
         return [0 if part is None else costs[part][place] for part, place in self.members]
 
     @property
-    def widest(self) -> int:
+    def widest(self) -> int:  # type: ignore[override]
         return max([self.n_classes, *(part.widest or part.hidden_size for part in self.parts)])
 
     def forward(

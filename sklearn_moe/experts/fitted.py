@@ -65,7 +65,7 @@ class FittedExpert(MostProbable, BaseEstimator):
         self.mixture = mixture
         self.expert = expert
 
-    def fit(self, X: Any = None, y: Any = None, **params) -> FittedExpert:
+    def fit(self, X: Any = None, y: Any = None, **params: Any) -> FittedExpert:
         """Do nothing, as the expert is fitted.
 
         Parameters

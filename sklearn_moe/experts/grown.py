@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ class GrownExpertsModule(ListedExpertsModule):
     def __init__(
         self,
         parts: list[ExpertsModule],
-        members: list[tuple[int, int]],
+        members: list[Any],
         places: list[list[int]],
         n_classes: int,
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -107,6 +108,7 @@ class LinearExpertsModule(MLPExpertsModule):
 
     def backward(self, trail: list, upstream: Tensor) -> None:
         super().backward(trail, upstream)
-        self.weight.grad.add_(self.weight, alpha=2 * self.l2)
+        weight: Any = self.weight
+        weight.grad.add_(weight, alpha=2 * self.l2)
         if self.l1:
-            self.weight.grad.add_(self.weight.sign(), alpha=self.l1)
+            weight.grad.add_(weight.sign(), alpha=self.l1)

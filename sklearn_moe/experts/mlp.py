@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_moe.experts.base import Experts, ExpertsModule
 from sklearn_moe.layers import ACTIVATIONS, StackedMLP, check_layer_sizes
@@ -61,7 +61,7 @@ class MLPExperts(Experts):
         n_experts: int,
         n_classes: int,
         generator: torch.Generator,
-    ) -> nn.Module:
+    ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
         hidden_sizes = check_layer_sizes(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -118,7 +119,7 @@ class MPOExperts(Experts):
         n_experts: int,
         n_classes: int,
         generator: torch.Generator,
-    ) -> nn.Module:
+    ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
         hidden_sizes = check_layer_sizes(
@@ -161,7 +162,7 @@ class MPOExpertsModule(ExpertsModule):
         dropout: float,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)
         self.head = head
         self.mask_probability = mask_probability
         self.activation = activation
@@ -252,7 +253,9 @@ class MPOLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_experts, n_out))
         fill_like_linear(self.bias, n_in, generator)
 
-    def weight(self, experts: Sequence[int] = slice(None), *, is_masked: bool = False) -> Tensor:
+    def weight(
+        self, experts: Sequence[int] | slice = slice(None), *, is_masked: bool = False
+    ) -> Tensor:
         """Return the experts' matrices (E, n_out, n_in); if masked, C gets no gradient."""
         tensors = [tensor[experts] for tensor in self.auxiliary]
         # No gradient at all: with a gradient of zero, an optimizer's momentum would still move it.

@@ -97,7 +97,7 @@ class OrthogonalExperts(Experts):
         n_experts: int,
         n_classes: int,
         generator: torch.Generator,
-    ) -> nn.Module:
+    ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
         hidden_sizes = check_layer_sizes(
@@ -166,7 +166,8 @@ def orthogonalize(vectors: Tensor, *, normalize: bool = True, tolerance: float =
 
     A vector becomes zero if no more than the fraction ``tolerance`` of its length is new.
     """
-    units, out = [], []
+    units: list[Tensor] = []
+    out: list[Tensor] = []
     for vector in vectors.unbind(1):
         rest = vector
         for _ in range(2):  # one pass leaves rounding errors as large as the part that it removes

@@ -65,7 +65,7 @@ class StrongExperts(EstimatorExperts):
     get_params, set_params = BaseEstimator.get_params, BaseEstimator.set_params
 
     @property
-    def estimators(self) -> list[tuple[str, Any]]:
+    def estimators(self) -> list[tuple[str, Any]]:  # type: ignore[override]
         """The experts, for a table without categories."""
         return _experts_for(np.zeros(0, dtype=bool))
 
@@ -117,7 +117,8 @@ class TableColumns(TransformerMixin, BaseEstimator):
         table = read_any(X, self.is_categorical)
         self.table_ = TableTransformer(n_knots=None)
         self.table_.fit(table, is_categorical=self.is_categorical)
-        self.is_known_ = ~np.isnan(self.table_.arrange(table)).all(axis=0)
+        arranged: Any = self.table_.arrange(table)
+        self.is_known_ = ~np.isnan(arranged).all(axis=0)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray:

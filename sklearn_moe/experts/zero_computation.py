@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -125,7 +126,7 @@ class ZeroComputationExperts(Experts):
         n_experts: int,
         n_classes: int,
         generator: torch.Generator,
-    ) -> nn.Module:
+    ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
         hidden_sizes = check_layer_sizes(
@@ -150,12 +151,13 @@ class ZeroComputationExperts(Experts):
             ordinary, *counts, n_features, n_classes, generator, self.capacity, self.tau
         )
 
-    def _counts(self, n_experts):
+    def _counts(self, n_experts: int) -> tuple[int, int, int]:
         given = self.n_zero, self.n_copy, self.n_constant
         if given == ("auto",) * 3:
             n_cheap = min(4, n_experts // 2)
             return min(n_cheap, 1), min(max(n_cheap - 1, 0), 1), max(n_cheap - 2, 0)
-        return tuple(0 if number == "auto" else number for number in given)
+        counts: Any = tuple(0 if number == "auto" else number for number in given)
+        return counts
 
 
 class ZeroComputationExpertsModule(ExpertsModule):
@@ -207,7 +209,9 @@ class ZeroComputationExpertsModule(ExpertsModule):
         return self.kinds[:expert].count(self.kinds[expert])
 
     def keep(self, experts: list[int]) -> None:
-        kept = {kind: [] for kind in ("ordinary", "zero", "copy", "constant")}
+        kept: dict[str, list[int]] = {
+            kind: [] for kind in ("ordinary", "zero", "copy", "constant")
+        }
         for expert in experts:
             kept[self.kinds[expert]].append(expert)
         if not kept["ordinary"] or [e for kind in kept.values() for e in kind] != list(experts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -105,7 +106,7 @@ class AttentiveGateModule(GateModule):
     can_be_captured = True
 
     def __init__(
-        self, encoder: nn.Module, trunk: MLP, query: nn.Linear, key: nn.Linear, **routing
+        self, encoder: nn.Module, trunk: MLP, query: nn.Linear, key: nn.Linear, **routing: Any
     ):
         super().__init__(**routing)
         self.encoder = encoder
@@ -120,13 +121,13 @@ class AttentiveGateModule(GateModule):
     def keep(self, experts: list[int]) -> None:
         """Do nothing: the gate has no weights that belong to one expert."""
 
-    def teach(self, student: GateModule) -> None:
+    def teach(self, student: Any) -> None:
         student.encoder.load_state_dict(self.encoder.state_dict())
         # The student has one more layer, which scores the experts.
         for layer, trained in zip(student.network.layers, self.trunk.layers, strict=False):
             layer.load_state_dict(trained.state_dict())
 
-    def score(self, x: Tensor, hidden: Tensor) -> Tensor:
+    def score(self, x: Tensor, hidden: Any) -> Tensor:
         query = self.query(self.trunk(self.encoder(x).flatten(1)))
         # <q, Wk h> = <q Wk, h>: the small product comes first and no key is ever built.
         asked = (query @ self.key.weight) / math.sqrt(len(self.key.weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_moe.convolution import multiply_adds
 from sklearn_moe.encoders import ENCODERS, as_encoder
-from sklearn_moe.layers import check_layer_sizes
+from sklearn_moe.layers import MLP, check_layer_sizes
 
 
 class Routing(NamedTuple):
@@ -97,6 +97,10 @@ class GateModule(nn.Module):
     refits = False
     is_linear = False
 
+    sources: Tensor | None
+    column_groups: Any  # Tensor or None
+    group_sizes: Any  # Tensor or None
+
     def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
         super().__init__()
         self.temperature = temperature
@@ -123,11 +127,13 @@ class GateModule(nn.Module):
     @property
     def used_inputs(self) -> Tensor:
         """Which inputs (n_inputs,) have a weight that is not zero."""
-        return self.input_weight.detach()[0].any(dim=0)
+        weight: Any = self.input_weight
+        return weight.detach()[0].any(dim=0)
 
     def column_squares(self) -> Tensor:
         """Return the sum of the squared weights of each column, (n_restarts, n_columns)."""
-        squares = self.input_weight.square().sum(dim=1)
+        weight: Any = self.input_weight
+        squares = weight.square().sum(dim=1)
         totals = squares.new_zeros(len(squares), len(self.group_sizes))
         return totals.index_add_(1, self.column_groups, squares)
 
@@ -251,7 +257,7 @@ class MergedGateModule(GateModule):
         self.groups = [[members.index(expert) for expert in group] for group in kept]
 
 
-def first_weight(encoder: nn.Module, trunk: nn.Module, last: nn.Linear) -> Tensor | None:
+def first_weight(encoder: nn.Module, trunk: MLP, last: nn.Linear) -> Tensor | None:
     """Return the weights (1, n_outputs, n_inputs) of the first of a gate's layers.
 
     None if an encoder reads the sample before them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class ConstantGateModule(GateModule):
 
     needs_hidden = False
 
-    def __init__(self, n_experts: int, **routing):
+    def __init__(self, n_experts: int, **routing: Any):
         super().__init__(**routing)
         self.bias = nn.Parameter(torch.zeros(n_experts))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -112,7 +113,7 @@ class CosineGateModule(GateModule):
         trunk: MLP,
         projection: nn.Linear,
         directions: nn.Linear,
-        **routing,
+        **routing: Any,
     ):
         super().__init__(**routing)
         self.encoder = encoder

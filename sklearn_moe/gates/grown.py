@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,15 @@ class GrownGateModule(GateModule):
     """
 
     needs_hidden = False
+
+    gates: Any  # ModuleList of GateModule
+    stages: Tensor
+    means: Tensor
+    directions: Tensor
+    variances: Tensor
+    log_weights: Tensor
+    remaining: Tensor
+    sharpness: Tensor
 
     def __init__(
         self,
@@ -129,7 +139,8 @@ class GrownGateModule(GateModule):
         return self(x, hidden).logits
 
     def keep(self, experts: list[int]) -> None:
-        gates, members, renumbered = [], [], {}
+        gates: list[GateModule] = []
+        members, renumbered = [], {}
         for stage, (gate, own) in enumerate(zip(self.gates, self.members, strict=True)):
             kept = [expert for expert in experts if expert in own]
             if kept:

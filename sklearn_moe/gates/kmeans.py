@@ -129,6 +129,14 @@ class KMeansGateModule(GateModule):
 
     needs_hidden = False
     refits = True
+    weight: Tensor
+    bias: Tensor
+    is_fitted: Tensor
+    mean: Tensor
+    scale: Tensor
+    projection: Tensor
+    products: Tensor
+    sums: Tensor
 
     def __init__(
         self,
@@ -159,7 +167,7 @@ class KMeansGateModule(GateModule):
         self.register_buffer("products", torch.zeros((n_dimensions + 1,) * 2).double())
         self.register_buffer("sums", torch.zeros(n_experts, n_dimensions + 1).double())
         self.is_whole_fit = False
-        self.before = None  # products and sums of earlier trainings
+        self.before: tuple[Tensor, Tensor] | None = None  # products and sums of earlier trainings
 
     @property
     def centroids(self) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -106,8 +107,9 @@ class SoftmaxGateModule(GateModule):
     has_known_gradient = True
     can_be_captured = True
     needs_hidden = False
+    start_norms: Tensor
 
-    def __init__(self, network: MLP, *, encoder: nn.Module, **routing):
+    def __init__(self, network: MLP, *, encoder: nn.Module, **routing: Any):
         super().__init__(**routing)
         self.encoder = encoder
         self.network = network
@@ -122,7 +124,7 @@ class SoftmaxGateModule(GateModule):
         return self.network.layers[0].weight if type(self.encoder) is nn.Identity else None
 
     @property
-    def is_linear(self) -> bool:
+    def is_linear(self) -> bool:  # type: ignore[override]
         return type(self.encoder) is nn.Identity and len(self.network.layers) == 1
 
     def _norms(self):

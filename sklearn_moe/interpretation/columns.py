@@ -179,7 +179,7 @@ def names_of(estimator: BaseEstimator, model: BaseEstimator) -> NDArray:
     return column_names(model)
 
 
-def find_column(names: NDArray, feature: int | str) -> int:
+def find_column(names: NDArray, feature: Any) -> int:
     """Return the position of a column that is given by name or position."""
     known = names.tolist()
     if isinstance(feature, str) and feature in known:

@@ -222,7 +222,7 @@ def as_words(conditions: tuple[Condition, ...], short: bool = False) -> str:
 def exclude(one: tuple[Condition, ...], other: tuple[Condition, ...]) -> bool:
     """Whether no row can meet both of two lists of conditions."""
     return any(
-        mine.joined(yours).is_impossible
+        mine.joined(yours).is_impossible  # type: ignore[arg-type]  # of one column, so alike
         for mine in one
         for yours in other
         if mine.column == yours.column

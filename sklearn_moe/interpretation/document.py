@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -215,7 +216,7 @@ def _read(estimator, X, y, X_train, stability):
     )
 
 
-def _columns(X) -> dict[str, NDArray]:
+def _columns(X: Any) -> dict[str, NDArray]:
     """Return the columns of a table by name: numbers, or objects."""
     X = as_table(X)
     frame = as_frame(X)

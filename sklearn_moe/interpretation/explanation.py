@@ -22,7 +22,7 @@ from sklearn.utils._param_validation import (
 )
 
 from sklearn_moe.decomposition import cut, signed, titled
-from sklearn_moe.interpretation.columns import Columns, read_columns
+from sklearn_moe.interpretation.columns import read_columns
 from sklearn_moe.interpretation.shapley import sampled_shapley
 from sklearn_moe.interpretation.words import in_words
 from sklearn_moe.mixture import MixtureOfExperts
@@ -309,7 +309,8 @@ def explain(
     is_direct = isinstance(module.encoder, torch.nn.Identity)
     is_exact = is_direct and module.experts.is_linear
     gate_is_exact = is_direct and module.gate.is_linear
-    exact = estimate = None
+    exact: Any = None
+    estimate: Any = None
     if is_exact or gate_is_exact:
         exact = _linear(table, others, expert, runner_up)
     if not (is_exact and gate_is_exact):
@@ -366,7 +367,7 @@ def _pick(answers, expert, runner_up):
     return np.concatenate([gate, logits], axis=1)
 
 
-def _linear(table: Columns, others: Columns, expert, runner_up):
+def _linear(table, others, expert, runner_up):
     """Return contributions and base values of what is linear in the encoded columns."""
     model, module, n_features = table.model, table.model.module_, len(table.names)
     sources = np.arange(n_features) if model.encoder_ is None else model.encoder_.sources_

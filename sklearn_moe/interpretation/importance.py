@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -266,7 +266,7 @@ def expert_importance(
     )
 
 
-def _what_sets_apart(table: Columns, chosen, n_experts):
+def _what_sets_apart(table: Columns, chosen: NDArray, n_experts: int) -> Any:
     """Return for each expert how each column differs between its samples and all others."""
     shape = n_experts, len(table.names)
     difference, own, others = np.full((3, *shape), np.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,9 +190,9 @@ class Likelihood:
         self.n_experts, self.n_classes = n_experts, n_classes
         self.has_gate = isinstance(gate, Design)
         self.first = order[self.starts]
-        columns = gate.columns if self.has_gate else np.empty((len(y), 0))
+        columns = gate.columns if isinstance(gate, Design) else np.empty((len(y), 0))
         self.gate_columns = columns[self.first]
-        self.offset = np.zeros(n_experts) if self.has_gate else gate[self.first]
+        self.offset = np.zeros(n_experts) if isinstance(gate, Design) else gate[self.first]
         self.expert_columns = experts.columns[order]
         self.y = y[order]
         weight = sample_weight[order].astype(np.float64)
@@ -281,7 +281,8 @@ class Likelihood:
 
     def maximise(self, start: NDArray) -> Maximum:
         """Return the maximum of the penalised likelihood that is nearest to these parameters."""
-        n, last = self.n_samples, {}
+        n = self.n_samples
+        last: dict[str, Any] = {}
 
         def at(parameters):
             key = parameters.tobytes()

@@ -7,7 +7,7 @@ from functools import cached_property
 from math import ceil
 from numbers import Integral, Real
 from textwrap import wrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,7 +41,7 @@ USABLE = 0.8
 # The characters of a printed line of a rule.
 WIDTH = 70
 
-WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
+WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,8 @@ def sampled_shapley(
     orders = np.array([random_state.permutation(n_features) for _ in range(n_permutations)])
     orders = np.stack([orders, orders[:, ::-1]], axis=1).reshape(-1, n_features)
     step_of = np.argsort(orders, axis=1)
-    contributions, base = 0.0, 0.0
+    contributions: Any = 0.0
+    base: Any = 0.0
     walks = np.arange(n_samples * len(orders))
     at_once = max(1, AT_ONCE // ((n_features + 1) * n_features))
     for part in np.split(walks, range(at_once, len(walks), at_once)):

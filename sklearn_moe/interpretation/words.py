@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 MISSING = "missing"
@@ -13,7 +15,7 @@ LARGE = 10_000
 DIGITS = 4
 
 
-def in_words(value: object, exact: bool = False) -> str:
+def in_words(value: Any, exact: bool = False) -> str:
     """Return a value of a column as people write it.
 
     Parameters

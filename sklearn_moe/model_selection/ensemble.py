@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,7 +84,7 @@ class MixtureEnsemble(Plain, MostProbable, BaseEstimator):
         self.estimators = estimators
         self.weights = weights
 
-    def fit(self, X: ArrayLike, y: ArrayLike, **params) -> MixtureEnsemble:
+    def fit(self, X: ArrayLike, y: ArrayLike, **params: Any) -> MixtureEnsemble:
         """Fit a copy of each classifier on all samples.
 
         Parameters
@@ -117,7 +118,7 @@ class MixtureEnsemble(Plain, MostProbable, BaseEstimator):
         ndarray of shape (n_samples, n_classes)
         """
         check_is_fitted(self)
-        total = 0.0
+        total: Any = 0.0
         for weight, member in zip(self.weights_, self.members_, strict=True):
             proba = member.predict_proba(X)
             own = np.zeros((len(proba), len(self.classes_)), proba.dtype)

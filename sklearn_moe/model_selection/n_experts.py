@@ -125,7 +125,7 @@ def choose_n_experts(
     n_experts: Iterable[int] = range(1, 9),
     *,
     criterion: str = "bic",
-    cv=None,
+    cv: Any = None,
     sample_weight: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     storage: str | os.PathLike | joblib.Memory | None = None,
@@ -275,7 +275,8 @@ def choose_n_experts(
             for fold in folds:
                 yield delayed(held_out)(candidate, X, y, params, weight, group, fold, key)
 
-    fits, losses = {}, []
+    fits: dict[Any, Any] = {}
+    losses = []
     n_tasks = len(numbers) * (1 + len(folds))
     name = "choose_n_experts"
     for result in run_all(tasks(), n_jobs, total=n_tasks if verbose else None, name=name):
@@ -317,7 +318,7 @@ def with_n_experts(estimator: BaseEstimator, number: int) -> BaseEstimator:
     return candidate
 
 
-def _check_numbers(n_experts, n_samples) -> list[int]:
+def _check_numbers(n_experts: Any, n_samples: Any) -> list[int]:
     """Return the numbers of experts in rising order."""
     if not isinstance(n_experts, Iterable) or isinstance(n_experts, str):
         raise ValueError(
@@ -338,7 +339,9 @@ def _check_numbers(n_experts, n_samples) -> list[int]:
     return sorted(map(int, numbers))
 
 
-def _folds(cv, X, y, group, group_labels) -> Sequence[tuple[NDArray, NDArray]]:
+def _folds(
+    cv: Any, X: Any, y: ArrayLike, group: Any, group_labels: Any
+) -> Sequence[tuple[NDArray, NDArray]]:
     """Return the folds; each training part has all the classes of its test part."""
     if cv is None:
         return []
@@ -405,7 +408,7 @@ def _model(fit):
     return final_model(fit.estimator)[0]
 
 
-def _choose(fits, losses, criterion) -> NExpertsChoice:
+def _choose(fits: Any, losses: Any, criterion: Any) -> NExpertsChoice:
     """Return the table of all numbers, and what the criteria choose."""
     models = [_model(fit) for fit in fits.values()]
 

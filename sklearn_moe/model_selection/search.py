@@ -235,7 +235,7 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         n_trials: int = 50,
         timeout: float | None = None,
         scoring: str | Callable | Sequence[str] | dict | None = None,
-        cv=5,
+        cv: int = 5,
         pruner: str | object | None = "median",
         storage: str | os.PathLike | object | None = None,
         study_name: str | None = None,
@@ -262,7 +262,7 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike | None = None, **params) -> MoESearchCV:
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None, **params: Any) -> MoESearchCV:
         """Search, and fit the best candidate on all samples.
 
         Parameters
@@ -357,7 +357,7 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
             for each in scorers
         )
 
-    def score(self, X: ArrayLike, y: ArrayLike | None = None, **params) -> float:
+    def score(self, X: ArrayLike, y: ArrayLike | None = None, **params: Any) -> float:
         """Return the score of the best estimator; of several scores, the one that decides.
 
         Parameters

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def suggest_parameters(
-    trial: optuna.Trial,
+    trial: optuna.Trial | optuna.trial.FrozenTrial,
     *,
     learning_rate: float = 0.03,
     weight_decay: float = 1.0,
@@ -153,7 +153,8 @@ class Space:
                 _suggest_method(name, distribution)
 
     def __call__(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, Any]:
-        trial.suggest_categorical = partial(_suggest_any, trial.suggest_categorical)
+        suggest = partial(_suggest_any, trial.suggest_categorical)
+        trial.suggest_categorical = suggest  # type: ignore[method-assign]
         if callable(self.space):
             return self.space(trial)
         if self.space is not None:

@@ -63,7 +63,7 @@ def as_address(storage):
     return Address(storage) if type(storage) is str and "://" in storage else storage
 
 
-def connection_error(storage, name: str | None, error: Exception) -> ConnectionError:
+def connection_error(storage: Any, name: str | None, error: Exception) -> ConnectionError:
     """Return an error that says, without passwords, why the storage of a study fails."""
     error = error.__cause__ or error
     reason = str(getattr(error, "orig", None) or error)  # SQLAlchemy adds the statement
@@ -74,7 +74,9 @@ def connection_error(storage, name: str | None, error: Exception) -> ConnectionE
     )
 
 
-def open_study(where, study_name: str | None, pruner, shape: dict[str, Any]) -> optuna.Study:
+def open_study(
+    where: Any, study_name: str | None, pruner: Any, shape: dict[str, Any]
+) -> optuna.Study:
     """Return the study of this name; create it if there is none.
 
     Parameters
@@ -214,13 +216,15 @@ def wait_for_beginning(study: optuna.Study, n_trials: int, deadline: float) -> N
 class KeepsStudy:
     """What a search does with its study: where it is stored, how it is pickled and shown."""
 
+    study_: optuna.Study
+
     @property
-    def storage(self):
+    def storage(self) -> Any:
         # The value itself hides its password, wherever the parameters are shown.
         return vars(self)["storage"]
 
     @storage.setter
-    def storage(self, storage):
+    def storage(self, storage: Any) -> None:
         vars(self)["storage"] = as_address(storage)
 
     def __getstate__(self):

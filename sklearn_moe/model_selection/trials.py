@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metaestimators import _safe_split
@@ -58,10 +59,10 @@ class MedianPruner:
         ]
         if len(others) < self.n_startup_trials:
             return False
-        return trial.intermediate_values[step] < np.median(others)
+        return bool(trial.intermediate_values[step] < np.median(others))
 
 
-def pruner_for(pruner: str | object | None, n_folds: int):
+def pruner_for(pruner: str | object | None, n_folds: int) -> Any:
     """Return the pruner that a name stands for, for searches with this number of folds."""
     from optuna import pruners
 
@@ -113,7 +114,7 @@ class Evaluation:
     keeps_models: bool
 
     def __call__(
-        self, trial: optuna.Trial, X, y, kept: list[FoldModels]
+        self, trial: optuna.Trial, X: Any, y: ArrayLike, kept: list[FoldModels]
     ) -> float | tuple[float, ...]:
         """Return the mean score (or scores) over the folds; the trial stores all other results.
 

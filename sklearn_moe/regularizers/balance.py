@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,11 +41,15 @@ class Importance(Regularizer):
     def __init__(self, strength: float = 0.2):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the squared variation of the importances."""
         return squared_variation(sample_weight @ mixture.gate_proba)
 
-    def penalty_and_gradient(self, gate_proba, sample_weight):
+    def penalty_and_gradient(
+        self, gate_proba: Tensor, sample_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the penalty and its gradient with respect to the gate's probabilities."""
         importance = sample_weight @ gate_proba
         n_experts = len(importance)
@@ -92,7 +98,9 @@ class Load(Regularizer):
     def __init__(self, strength: float = 0.1):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the squared variation of the loads."""
         if mixture.routing is None or mixture.routing.top_k is None:
             raise ValueError(
@@ -104,7 +112,8 @@ class Load(Regularizer):
 
 def mean_load(mixture: MixtureOutput, sample_weight: Tensor) -> Tensor:
     """Return the loads of the experts, up to a factor, under a noisy top-k gate."""
-    noisy_logits, noise_scale, top_k = mixture.routing
+    routing: Any = mixture.routing
+    noisy_logits, noise_scale, top_k = routing
     threshold = noisy_logits.topk(top_k, dim=1).values[:, -1:]
     chosen = torch.special.ndtr((mixture.gate_logits - threshold) / noise_scale)
     return sample_weight @ chosen

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -37,11 +40,13 @@ class Competence(Regularizer):
         self.strength = strength
 
     @property
-    def per_nat_of_experts(self) -> float:
+    def per_nat_of_experts(self) -> float:  # type: ignore[override]
         """The strength, because the penalty is the experts' mean negative log-likelihood."""
         return self.strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the mean negative log-likelihood of the single experts."""
         of_class = y.view(-1, 1, 1).expand(-1, mixture.expert_logits.shape[1], 1)
         log_proba = mixture.expert_logits.log_softmax(dim=2).gather(2, of_class)

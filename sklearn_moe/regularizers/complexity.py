@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.balance import mean_load, squared_variation
 from sklearn_moe.regularizers.base import Regularizer
 
@@ -38,7 +40,9 @@ class ComplexityBalance(Regularizer):
     def __init__(self, strength: float = 0.01):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return half the squared variation of importance times cost; with noise, also of load."""
         importance = sample_weight @ mixture.gate_logits.softmax(dim=1)
         if mixture.experts is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -34,7 +37,9 @@ class Entropy(Regularizer):
     def __init__(self, strength: float = 0.01):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the mean entropy of the full gate distribution."""
         log_q = mixture.gate_logits.log_softmax(dim=1)
         return (sample_weight * -(log_q.exp() * log_q).sum(dim=1)).mean()
@@ -66,6 +71,8 @@ class ZLoss(Regularizer):
     def __init__(self, strength: float = 1e-3):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the mean squared log-partition of the gate."""
         return (sample_weight * mixture.gate_logits.logsumexp(dim=1).square()).mean()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.nn import functional as F
 
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -33,7 +35,9 @@ class SoftOrthogonality(Regularizer):
     def __init__(self, strength: float = 0.01):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the mean sum of the squared cosines of all pairs of experts."""
         units = F.normalize(mixture.hidden, dim=2)
         squares = (units @ units.mT).square().triu(diagonal=1)

@@ -9,6 +9,7 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -70,7 +71,9 @@ class SampleSimilarity(Regularizer):
         self.metric = metric
         self.max_samples = max_samples
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the mean distance within experts relative to that of all samples, times E."""
         gate_proba, others = mixture.gate_proba, slice(None)
         if len(x) > self.max_samples:

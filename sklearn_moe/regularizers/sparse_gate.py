@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -41,17 +44,19 @@ class SparseGate(Regularizer):
     def __init__(self, strength: float = 1e-3):
         self.strength = strength
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the sum of the norms."""
         return self.penalty_of(mixture.gate).sum()
 
-    def penalty_of(self, gate) -> Tensor:
+    def penalty_of(self, gate: Any) -> Tensor:
         """Return the sum of the norms in each restart."""
         norm, size = self._norms(gate)
         return norm @ size.sqrt()
 
     @torch.no_grad()
-    def add_gradient(self, gate) -> Tensor:
+    def add_gradient(self, gate: Any) -> Tensor:
         """Add the weighted gradient to that of the gate's weights; return the penalties."""
         norm, size = self._norms(gate)
         weight = gate.input_weight
@@ -59,7 +64,7 @@ class SparseGate(Regularizer):
         return norm @ size.sqrt()
 
     @torch.no_grad()
-    def slope(self, gate) -> Tensor:
+    def slope(self, gate: Any) -> Tensor:
         """Return the weighted gradient over the weight, (n_restarts, n_inputs)."""
         return self._slope(gate, *self._norms(gate))
 

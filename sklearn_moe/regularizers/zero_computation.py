@@ -6,8 +6,10 @@ from numbers import Real
 
 import torch
 from sklearn.utils._param_validation import Interval
+from torch import Tensor
 
 from sklearn_moe.gates import mask_all_but_top_k
+from sklearn_moe.mixture import MixtureOutput
 from sklearn_moe.regularizers.base import Regularizer
 
 
@@ -54,7 +56,9 @@ class ZeroComputationBalance(Regularizer):
         self.strength = strength
         self.tau = tau
 
-    def penalty(self, mixture, x, y, sample_weight):
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
         """Return the weighted sum of the products of shares."""
         share = sample_weight / sample_weight.sum().clamp_min(
             torch.finfo(sample_weight.dtype).tiny

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class TensorBatches:
 
     def __init__(
         self,
-        dataset,
+        dataset: Any,
         batch_size: int,
         generator: torch.Generator | None = None,
         in_windows: bool = False,
@@ -91,7 +92,7 @@ class TensorBatches:
     def _permutation(self, n):
         return torch.randperm(n, generator=self.generator, device=self.generator.device)
 
-    def take(self, rows: slice | Tensor):
+    def take(self, rows: slice | Tensor) -> Any:
         """Return the batch of these rows."""
 
         def of(values):
@@ -129,7 +130,7 @@ class _Writeable:
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
-def is_memory_map(array: np.ndarray) -> bool:
+def is_memory_map(array: Any) -> bool:
     """Whether an array reads its values from a file."""
     while array is not None and not isinstance(array, np.memmap):
         array = getattr(array, "base", None)

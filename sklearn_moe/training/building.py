@@ -116,7 +116,7 @@ def add_stage(
     gate: GateModule,
     hidden_size: int,
     generator: torch.Generator,
-    **change,
+    **change: Any,
 ) -> GrownGateModule:
     """Return the gate of a net with one more stage (see ``grow_gate``)."""
     n_experts = change["n_experts"] + change["n_new"]
@@ -148,9 +148,9 @@ def _sources(net: MoENet, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
     return np.arange(*shape) if net.encoder is None and len(shape) == 1 else None
 
 
-def _make(build: Callable, grow: Callable, steps: list[tuple[str, Any]]):
+def _make(build: Callable, grow: Callable, steps: list[tuple[str, Any]]) -> Any:
     """Build experts or a gate, and repeat the changes of pruning and growing since."""
-    part = None
+    part: Any = None
     for step, value in steps:
         if step == "build":
             part = build(value)

@@ -24,7 +24,7 @@ def usual_callbacks(
     *,
     incremental: bool = False,
     annealing: float | None = None,
-):
+) -> list[Callback]:
     """Return the callbacks that every training of a ``MoEClassifier`` has."""
     callbacks = []
     if annealing is not None:

@@ -7,7 +7,8 @@ with autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def likelihood_gradient(
     *,
     generator: torch.Generator | None = None,
     augmentation: Callable | None = None,
-    regularizations: list[Callable] = (),
+    regularizations: Sequence[Any] = (),
     inverse_temperature: float | Tensor = 1.0,
     group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +109,10 @@ def likelihood_gradient(
     weight = sample_weight / n_samples
     x = module.encode(x, generator, augmentation).flatten(1)
     # Experts first, as in the forward pass, because both draw from the generator.
-    expert_trail = module.experts.run(module.for_experts(x), generator)
-    gate_trail = module.gate.network.run(module.for_gate(x))
+    experts: Any = module.experts
+    network: Any = module.gate.network
+    expert_trail = experts.run(module.for_experts(x), generator)
+    gate_trail = network.run(module.for_gate(x))
     temperature = module.gate.temperature
     if n_restarts == 1:
         gate_logits = gate_trail[-1].output.squeeze(0).mT / temperature
@@ -118,7 +121,8 @@ def likelihood_gradient(
             gate = module.gate.route(gate_logits, generator)
             if others:
                 proba = gate.log_proba.softmax(dim=1)
-                mixture = MixtureOutput(None, gate_logits, proba, None, None, gate.routing)
+                of_gate_only: Any = None, gate_logits, proba, None, None, gate.routing
+                mixture = MixtureOutput(*of_gate_only)
                 penalty = gate_logits.sum() * 0  # has a gradient even if no penalty has one
                 for each in others:
                     penalty = penalty + check_penalty(each, each(mixture, x, y, sample_weight))
@@ -163,7 +167,7 @@ def likelihood_gradient(
     expert_proba = expert_log_proba.exp_()
     upstream = expert_proba * of_experts.unsqueeze(2)
     upstream.scatter_add_(2, of_class, -of_experts.unsqueeze(2))
-    module.experts.backward(expert_trail, upstream.flatten(0, 1))
+    experts.backward(expert_trail, upstream.flatten(0, 1))
     upstream = gate_proba * gate_weight - responsibility
     for each in known:
         for proba, of_gate, total in zip(gate_proba, upstream, loss, strict=True):
@@ -174,7 +178,7 @@ def likelihood_gradient(
     if others:
         loss = loss + penalty.detach()
         upstream = upstream + of_penalty.mT
-    module.gate.network.backward(gate_trail, upstream / temperature)
+    network.backward(gate_trail, upstream / temperature)
     of_experts = module.experts.penalty()
     if of_experts is not None:
         loss = loss + of_experts.unflatten(0, (n_restarts, -1)).sum(dim=1)

@@ -19,6 +19,7 @@ from skorch.dataset import Dataset
 from skorch.history import History
 from torch import Tensor
 
+from sklearn_moe.containers import SparseRows
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.plain import Plain
 from sklearn_moe.training import prediction
@@ -32,7 +33,6 @@ from sklearn_moe.training.callbacks import (
     listens_to_batches,
 )
 from sklearn_moe.training.defaults import usual_defaults
-from sklearn_moe.training.session import Session
 from sklearn_moe.training.state import (
     arrays,
     columns_of,
@@ -153,9 +153,9 @@ class MoENet(Plain, NeuralNetClassifier):
         }
         super().__init__(**{**ours, **kwargs})
 
-    session_: Session | None = None  # the current training
-    steps_ = None
-    _work = None
+    session_: Any = None  # the current training, a Session
+    steps_: Any = None
+    _work: tuple[tuple, prediction.Work] | None = None
 
     # Methods that skorch calls
 
@@ -368,7 +368,7 @@ class MoENet(Plain, NeuralNetClassifier):
     def set_state(self, state: dict[str, Any]) -> None:
         params = {**state["params"], "device": device_here(state["params"]["device"])}
         # A user's callbacks must not be initialized a second time.
-        self.__init__(**{**params, "callbacks": "disable"})
+        self.__init__(**{**params, "callbacks": "disable"})  # type: ignore[misc]
         if "module" in state:
             self.steps_ = state["steps"]
             self.initialize()
@@ -470,7 +470,7 @@ class MoENet(Plain, NeuralNetClassifier):
 
     def evaluate(
         self,
-        X: np.ndarray | Tensor,
+        X: np.ndarray | SparseRows | Tensor,
         function: Callable[[MixtureOfExperts, Tensor], Tensor],
         dtype: type | None = None,
     ) -> np.ndarray:

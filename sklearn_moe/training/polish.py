@@ -215,7 +215,7 @@ class _Objective:
         other.mixture = _in_double(mixture)
         return other
 
-    def __call__(self, regularizations=None) -> Tensor:
+    def __call__(self, regularizations: Any = None) -> Tensor:
         loss, *_ = likelihood_gradient(
             self.mixture,
             **self.batch,

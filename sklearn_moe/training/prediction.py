@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sklearn_moe.containers import SparseRows
 from sklearn_moe.convolution import convolutions, multiply_adds
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.training.batches import as_tensor
@@ -67,7 +68,8 @@ class Work(NamedTuple):
         others = multiply_adds(module.gate) + multiply_adds(module.encoder)
         is_conditional = module.is_conditional
         n_experts = len(module.experts.costs)
-        running = experts * module.gate.top_k / n_experts if is_conditional else experts
+        top_k: Any = module.gate.top_k
+        running = experts * top_k / n_experts if is_conditional else experts
         return cls(experts + others, running + others, _chunk_size(module, n_experts, device))
 
 
@@ -96,7 +98,7 @@ def threads_for(
 
 def evaluate(
     net: MoENet,
-    X: np.ndarray | Tensor,
+    X: np.ndarray | SparseRows | Tensor,
     function: Callable[[MixtureOfExperts, Tensor], Tensor],
     dtype: type | None = None,
 ) -> np.ndarray:

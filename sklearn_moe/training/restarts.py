@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,13 +70,13 @@ class Restarts(MixtureOfExperts):
         """The mixture with the lowest loss in the last epoch."""
         return self.mixtures[int(self.losses.nan_to_num(torch.inf).argmin())]
 
-    def forward(self, x: Tensor, *args) -> MixtureOutput:
+    def forward(self, x: Tensor, *args: Any) -> MixtureOutput:
         return self.best(x, *args)
 
 
-def _stacked(parts: list[nn.Module]) -> nn.Module:
+def _stacked(parts: Sequence[nn.Module]) -> Any:
     """Return a module with the weights of all parts, of which theirs become views."""
-    stacked = deepcopy(parts[0])
+    stacked: Any = deepcopy(parts[0])
     for name, parameter in stacked.named_parameters():
         own = [part.get_parameter(name) for part in parts]
         parameter.data = torch.cat([each.data for each in own])
@@ -134,7 +134,7 @@ class Starts:
         """
         finished = self.finished or dict(enumerate(self.ends))
         lowest = finished[self.kept].score - max(NEAR, NEAR_IN_ALL / self.n_samples)
-        found = []
+        found: list[int] = []
         for i in self.order:
             if i == self.kept:
                 continue
@@ -150,7 +150,7 @@ class Starts:
 
     def distinct(self, most: int) -> list[int]:
         """Return restarts in the order of their scores that divide the samples differently."""
-        found = []
+        found: list[int] = []
         for i in self.order:
             if len(found) == most or np.isnan(self.scores[i]):
                 break
@@ -179,7 +179,7 @@ def can_be_stacked(net: MoENet) -> bool:
     )
 
 
-def stack(net: MoENet, seeds: list[int]) -> None:
+def stack(net: MoENet, seeds: Sequence[int]) -> None:
     """Let a net train one mixture for each seed; the present one is that of the first seed."""
     mixtures = [net.module_, *(net.build(seed).to(net.device) for seed in seeds[1:])]
     for mixture in mixtures:
@@ -188,7 +188,7 @@ def stack(net: MoENet, seeds: list[int]) -> None:
     net.initialize_optimizer()
 
 
-def keep_best(net: MoENet, score: Callable[[MoENet], float], X) -> Starts:
+def keep_best(net: MoENet, score: Callable[[MoENet], float], X: Any) -> Starts:
     """Let a net with restarts go on with the best of them."""
     ends = []
     for mixture in net.module_.mixtures:
@@ -199,10 +199,10 @@ def keep_best(net: MoENet, score: Callable[[MoENet], float], X) -> Starts:
 
 def shortlist(
     net: MoENet,
-    seeds: list[int],
+    seeds: Sequence[int],
     session_for: Callable[[MoENet, int], Session],
     score: Callable[[MoENet], float],
-    X,
+    X: Any,
 ) -> Starts:
     """Train from each start for a part of the epochs, and let the net go on with the best."""
     ends, epochs = [], max(1, round(SHORT * net.max_epochs))
@@ -245,7 +245,7 @@ def penalty_on_weights(net: MoENet) -> float:
 
 
 def mean_log_likelihood(
-    net: MoENet, X, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
 ) -> float:
     """Return the weighted mean log-likelihood of samples, in nats."""
     if group is not None:
@@ -256,7 +256,7 @@ def mean_log_likelihood(
 
 
 def log_joint(
-    net: MoENet, X, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
+    net: MoENet, X: Any, y: NDArray, sample_weight: NDArray, group: NDArray | None = None
 ) -> NDArray[np.float64]:
     """Return the log-probability that an expert is chosen and predicts the true class.
 

@@ -14,6 +14,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from torch import Tensor
 
+from sklearn_moe.containers import SparseRows
 from sklearn_moe.layers import seeded_globally
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.regularizers import check_penalty
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 def likelihood(
     net: MoENet, x: Tensor, sample_weight: Tensor, y: Tensor, group: Tensor | None = None
-):
+) -> tuple[Tensor, Tensor, Tensor]:
     """The objective of an ordinary training: negative log-likelihood plus regularizations.
 
     Returns
@@ -84,7 +85,7 @@ class Session:
     ----------
     net : MoENet
         The net to train.
-    X : ndarray of shape (n_samples, ...)
+    X : ndarray or SparseRows of shape (n_samples, ...)
         Samples, as the net reads them.
     y : ndarray of shape (n_samples, ...)
         The targets of the objective; for the likelihood, the class of each sample.
@@ -116,7 +117,7 @@ class Session:
     def __init__(
         self,
         net: MoENet,
-        X: np.ndarray,
+        X: np.ndarray | SparseRows,
         y: np.ndarray,
         sample_weight: np.ndarray,
         validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
@@ -273,7 +274,7 @@ NO_SEARCH = dict.fromkeys(("init_scores_", "init_agreement_", *CRITERIA))
 
 
 def fitted_attributes(
-    net: MoENet, X: np.ndarray, sample_weight: np.ndarray, n_iter_before: int = 0
+    net: MoENet, X: np.ndarray | SparseRows, sample_weight: np.ndarray, n_iter_before: int = 0
 ) -> dict[str, Any]:
     """Return the fitted attributes of an estimator, for a net trained on these samples."""
     gate_proba = net.evaluate(X, MixtureOfExperts.gate_proba)

@@ -6,7 +6,7 @@ the steps are made one by one or replayed as CUDA graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,7 +90,7 @@ def is_plain_likelihood(net: MoENet) -> bool:
 
 
 def steps_of_epoch(
-    net: MoENet, iterator: Iterable, announce: Callable[[], None]
+    net: MoENet, iterator: Any, announce: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     """Make the steps of one epoch, and yield the batch, loss and gate probabilities of each.
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from joblib import cpu_count
@@ -20,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 class _Here(threading.local):
     """The number that the calling thread had before :func:`intra_op_threads` set another."""
 
-    given: int | None = None
+    given: Any = None
 
 
 _here = _Here()
