@@ -127,7 +127,8 @@ def train(
     if hasattr(new, "_skl_callbacks"):
         task = data.task(sample_weight)
         callbacks.append(ScikitLearnCallbacks(estimator, epochs, dict(vars(new)), **task))
-    if new.early_stopping and data.validation:  # last, as callbacks after it would miss the epoch that it ends
+    # The last one, as callbacks after it would miss the epoch that it ends.
+    if new.early_stopping and data.validation:
         loss = loss_to_watch(new.early_stopping, data.validation, data.classes)
         callbacks.append(StopEarly(loss, new.n_iter_no_change, new.tol))
     with explained_memory(n_experts):
