@@ -83,7 +83,7 @@ def test_a_dear_expert_is_asked_less(digits):
             gate="hard",
             experts=ComplexityExperts(8, 128),
             regularization=ComplexityBalance(strength),
-            max_iter=20,
+            max_iter=12,
             random_state=0,
         ).fit(X[:1200], y[:1200])
         assert clf.score(X[1200:], y[1200:]) > 0.85

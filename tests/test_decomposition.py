@@ -64,7 +64,7 @@ def test_gate_proba_must_be_probabilities(wrong):
 
 @pytest.fixture(scope="module")
 def fitted(iris):
-    return MoEClassifier(n_experts=3, max_iter=30, random_state=0).fit(*iris)
+    return MoEClassifier(n_experts=3, max_iter=10, random_state=0).fit(*iris)
 
 
 def test_decomposition_of_a_classifier(fitted, iris):
@@ -412,9 +412,9 @@ def test_specialization_of_fitted_mixtures(digits):
     """Experts that own samples know what others do not; the default is an ensemble."""
     X, y = digits
     own = MoEClassifier(
-        5, gate="attentive", regularization="sample_similarity", max_iter=20, random_state=0
+        5, gate="attentive", regularization="sample_similarity", max_iter=10, random_state=0
     )
-    ensemble = MoEClassifier(max_iter=20, random_state=0)
+    ensemble = MoEClassifier(max_iter=10, random_state=0)
     score = SCORERS["specialization"]
     assert score(own.fit(X[:1000], y[:1000]), X[1000:], y[1000:]) > 0.3
     assert abs(score(ensemble.fit(X[:1000], y[:1000]), X[1000:], y[1000:])) < 0.05

@@ -161,7 +161,7 @@ def test_decomposition_normalized(normalize, axis):
 
 @pytest.mark.parametrize(
     "n_experts, names",
-    [*((n, "short") for n in (1, 2, 5, 16, 64)), (5, "long"), (64, "long"), (5, "hundred")],
+    [*((n, "short") for n in (1, 5, 16, 64)), (5, "long"), (64, "long"), (5, "hundred")],
 )
 def test_decomposition_is_readable(n_experts, names):
     p, y = gate_probabilities(n_experts)
@@ -232,7 +232,7 @@ def test_gate_quantiles_by_hand():
     assert display.points_.get_ydata().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("n_experts", [1, 5, 64])
 def test_gate_is_readable(n_experts):
     display = GateDisplay.from_predictions(gate_probabilities(n_experts)[0])
     labels = tick_labels(display.ax_.yaxis)
@@ -311,7 +311,7 @@ def test_points_of_many_classes(n_classes):
     assert names == ["0: left", "1: right", heading, *classes]
 
 
-@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("n_experts", [1, 5, 64])
 def test_regions_are_readable(n_experts):
     xx0, xx1 = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60))
     centres = np.random.RandomState(0).uniform(size=(n_experts, 2))
@@ -478,7 +478,7 @@ def test_images_with_channels_first_and_of_any_scale():
 
 
 @pytest.mark.parametrize("kind", ["images", "table"])
-@pytest.mark.parametrize("n_experts", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("n_experts", [1, 5, 64])
 def test_samples_are_readable(kind, n_experts):
     p, _ = gate_probabilities(n_experts)
     X = np.random.RandomState(0).normal(size=(600, 64))

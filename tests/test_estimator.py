@@ -82,7 +82,7 @@ def test_probabilities_reach_certainty_on_separable_data(gate):
     y = rng.randint(2, size=200)
     X = rng.normal(size=(200, 2)) + 20 * y[:, None]
     assert (
-        make(gate=gate, max_iter=40, batch_size=50).fit(X, y).predict_proba(X).max(axis=1).min()
+        make(gate=gate, max_iter=15, batch_size=50).fit(X, y).predict_proba(X).max(axis=1).min()
         > 0.99
     )
 
@@ -127,7 +127,7 @@ def test_few_samples(n_samples, iris):
     ],
 )
 def test_same_seed_same_bits_also_from_threads(params, digits):
-    X, y = digits[0][:300], digits[1][:300]
+    X, y = digits[0][:150], digits[1][:150]
 
     def fit_predict(seed):
         return (
@@ -205,9 +205,9 @@ def test_random_state_none_and_instance(iris):
 def test_zero_weight_equals_removal(regularization, gate, digits):
     if regularization == "load" and gate == "attentive":
         pytest.skip("load needs a noisy gate")
-    X, y = digits[0][:200], digits[1][:200]
-    rows = np.arange(200) % 4 > 0
-    clf = make(gate=gate, regularization=regularization, max_iter=3)
+    X, y = digits[0][:120], digits[1][:120]
+    rows = np.arange(120) % 4 > 0
+    clf = make(gate=gate, regularization=regularization, max_iter=2)
     weighted = clone(clf).fit(X, y, sample_weight=rows).predict_proba(X)
     removed = clone(clf).fit(X[rows], y[rows]).predict_proba(X)
     assert np.array_equal(weighted, removed)
@@ -224,7 +224,7 @@ def test_integer_weights_equal_repeats(regularization, gate, iris):
         regularization = SampleSimilarity(max_samples=1000)  # which also compares all repeats
     encoder = TableEncoder(n_knots=None)  # "auto" goes by the number of rows, as batch_size does
     clf = make(gate=gate, regularization=regularization, encoder=encoder)
-    clf.set_params(batch_size=1000, max_iter=8, learning_rate=3e-3)
+    clf.set_params(batch_size=1000, max_iter=4, learning_rate=3e-3)
     weighted = clone(clf).fit(X, y, sample_weight=counts).predict_proba(X)
     repeated = clone(clf).fit(np.repeat(X, counts, axis=0), np.repeat(y, counts)).predict_proba(X)
     np.testing.assert_allclose(weighted, repeated, atol=1e-5)

@@ -298,7 +298,7 @@ def test_bootstrap_draws_as_many_samples_as_weights_count():
     weight = np.full(200, 2.0)
     clf = MoEClassifier(1, experts="linear", n_init=1, random_state=0)
     clf.fit(X, y, sample_weight=weight)
-    arguments = {"standard_errors": "bootstrap", "n_bootstrap": 100, "random_state": 0}
+    arguments = {"standard_errors": "bootstrap", "n_bootstrap": 60, "random_state": 0}
     found = expert_summary(clf, X, y, sample_weight=weight, **arguments)
     twice = np.tile(np.arange(200), 2)
     repeated = expert_summary(clf, X.iloc[twice], y[twice], **arguments)

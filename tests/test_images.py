@@ -130,7 +130,7 @@ def test_student_learns_from_changed_images(target, images):
         "encoder": ConvEncoder((2,), normalization="batch"),
         "experts": MLPExperts((8,), dropout=0.5),
         "gate": AttentiveGate(),
-        "max_iter": 10,
+        "max_iter": 6,
     }
     teacher = make(augmentation=spy, **params).fit(X, y)
     n_seen = len(seen)

@@ -96,7 +96,7 @@ def test_weights_of_zero_count_as_removed(frame):
 @pytest.mark.filterwarnings("ignore:The best of")
 @pytest.mark.usefixtures("short_polish")
 def test_every_kind_of_mixture(params, frame):
-    clf = make(max_iter=8, **params).fit(*frame)
+    clf = make(max_iter=5, **params).fit(*frame)
     importances = clf.feature_importances_
     assert importances.shape == (5,)
     assert importances.sum() == pytest.approx(1)

@@ -183,9 +183,9 @@ def test_it_saves_parameters(digits):
     dense, shared = n_parameters(MLPExperts((64, 64))), n_parameters(MPOExperts((64, 64), bond=8))
     assert dense > 5 * shared
     X, y = digits
-    clf = MoEClassifier(experts=MPOExperts((64, 64), bond=8), max_iter=20, random_state=0)
-    clf.fit(X[:1200], y[:1200])
-    assert clf.score(X[1200:], y[1200:]) > 0.9
+    clf = MoEClassifier(experts=MPOExperts((64, 64), bond=8), max_iter=15, random_state=0)
+    clf.fit(X[:900], y[:900])
+    assert clf.score(X[900:], y[900:]) > 0.9
 
 
 def test_no_hidden_layer(generator):

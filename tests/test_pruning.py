@@ -76,7 +76,7 @@ def with_gate(data):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("gate", GATES)
 def test_pruned_mixtures_are_ordinary_classifiers(method, gate, data, with_gate):
-    X, y, X_test, y_test = data
+    X, y, X_test, y_test = *data[:2], data[2][:200], data[3][:200]
     clf = with_gate(gate)
     before, params = pickle.dumps(clf.module_), str(clf.get_params())
     if method == "router_norm" and clf.module_.gate.norm_change() is None:
@@ -98,9 +98,9 @@ def test_pruned_mixtures_are_ordinary_classifiers(method, gate, data, with_gate)
     loaded = pickle.loads(pickle.dumps(pruned))
     assert np.array_equal(loaded.predict_proba(X_test), pruned.predict_proba(X_test))
     decomposition_entropy(pruned, X_test, y_test)
-    pruned.partial_fit(X[:200], y[:200])
+    pruned.partial_fit(X[:100], y[:100])
     assert np.isfinite(pruned.predict_log_proba(X_test)).all()
-    assert clone(pruned).fit(X[:200], y[:200]).gate_proba(X_test).shape == (len(X_test), 3)
+    assert clone(pruned).fit(X[:100], y[:100]).gate_proba(X_test).shape == (len(X_test), 3)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def with_experts(data):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"strong"}))
 def test_all_experts_can_be_pruned(method, experts, data, with_experts):
-    X, clf = data[0], with_experts(experts)
+    X, clf = data[0][:200], with_experts(experts)
     pruned = prune(clf, X, method, 5)
     assert pruned.expert_proba(X).shape == (len(X), 5, 10)
     assert pruned.n_parameters_ < clf.n_parameters_
@@ -321,7 +321,7 @@ def test_groups_against_a_naive_search():
 @pytest.mark.parametrize("similarity", ["outputs", "cka"])
 @pytest.mark.parametrize("gate", ["softmax", "top_k", "noisy_top_k", "hard", "kmeans"])
 def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data, with_gate):
-    X, X_test = data[0], data[2]
+    X, X_test = data[0], data[2][:200]
     clf = make_twins(deepcopy(with_gate(gate)))
     pruned = prune(clf, X, "similarity", 4, similarity=similarity, reduce=reduce)
     groups = {frozenset(group) for group in pruned.report_.groups}

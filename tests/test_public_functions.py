@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import softmax
+from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -125,6 +126,8 @@ def test_smaller_and_faster_mixtures(fitted):
 def test_cross_validation_and_tuning(fitted):
     clf, X, y = fitted
     assert np.isfinite(cross_validate(clf, X, y, cv=2)["test_score"]).all()
-    assert "MoEClassifier" in repr(compare({"MoEClassifier": clf, "again": clf}, X, y, cv=2))
+    assert "MoEClassifier" in repr(
+        compare({"MoEClassifier": clf, "prior": DummyClassifier()}, X, y, cv=2)
+    )
     search = tune(clf, X, y, n_trials=1, cv=2, random_state=0)
     assert search.predict_proba(X).dtype == np.float32

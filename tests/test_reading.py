@@ -402,7 +402,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("kind", HEAVY)
 def test_heavy_tails_in_single_and_double_precision(kind):
-    X = HEAVY[kind](np.random.RandomState(0), (1000, 3))
+    X = HEAVY[kind](np.random.RandomState(0), (600, 3))
     single = X.astype(np.float32)
     y = X[:, 0] > np.median(X[:, 0])
     one, other = make(max_iter=1).fit(X, y), make(max_iter=1).fit(single, y)
@@ -411,7 +411,7 @@ def test_heavy_tails_in_single_and_double_precision(kind):
     encoded = one.encoder_.transform(X)
     np.testing.assert_allclose(encoded, other.encoder_.transform(single), atol=1e-4)
     np.testing.assert_allclose(one.predict_proba(X), other.predict_proba(X), atol=1e-4)
-    one, other = make(max_iter=20).fit(X, y), make(max_iter=20).fit(single, y)
+    one, other = make(max_iter=10).fit(X, y), make(max_iter=10).fit(single, y)
     proba = one.predict_proba(X)
     np.testing.assert_allclose(one.predict_proba(single), proba, atol=1e-4)
     assert one.score(X, y) > 0.85
@@ -430,17 +430,17 @@ def normal(request):
     """Normal samples, the first of which are for the training, and the score of the others."""
     n_samples, X = request.param, np.random.RandomState(0).normal(size=(2000, 6))
     y = X[:, 0] > 0
-    clf = make(max_iter=20).fit(X[:n_samples], y[:n_samples])
+    clf = make(max_iter=10).fit(X[:n_samples], y[:n_samples])
     return n_samples, X, y, clf.score(X[n_samples:], y[n_samples:])
 
 
-@pytest.mark.parametrize("outlier", [1e3, -1e8, 1e10, 1e100, 1e154, -1e200, 1.7e308])
+@pytest.mark.parametrize("outlier", [1e3, -1e8, 1e100, 1e154, -1e200, 1.7e308])
 def test_one_outlier_in_training_leaves_a_column_alone(outlier, normal):
     n_samples, X, y, expected = normal
     train, test = slice(n_samples), slice(n_samples, None)
     Z = X.copy()
     Z[5, 0] = outlier
-    clf = make(max_iter=20).fit(Z[train], y[train])
+    clf = make(max_iter=10).fit(Z[train], y[train])
     assert clf.score(X[test], y[test]) > expected - 0.04
     if abs(outlier) < 1e300:
         clf.fit(Z[train] * 1e-200, y[train])
@@ -533,7 +533,7 @@ def test_images_have_the_scale_of_the_training(digits):
 def test_masks_are_the_same_in_any_type(digits):
     X = digits[0].reshape(-1, 8, 8) > 0.5
     y = digits[1]
-    train, test = slice(500), slice(500, 1000)
+    train, test = slice(500), slice(500, 700)
     kinds = (np.uint8, np.float32, np.int64, bool)
     expected = (
         make(max_iter=10, batch_size="auto")

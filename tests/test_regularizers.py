@@ -330,7 +330,7 @@ def test_competent_experts_answer_every_sample(digits):
     X, y = digits[0][:600], digits[1][:600]
     accuracy = {}
     for name in (None, "competence"):
-        clf = MoEClassifier(n_experts=4, regularization=name, max_iter=40, random_state=0)
+        clf = MoEClassifier(n_experts=4, regularization=name, max_iter=15, random_state=0)
         answers = clf.fit(X, y).expert_proba(digits[0][600:]).argmax(axis=2)
         accuracy[name] = (answers == digits[1][600:, None]).mean(axis=0).min()
     assert accuracy["competence"] > 0.9 > accuracy[None]

@@ -264,6 +264,8 @@ def test_pruning_saves_epochs(digits):
             n_trials=8 if pruner else 1,
             cv=2,
             pruner=pruner,
+            study_name="fixed",  # which decides about the brackets of Hyperband
+            storage=optuna.storages.InMemoryStorage(),
             random_state=0,
         )
         for estimator, prefix, pruner in (

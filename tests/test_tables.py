@@ -185,7 +185,7 @@ def test_hat_functions_help_where_a_column_oscillates():
     X = rng.uniform(size=(1500, 2))
     y = (np.sin(20 * X[:, 0]) > 0) ^ (X[:, 1] > 0.5)
     score = {
-        n_knots: make(encoder=TableEncoder(n_knots=n_knots), max_iter=30)
+        n_knots: make(encoder=TableEncoder(n_knots=n_knots), max_iter=20)
         .fit(X[:1000], y[:1000])
         .score(X[1000:], y[1000:])
         for n_knots in (None, 16)
@@ -344,7 +344,7 @@ def test_sparse_rows_become_dense_in_batches(digits, monkeypatch):
 
 @pytest.mark.parametrize("max_samples", [50, 20000])
 def test_clusters_of_sparse_rows(max_samples, digits):
-    X, y = digits
+    X, y = digits[0][:600], digits[1][:600]
     clf = make(gate=KMeansGate(max_samples=max_samples), max_iter=2)
     expected = clf.fit(X, y).predict_proba(X)
     assert np.array_equal(clf.fit(csr_array(X), y).predict_proba(X), expected)

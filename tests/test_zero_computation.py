@@ -228,6 +228,7 @@ def test_smaller_tau_skips_more(digits):
             gate=SoftmaxGate(top_k=2),
             experts=ZeroComputationExperts((32,)),
             regularization=ZeroComputationBalance(0.3, tau=tau),
+            max_iter=15,
             random_state=0,
         ).fit(X[:1200], y[:1200])
         assert clf.score(X[1200:], y[1200:]) > 0.85

@@ -68,7 +68,7 @@ class ExpertSamplesDisplay:
     >>> from sklearn_moe import ExpertSamplesDisplay, MoEClassifier
     >>> X, y = load_digits(return_X_y=True)
     >>> clf = MoEClassifier(n_experts=5, gate="attentive", regularization="importance",
-    ...                     max_iter=10, random_state=0).fit(X / 16, y)
+    ...                     max_iter=5, random_state=0).fit(X / 16, y)
     >>> display = ExpertSamplesDisplay.from_estimator(clf, X / 16, y, image_shape=(8, 8))
     >>> len(display.images)
     5

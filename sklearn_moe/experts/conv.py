@@ -53,7 +53,7 @@ class ConvExperts(Experts):
     --------
     >>> from sklearn.datasets import load_digits
     >>> from sklearn_moe import ConvExperts, MoEClassifier
-    >>> digits = load_digits()
+    >>> digits = load_digits(n_class=4)
     >>> experts = ConvExperts(channels=(4, 8), hidden_layer_sizes=())
     >>> clf = MoEClassifier(n_experts=3, experts=experts, max_iter=20, random_state=0)
     >>> clf.fit(digits.images / 16, digits.target).score(digits.images / 16, digits.target) > 0.9

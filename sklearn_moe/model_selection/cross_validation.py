@@ -98,7 +98,7 @@ def cross_validate(
     >>> from sklearn.datasets import load_iris
     >>> from sklearn_moe import MoEClassifier, cross_validate
     >>> X, y = load_iris(return_X_y=True)
-    >>> result = cross_validate(MoEClassifier(n_experts=3, max_iter=20, random_state=0), X, y)
+    >>> result = cross_validate(MoEClassifier(n_experts=3, max_iter=10, random_state=0), X, y)
     >>> result["test_score"].shape, result["test_usage_entropy"].shape
     ((5,), (5,))
     """
@@ -231,7 +231,7 @@ def compare(
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn_moe import MoEClassifier, compare
     >>> X, y = load_iris(return_X_y=True)
-    >>> moe = MoEClassifier(n_experts=3, max_iter=20, random_state=0)
+    >>> moe = MoEClassifier(n_experts=3, max_iter=10, random_state=0)
     >>> linear = LogisticRegression(max_iter=1000)
     >>> comparison = compare({"mixture": moe, "linear": linear}, X, y)
     >>> comparison.differences[0]["p_value"] > 0.05

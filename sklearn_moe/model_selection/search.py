@@ -203,8 +203,8 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     >>> from sklearn.datasets import load_iris
     >>> from sklearn_moe import MoEClassifier, MoESearchCV
     >>> X, y = load_iris(return_X_y=True)
-    >>> clf = MoEClassifier(max_iter=20, random_state=0)
-    >>> search = MoESearchCV(clf, {"n_experts": IntDistribution(1, 4)}, n_trials=3, random_state=0)
+    >>> clf = MoEClassifier(max_iter=10, random_state=0)
+    >>> search = MoESearchCV(clf, {"n_experts": IntDistribution(1, 4)}, n_trials=2, random_state=0)
     >>> search.fit(X, y).best_estimator_.score(X, y) > 0.9
     True
     """

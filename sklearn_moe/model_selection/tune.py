@@ -83,8 +83,8 @@ def tune(
     >>> X, y = load_iris(return_X_y=True)
     >>> def space(trial):
     ...     return {"n_experts": trial.suggest_int("n_experts", 1, 4)}
-    >>> clf = MoEClassifier(max_iter=20, random_state=0)
-    >>> search = tune(clf, X, y, space, n_trials=3, random_state=0, verbose=0)
+    >>> clf = MoEClassifier(max_iter=5, random_state=0)
+    >>> search = tune(clf, X, y, space, n_trials=3, cv=3, random_state=0, verbose=0)
     >>> len(search.study_.trials)
     3
     """
