@@ -1,6 +1,8 @@
 """What users of the installed package rely on, beside what it computes."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,42 @@ def test_the_public_surface_has_annotations(name, value):
         assert not missing, function.__qualname__
         returns = signature.return_annotation is not inspect.Signature.empty
         assert returns or function.__name__ == "__init__", function.__qualname__
+
+
+# What only some functions need, and what takes a tenth of the time of the whole import.
+OPTIONAL = (
+    "dask, distributed, ipywidgets, matplotlib, onnx, onnxruntime, onnxscript, optuna, pandas, "
+    "polars, psycopg, pyarrow, shap, skops, sqlalchemy"
+).split(", ")
+LONG = ("sklearn.cluster", "sklearn.ensemble", "sklearn.inspection", "sklearn.tree")
+
+
+def _run(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.smoke
+def test_optional_libraries_are_optional():
+    """A mixture is fitted, searched and read without them, as if they were not installed."""
+    code = """if True:
+        import sys
+        from importlib.machinery import PathFinder
+        find = PathFinder.find_spec
+        PathFinder.find_spec = lambda name, *_: None if name in sys.argv else find(name, *_)
+        from sklearn.datasets import load_iris
+        from sklearn_moe import MoEClassifier, MoESearchCV, decomposition_report, gate_rules
+        X, y = load_iris(return_X_y=True)
+        clf = MoEClassifier(2, max_iter=2, random_state=0).fit(X, y)
+        repr(decomposition_report(clf, X, y)), repr(gate_rules(clf, X)), clf._repr_html_()
+        MoESearchCV(clf)
+        """
+    _run(code, *OPTIONAL)
+
+
+def test_import_loads_nothing_that_takes_long_and_only_some_need():
+    loaded = _run("import sys, sklearn_moe; print(*sys.modules)")
+    by_others = _run("import sys, skorch, torch, narwhals; print(*sys.modules)")
+    assert "sklearn_moe.estimator" in loaded
+    assert not {*OPTIONAL, *LONG}.intersection(loaded).difference(by_others)

@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import HasMethods, Interval
 
@@ -76,6 +74,10 @@ class StrongExperts(EstimatorExperts):
 
 def _experts_for(is_categorical):
     """Return names and classifiers for a table with these columns of categories."""
+    # Here, as an import of sklearn_moe would otherwise take a tenth longer.
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+
     from sklearn_moe.estimator import MoEClassifier
 
     boosting = HistGradientBoostingClassifier(

@@ -9,7 +9,6 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.preprocessing import StandardScaler
@@ -275,6 +274,8 @@ class KMeansGateModule(GateModule):
 
     def _cluster(self, x, losses, weight, basis, seed):
         """Return the expert of each sample's cluster, or None if there are too few clusters."""
+        from sklearn.cluster import KMeans  # here, as it takes long
+
         n_experts = losses.shape[1]
         if len(x) < n_experts:
             return None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.inspection import permutation_importance
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.validation import check_consistent_length
@@ -223,6 +222,8 @@ def expert_importance(
     >>> print(importance)  # doctest: +ELLIPSIS
     needs: bits of log-likelihood that the expert loses ...
     """
+    from sklearn.inspection import permutation_importance  # here, as it takes long
+
     table = read_columns(estimator, X, "expert_importance")
     model, samples = table.model, table.samples
     y = check_labels(y, model.classes_)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.tree import DecisionTreeClassifier
 
 from sklearn_moe.interpretation.conditions import Among, Categories, Condition, Range
 
@@ -105,6 +104,8 @@ def grow_tree(
     Branch or int
         The tree, whose leaves are experts.
     """
+    from sklearn.tree import DecisionTreeClassifier  # here, as it takes long
+
     inputs = [each for name, values in columns.items() for each in _inputs(name, values, choice)]
     if not inputs:
         return int(np.bincount(choice, weight).argmax())

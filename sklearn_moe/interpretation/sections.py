@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from sklearn_moe.decomposition import Decomposition, titled
@@ -364,6 +363,8 @@ def about_errors(case: Case, group_by: str | None, groups: dict[str, NDArray[np.
         truth = classes[proba.argmax(axis=1)] == y
         p, label = proba.max(axis=1), "probability of the predicted class"
         found = "are of this class"
+    from sklearn.calibration import calibration_curve  # here, as it takes long
+
     observed, predicted = calibration_curve(truth, p.clip(0, 1), strategy="quantile", n_bins=10)
     error = np.sqrt(predicted * (1 - predicted) * len(predicted) / len(y))
     beyond = np.abs(observed - predicted) - np.maximum(OFF, ERRORS * error)
