@@ -39,7 +39,7 @@ from sklearn_moe.model_selection import (
     likelihood_ratio_test,
     tune,
 )
-from sklearn_moe.persistence import TRUSTED_TYPES, load, save
+from sklearn_moe.persistence import TRUSTED_TYPES, export, load, save
 from sklearn_moe.pruning import PruningReport, prune_experts
 from sklearn_moe.regularizers import *
 from sklearn_moe.report import decomposition_report
@@ -80,6 +80,7 @@ __all__ = [
     "decomposition_stability",
     "distill",
     "distillation_report",
+    "export",
     "expert_class_information",
     "gate_rules",
     "grow",

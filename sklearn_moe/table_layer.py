@@ -98,12 +98,12 @@ class TableLayer(nn.Module):
                 numbers = numbers * self.factor
             standard = ((numbers - self.mean) / self.scale).clamp(-1e18, 1e18)
             standard = standard.to(self.knots.dtype)
-            squashed = (standard / (1 + (standard / 3).square()).sqrt()).nan_to_num(0.0)
-            encoded.append(
-                squashed if self.squash else standard.clamp(-FARTHEST, FARTHEST).nan_to_num(0.0)
-            )
+            is_missing = standard.isnan()
+            standard = standard.masked_fill(is_missing, 0)
+            squashed = standard / (1 + (standard / 3).square()).sqrt()
+            encoded.append(squashed if self.squash else standard.clamp(-FARTHEST, FARTHEST))
         if len(self.with_missing):
-            encoded.append(standard.index_select(1, self.with_missing).isnan().float())
+            encoded.append(is_missing.index_select(1, self.with_missing).float())
         if self.has_hats:
             risen = squashed.index_select(1, self.column)
             # How far the next hat function has risen, which is how far this one has fallen.
@@ -113,7 +113,7 @@ class TableLayer(nn.Module):
             places = x[:, self.n_numbers :]
             # Unknown categories go to one more column at the end, which is cut off.
             places = torch.where(places >= 0, places + self.start, self.n_categories).long()
-            shape = len(x), self.n_categories + 1
+            shape = x.shape[0], self.n_categories + 1
             one_hot = x.new_zeros(shape, dtype=torch.float32).scatter_(1, places, 1.0)
             encoded.append(one_hot[:, : self.n_categories])
         return (encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)).float()

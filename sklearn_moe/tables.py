@@ -315,14 +315,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         If a number is not among them, it may be one in its own precision, or one as text. If text
         is not among them, it may be a number.
         """
-        place = {category: i for i, category in enumerate(categories)}
         kinds = {type(level) for level in levels if isinstance(level, np.floating)}
-        for i, category in enumerate(categories):
-            number = _number_of(category)
-            if number is not None:
-                with np.errstate(over="ignore"):
-                    for kind in (float, *kinds):
-                        place.setdefault(kind(number), i)
+        place = places_of(categories, kinds)
         unknown = len(categories) if has_infrequent else -1
         found = np.full(len(levels), unknown, dtype=np.float32)
         for i, level in enumerate(levels):
@@ -474,6 +468,21 @@ def _key(level):
 def as_category(level):
     """Return a level as it is kept: float32 as the shortest number that rounds to it."""
     return float(str(level)) if isinstance(level, np.floating) else level
+
+
+def places_of(categories, kinds=()):
+    """Return the positions of categories, also of the numbers that text stands for.
+
+    ``kinds`` are types of numbers, beside float, in which the categories are found, too.
+    """
+    place = {category: i for i, category in enumerate(categories)}
+    for i, category in enumerate(categories):
+        number = _number_of(category)
+        if number is not None:
+            with np.errstate(over="ignore"):
+                for kind in (float, *kinds):
+                    place.setdefault(kind(number), i)
+    return place
 
 
 def _number_of(level):

@@ -247,9 +247,9 @@ class ZeroComputationExpertsModule(ExpertsModule):
         x = x.flatten(1)
         logits, hidden = self.ordinary.logits_and_hidden(x, generator)
         copied = (x @ self.copy.weight.flatten(0, 1).mT).unflatten(1, self.copy.weight.shape[:2])
-        zeros = copied.new_zeros(len(x), self.kinds.count("zero"), logits.shape[2])
-        constant = self.constant.weight.expand(len(x), -1, -1)
-        key = self.key.weight.expand(len(x), -1, -1)
+        zeros = copied.new_zeros(x.shape[0], self.kinds.count("zero"), logits.shape[2])
+        constant = self.constant.weight.expand(x.shape[0], -1, -1)
+        key = self.key.weight.expand(x.shape[0], -1, -1)
         return torch.cat([logits, zeros, copied, constant], 1), torch.cat([hidden, key], 1)
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
@@ -278,7 +278,7 @@ class ZeroComputationExpertsModule(ExpertsModule):
             kept = answers & (answers.cumsum(dim=0) <= capacity)
         else:
             return gate_log_proba
-        kept = torch.where(kept.any(dim=1, keepdim=True), kept, answers)
+        kept = kept | (answers & ~kept.any(dim=1, keepdim=True))
         return gate_log_proba.masked_fill(~kept, -torch.inf).log_softmax(dim=1)
 
 

@@ -8,6 +8,7 @@ names the usual choices.
 from sklearn_moe.gates.attentive import AttentiveGate, AttentiveGateModule
 from sklearn_moe.gates.base import (
     Gate,
+    GateFormula,
     GateModule,
     GateOutput,
     Routing,

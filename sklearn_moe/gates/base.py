@@ -54,6 +54,24 @@ class GateOutput(NamedTuple):
     routing: Routing | None
 
 
+class GateFormula(NamedTuple):
+    r"""The scores of a gate as a formula of what it reads, :math:`(A x + b) / \lVert L x \rVert`.
+
+    Attributes
+    ----------
+    weight : Tensor of shape (n_experts, n_inputs)
+        The matrix :math:`A`.
+    bias : Tensor of shape (n_experts,)
+        The vector :math:`b`.
+    length : Tensor of shape (n_numbers, n_inputs) or None
+        The matrix :math:`L`; None if nothing divides the scores.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    length: Tensor | None = None
+
+
 class GateModule(nn.Module):
     """The torch module of a gate: it turns scores of the experts into gate probabilities.
 
@@ -146,6 +164,10 @@ class GateModule(nn.Module):
     def cost(self) -> int:
         """Approximate number of multiply-adds of the gate for one sample."""
         return multiply_adds(self)
+
+    def formula(self) -> GateFormula | None:
+        """Return the formula of the scores divided by the temperature, or None if it is long."""
+        return None
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """Return one score for each sample and expert, (n_samples, n_experts)."""

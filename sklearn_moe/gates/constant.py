@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.gates.base import Gate, GateFormula, GateModule
 
 
 class ConstantGate(Gate):
@@ -66,7 +66,11 @@ class ConstantGateModule(GateModule):
         self.bias = nn.Parameter(torch.zeros(n_experts))
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        return self.bias.expand(len(x), -1)
+        return self.bias.expand(x.shape[0], -1)
+
+    def formula(self) -> GateFormula:
+        # One column stands for all.
+        return GateFormula(self.bias.new_zeros(len(self.bias), 1), self.bias)
 
     def keep(self, experts: list[int]) -> None:
         self.bias = nn.Parameter(self.bias.data[experts])

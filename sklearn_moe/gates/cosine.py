@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.gates.base import Gate, GateModule, first_weight
+from sklearn_moe.gates.base import Gate, GateFormula, GateModule, first_weight
 from sklearn_moe.layers import MLP, keep_rows, linear
 
 
@@ -129,6 +129,14 @@ class CosineGateModule(GateModule):
 
     def keep(self, experts: list[int]) -> None:
         keep_rows(self.directions, experts)
+
+    def formula(self) -> GateFormula | None:
+        if self.trunk.layers or type(self.encoder) is not nn.Identity:
+            return None
+        length = self.projection.weight
+        weight = F.normalize(self.directions.weight, dim=1) @ length
+        weight = weight * torch.exp(-self.log_change) / self.temperature
+        return GateFormula(weight, weight.new_zeros(len(weight)), length)
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         own = self.projection(self.trunk(self.encoder(x).flatten(1)))

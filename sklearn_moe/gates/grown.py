@@ -100,9 +100,11 @@ class GrownGateModule(GateModule):
     def stage_log_proba(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the stages for inputs, (n_samples, n_stages)."""
         scores = self.sharpness * self.log_density(x.flatten(1)) + self.log_weights
-        stages = range(len(self.gates))
-        scores = [scores[:, self.stages == stage].logsumexp(dim=1) for stage in stages]
-        return torch.stack(scores, dim=1).log_softmax(dim=1)
+        of_stages = [
+            scores.masked_fill(self.stages != stage, -torch.inf).logsumexp(dim=1)
+            for stage in range(len(self.gates))
+        ]
+        return torch.stack(of_stages, dim=1).log_softmax(dim=1)
 
     def forward(
         self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
@@ -115,7 +117,7 @@ class GrownGateModule(GateModule):
     ) -> tuple[list[Tensor], Tensor]:
         """Return log-probabilities (n_samples, n_experts) of each stage, and of all together."""
         n_experts = 1 + max(max(members) for members in self.members)
-        nobody = x.new_full((len(x), n_experts), -LARGE)
+        nobody = x.new_full((x.shape[0], n_experts), -LARGE)
 
         def among_all(log_proba, members):
             return nobody.index_copy(1, torch.tensor(members, device=x.device), log_proba)

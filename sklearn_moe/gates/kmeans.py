@@ -16,7 +16,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from sklearn_moe.gates.base import Gate, GateModule, GateOutput, mask_all_but_top_k
+from sklearn_moe.gates.base import (
+    Gate,
+    GateFormula,
+    GateModule,
+    GateOutput,
+    mask_all_but_top_k,
+)
 
 # Samples of more dimensions are reduced to this many principal components for the clustering.
 MAX_DIMENSIONS = 32
@@ -195,6 +201,9 @@ class KMeansGateModule(GateModule):
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return x.flatten(1) @ self.weight.mT + self.bias
+
+    def formula(self) -> GateFormula:
+        return GateFormula(self.weight, self.bias)
 
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
         routed = mask_all_but_top_k(logits, 1)

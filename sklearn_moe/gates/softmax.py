@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sklearn_moe.convolution import multiply_adds
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.gates.base import Gate, GateModule
+from sklearn_moe.gates.base import Gate, GateFormula, GateModule
 from sklearn_moe.layers import MLP
 
 
@@ -126,6 +126,12 @@ class SoftmaxGateModule(GateModule):
     @property
     def is_linear(self) -> bool:  # type: ignore[override]
         return type(self.encoder) is nn.Identity and len(self.network.layers) == 1
+
+    def formula(self) -> GateFormula | None:
+        if not self.is_linear:
+            return None
+        (layer,) = self.network.layers
+        return GateFormula(layer.weight[0] / self.temperature, layer.bias[0] / self.temperature)
 
     def _norms(self):
         return self.network.layers[-1].weight.detach()[0].norm(dim=1)
