@@ -310,9 +310,10 @@ def by_sql(path, X, classes, n_experts):
     with sqlite3.connect(":memory:") as database:
         for name, function in (("EXP", math.exp), ("SQRT", math.sqrt), ("POWER", math.pow)):
             database.create_function(name, -1, function)
-        X.assign(id=range(len(X))).to_sql('my "rows"', database, index=False)
-        found = pd.read_sql(path.read_text(encoding="utf-8"), database).sort_values("id")
-    assert list(found["id"]) == list(range(len(X)))
+        X.assign(x_1=range(len(X))).to_sql('my "rows"', database, index=False)
+        found = pd.read_sql(path.read_text(encoding="utf-8"), database).sort_values("x_1")
+    # The key has the name of a column that the query computes.
+    assert list(found["x_1"]) == list(range(len(X)))
     proba = found[[f"proba_{label}" for label in classes]].to_numpy()
     gate_proba = found[[f"gate_proba_{e}" for e in range(n_experts)]].to_numpy()
     return proba, gate_proba, found["expert"].to_numpy()
@@ -339,7 +340,7 @@ def test_plain_forms(params, mixed_table, fresh, tmp_path):
     y = np.where(y == "perhaps", 'it\'s "y"', y)
     clf = fit(X, y, **{"n_experts": 3, "experts": "linear", **params})
     export(clf, tmp_path / "mixture.py", format="python")
-    export(clf, tmp_path / "mixture.sql", format="sql", table='my "rows"', key="id")
+    export(clf, tmp_path / "mixture.sql", format="sql", table='my "rows"', key="x_1")
     expected = wanted(clf, fresh)
     assert_same(by_python(tmp_path / "mixture.py", fresh), expected)
     n_experts = len(clf.expert_costs_)
@@ -350,7 +351,7 @@ def test_plain_forms_without_encoder_or_names(table, tmp_path):
     X, y = table
     clf = fit(X, y, experts="linear", encoder=None)
     export(clf, tmp_path / "mixture.py", format="python")
-    export(clf, tmp_path / "mixture.sql", format="sql", table='my "rows"', key=["id"])
+    export(clf, tmp_path / "mixture.sql", format="sql", table='my "rows"', key=["x_1"])
     named = pd.DataFrame(X, columns=[f"x{i}" for i in range(X.shape[1])])
     assert_same(by_sql(tmp_path / "mixture.sql", named, clf.classes_, 4), wanted(clf, X))
     assert_same(by_python(tmp_path / "mixture.py", pd.DataFrame(X)), wanted(clf, X))

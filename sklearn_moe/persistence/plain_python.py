@@ -31,7 +31,8 @@ def predict_proba(row):
         return _softmax([score / TEMPERATURE for score in scores])
     proba = [sum(map(_product, gate, own)) for own in zip(*map(_softmax, logits))]
     powers = [p ** (1 / TEMPERATURE) for p in proba]
-    return [power / sum(powers) for power in powers]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def gate_proba(row):
@@ -103,9 +104,19 @@ def _product(a, b):
 
 
 def _softmax(scores):
-    powers = [2.718281828459045 ** (score - max(scores)) for score in scores]
-    return [power / sum(powers) for power in powers]
+    largest = max(scores)
+    powers = [2.718281828459045 ** (score - largest) for score in scores]
+    total = sum(powers)
+    return [power / total for power in powers]
 '''
+
+
+_COMMENTS = {
+    "NUMBERS": "Name, position, factor, mean, scale, knots, gaps, whether NaN is marked.",
+    "CATEGORIES": "Name, position, codes, code of all others, number of encoded columns.",
+    "GATE": "Weights and biases: one for each expert; of GATE_LENGTH, one for each direction.",
+    "EXPERTS": "For each expert, weights and biases: one for each class.",
+}
 
 
 def to_python(clf: MoEClassifier) -> bytes:
@@ -140,7 +151,10 @@ def to_python(clf: MoEClassifier) -> bytes:
         "MIXES_LOGITS": plain.mixes_logits,
         "TEMPERATURE": plain.temperature,
     }
-    written = "".join(f"{name} = {_literal(value)}\n" for name, value in data.items())
+    written = ""
+    for name, value in data.items():
+        comment = f"# {_COMMENTS[name]}\n" if name in _COMMENTS else ""
+        written += f"{comment}{name} = {_literal(value)}\n"
     text = _TEMPLATE.format(
         n_experts=len(plain.expert_bias), version=sklearn_moe.__version__, data=written
     )

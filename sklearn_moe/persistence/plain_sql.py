@@ -53,14 +53,16 @@ def to_sql(clf: MoEClassifier, table: str, key: Sequence[str]) -> bytes:
     query.step(mixed, keep=[*shares, "expert"])
     proba, temperature = list(mixed), _number(plain.temperature)
     if plain.mixes_logits:
-        query.step({y: f"{y} / {temperature}" for y in proba}, keep=[*shares, "expert"])
-        proba = _softmax(query, {"r": (proba, len(proba))}, keep=[*shares, "expert"])["r"]
+        scaled = {f"t_{c}": f"{y} / {temperature}" for c, y in enumerate(proba)}
+        query.step(scaled, keep=[*shares, "expert"])
+        group = {"r": (list(scaled), len(scaled))}
+        proba = _softmax(query, group, keep=[*shares, "expert"])["r"]
     elif plain.temperature != 1:
-        powers = {f"r_{c}": f"POWER({y}, 1 / {temperature})" for c, y in enumerate(proba)}
+        powers = {f"t_{c}": f"POWER({y}, 1 / {temperature})" for c, y in enumerate(proba)}
         query.step(powers, keep=[*shares, "expert"])
-        total = " + ".join(powers)
-        query.step({r: f"{r} / ({total})" for r in powers}, keep=[*shares, "expert"])
-        proba = list(powers)
+        calibrated = _divided({f"r_{c}": power for c, power in enumerate(powers)})
+        query.step(calibrated, keep=[*shares, "expert"])
+        proba = list(calibrated)
     results = {
         **{f"proba_{label}": name for label, name in zip(plain.classes, proba, strict=True)},
         **{f"gate_proba_{e}": name for e, name in enumerate(shares)},
@@ -79,13 +81,15 @@ class _Query:
 
     def __init__(self, table, key):
         self.sources = [_name(table)]
-        self.key = [_name(each) for each in key]
+        # On the way, a key has a name that no computed column has.
+        self.key = {f"moe_key_{i}": _name(each) for i, each in enumerate(key)}
         self.steps = []
 
     def step(self, new, keep=()):
         """Compute new columns, by their names, and keep some of those that are there."""
         computed = [f"{value} AS {name}" for name, value in new.items()]
-        columns = [BARRIER, *self.key, *keep, *computed]
+        key = self.key if self.steps else [f"{own} AS {name}" for name, own in self.key.items()]
+        columns = [BARRIER, *key, *keep, *computed]
         self.steps.append(f"SELECT {_lines(columns)}\n  FROM {self.sources[-1]}")
         self.sources.append(f"moe_{len(self.steps)}")
 
@@ -93,7 +97,8 @@ class _Query:
         """Return the query, with columns by the names that a user sees."""
         named = zip(self.sources[1:], self.steps, strict=True)
         steps = ",\n".join(f"{name} AS (\n  {step}\n)" for name, step in named)
-        columns = [*self.key, *(f"{value} AS {_name(name)}" for name, value in results.items())]
+        columns = [f"{name} AS {own}" for name, own in self.key.items()]
+        columns += [f"{value} AS {_name(name)}" for name, value in results.items()]
         return f"WITH {steps}\nSELECT {_lines(columns)}\nFROM {self.sources[-1]}\n"
 
 
@@ -195,18 +200,25 @@ def _softmax(query, groups, keep=(), new=None):
     query.step(most | (new or {}), keep=[*columns, *keep])
     keep = [*keep, *(new or {})]
     powers = {
-        f"{group}_{i}": _power(f"{name} - {group}_most", _is_among(top_k, i, names))
+        group: {
+            f"{group}_{i}_power": _power(f"{name} - {group}_most", _is_among(top_k, i, names))
+            for i, name in enumerate(names)
+        }
         for group, (names, top_k) in groups.items()
-        for i, name in enumerate(names)
     }
-    query.step(powers, keep)
+    query.step({name: power for own in powers.values() for name, power in own.items()}, keep)
     results = {
-        group: [f"{group}_{i}" for i in range(len(names))] for group, (names, _) in groups.items()
+        group: _divided({f"{group}_{i}": power for i, power in enumerate(own)})
+        for group, own in powers.items()
     }
-    query.step(
-        {name: f"{name} / ({' + '.join(own)})" for own in results.values() for name in own}, keep
-    )
-    return results
+    query.step({name: share for own in results.values() for name, share in own.items()}, keep)
+    return {group: list(own) for group, own in results.items()}
+
+
+def _divided(powers):
+    """Return each column, by its new name, divided by the sum of all."""
+    total = " + ".join(powers.values())
+    return {name: f"{power} / ({total})" for name, power in powers.items()}
 
 
 def _power(exponent, condition):
