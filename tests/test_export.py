@@ -134,6 +134,10 @@ PAIRS = {
     "cosine": ("linear", "linear"),
     "constant": ("mlp", SMALL),
     "kmeans": ("linear", "linear"),
+    "tree": ("mlp", SMALL),
+    "gumbel": ("mlp", SMALL),
+    "balanced": ("mlp", SMALL),
+    "shared_expert": ("mlp", SMALL),
 }
 
 

@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from sklearn_moe import GATES, AttentiveGate, CosineGate, SoftmaxGate, TableEncoder
+from sklearn_moe import (
+    GATES,
+    AttentiveGate,
+    BalancedGate,
+    CosineGate,
+    GumbelGate,
+    SharedExpertGate,
+    SoftmaxGate,
+    TableEncoder,
+    TreeGate,
+)
 from sklearn_moe.gates import mask_all_but_top_k
 
 N, D, E, H = 9, 6, 4, 5
@@ -45,9 +55,7 @@ def test_gradient_reaches_the_gate(name, batch, generator):
         assert parameter.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in GATES if name != "top_k" and "noisy" not in name]
-)
+@pytest.mark.parametrize("name", [name for name in GATES if (GATES[name].top_k or 1) == 1])
 def test_one_expert_gets_everything(name, generator):
     x, hidden = torch.randn(1, D), torch.randn(1, 1, H)
     out = build(GATES[name], generator, n_experts=1)(x, hidden, generator)
@@ -184,3 +192,120 @@ def test_a_cosine_gate_reads_directions_alone(batch, generator):
     torch.testing.assert_close(module(x, None).logits, logits / 2)
     module.keep([3, 1])
     torch.testing.assert_close(module(x, None).logits, logits[:, [3, 1]] / 2)
+
+
+# The tree
+
+
+def leaves(decide, first, last, decisions):
+    """The probability of each leaf: the left half of the leaves gets what does not go right."""
+    if last - first == 1:
+        return [1.0]
+    right, middle = decide(next(decisions)), (first + last + 1) // 2
+    left_part = leaves(decide, first, middle, decisions)
+    right_part = leaves(decide, middle, last, decisions)
+    return [(1 - right) * p for p in left_part] + [right * p for p in right_part]
+
+
+@pytest.mark.parametrize("n_experts", [1, 2, 3, 5, 8])
+def test_tree(n_experts, batch, generator):
+    module = build(TreeGate(temperature=0.5), generator, n_experts)
+    x = batch[0]
+    proba = module(x, None).log_proba.exp()
+    weight, bias = module.decisions.weight, module.decisions.bias
+    for row, found in zip(x, proba, strict=True):
+
+        def decide(i, row=row):
+            return torch.sigmoid(2 * (weight[i] @ row + bias[i])).item()
+
+        expected = leaves(decide, 0, n_experts, iter(range(n_experts)))
+        torch.testing.assert_close(found.tolist(), expected, atol=1e-6, rtol=1e-5)
+    assert (module.ways != 0).sum(dim=1).max() == math.ceil(math.log2(n_experts))
+
+
+def test_pruned_tree_keeps_proportions(batch, generator):
+    module = build(TreeGate(), generator, 5)
+    before = module(batch[0], None).log_proba.exp()[:, [3, 0, 1]]
+    module.keep([3, 0, 1])
+    after = module(batch[0], None).log_proba.exp()
+    torch.testing.assert_close(after, before / before.sum(dim=1, keepdim=True))
+
+
+# Draws
+
+
+def test_gumbel_draws_from_the_softmax(generator):
+    module = build(GumbelGate(temperature=0.01), generator)
+    x = torch.randn(1, D, generator=generator)
+    expected = module.eval()(x, None).log_proba.exp()
+    torch.testing.assert_close(expected, module.score(x, None).softmax(dim=1))
+    drawn = module.train()(x.expand(20_000, D), None, generator).log_proba.exp()
+    assert drawn.max(dim=1).values.mean() > 0.98
+    torch.testing.assert_close(drawn.mean(dim=0), expected[0], atol=0.02, rtol=0)
+    sure = drawn.max(dim=1).values.mean()
+    module.of_draw = 5.0
+    assert (
+        module(x.expand(500, D), None, generator).log_proba.exp().max(dim=1).values.mean() < sure
+    )
+
+
+# Balance without a loss
+
+
+def test_balanced_gate(batch, generator):
+    """The bias decides who answers, and the logits alone how much each of them counts."""
+    module = build(BalancedGate(rate=0.5), generator).train()
+    x = batch[0]
+    logits, log_proba, _ = module(x, None)
+    torch.testing.assert_close(log_proba, mask_all_but_top_k(logits, 2).log_softmax(dim=1))
+    counts = log_proba.isfinite().sum(dim=0)
+    expected = 0.5 * torch.sign(counts.float().mean() - counts)
+    torch.testing.assert_close(module.bias, expected)
+    module.eval()
+    module.bias = torch.tensor([100.0, 0.0, 50.0, 0.0])
+    log_proba = module(x, None).log_proba
+    assert log_proba.isfinite().all(dim=0).tolist() == [True, False, True, False]
+    torch.testing.assert_close(log_proba[:, [0, 2]], logits[:, [0, 2]].log_softmax(dim=1))
+    assert module.bias[0] == 100  # prediction leaves it
+    module.keep([2, 1])
+    assert module.bias.tolist() == [50, 0]
+
+
+def test_bias_balances(generator):
+    module = build(BalancedGate(rate=0.02), generator).train()
+    module.network.layers[-1].bias.data[0, :2] = 3.0
+    x = torch.randn(200, D, generator=generator)
+    first = module(x, None).log_proba.isfinite().float().mean(dim=0)
+    for _ in range(400):
+        last = module(x, None).log_proba.isfinite().float().mean(dim=0)
+    assert first.max() - first.min() > 0.8 and last.max() - last.min() < 0.1
+
+
+def test_balanced_gate_needs_two(generator):
+    with pytest.raises(ValueError, match="top_k of at least 2, got 1"):
+        build(BalancedGate(top_k=1), generator)
+
+
+# A shared expert
+
+
+@pytest.mark.parametrize("top_k", [None, 2, 3])
+def test_shared_expert(top_k, batch, generator):
+    module = build(SharedExpertGate(top_k=top_k, temperature=0.5), generator)
+    module.share_logit.data.fill_(1.0)
+    proba = module(batch[0], None).log_proba.exp()
+    share = torch.sigmoid(torch.tensor(1.0))
+    torch.testing.assert_close(proba[:, 0], share.expand(N))
+    scores = module.network(batch[0])[:, 1:] * 2
+    if top_k is not None:
+        scores = mask_all_but_top_k(scores, top_k - 1)
+    torch.testing.assert_close(proba[:, 1:], (1 - share) * scores.softmax(dim=1))
+    module.keep([0, 2, 3])
+    torch.testing.assert_close(module(batch[0], None).log_proba.exp()[:, 0], share.expand(N))
+    with pytest.raises(ValueError, match="needs its first expert"):
+        module.keep([1])
+
+
+def test_shared_expert_needs_another(generator):
+    with pytest.raises(ValueError, match="top_k of at least 2, or None"):
+        build(SharedExpertGate(top_k=1), generator)

@@ -6,6 +6,7 @@ names the usual choices.
 """
 
 from sklearn_moe.gates.attentive import AttentiveGate, AttentiveGateModule
+from sklearn_moe.gates.balanced import BalancedGate
 from sklearn_moe.gates.base import (
     Gate,
     GateFormula,
@@ -17,8 +18,11 @@ from sklearn_moe.gates.base import (
 )
 from sklearn_moe.gates.constant import ConstantGate
 from sklearn_moe.gates.cosine import CosineGate
+from sklearn_moe.gates.gumbel import GumbelGate
 from sklearn_moe.gates.kmeans import KMeansGate
+from sklearn_moe.gates.shared import SharedExpertGate
 from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
+from sklearn_moe.gates.tree import TreeGate
 
 GATES: dict[str, Gate] = {
     "softmax": SoftmaxGate(),
@@ -29,6 +33,10 @@ GATES: dict[str, Gate] = {
     "cosine": CosineGate(),
     "constant": ConstantGate(),
     "kmeans": KMeansGate(),
+    "tree": TreeGate(),
+    "gumbel": GumbelGate(),
+    "balanced": BalancedGate(),
+    "shared_expert": SharedExpertGate(),
 }
 """The gates that ``MoEClassifier(gate=...)`` knows by name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import multiply_adds
-from sklearn_moe.encoders import ENCODERS, as_encoder
+from sklearn_moe.encoders import ENCODERS, as_encoder, build_encoder, output_shape
 from sklearn_moe.layers import MLP, check_layer_sizes
 
 
@@ -214,16 +215,26 @@ class GateModule(nn.Module):
         None if the gate has no weights for each expert, or learns without gradients.
         """
 
+    def perturb(
+        self, logits: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Routing | None]:
+        """Return logits with noise, in training, and what ``Load`` has to know about it."""
+        if self.noise == 0:
+            return logits, None
+        noise_scale = self.noise / logits.shape[1]
+        noise = torch.empty_like(logits).normal_(0, noise_scale, generator=generator)
+        noisy = logits + noise
+        return noisy, Routing(noisy, noise_scale, self.top_k)
+
+    def select(self, logits: Tensor) -> Tensor:
+        """Return -inf in place of the logits of experts that do not answer."""
+        return mask_all_but_top_k(logits, self.top_k)  # type: ignore[arg-type]
+
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
         """Return the output of the gate for these logits, after noise and masking."""
-        routed, routing = logits, None
-        if self.training and self.noise > 0:
-            noise_scale = self.noise / logits.shape[1]
-            noise = torch.empty_like(logits).normal_(0, noise_scale, generator=generator)
-            routed = logits + noise
-            routing = Routing(routed, noise_scale, self.top_k)
+        routed, routing = self.perturb(logits, generator) if self.training else (logits, None)
         if self.top_k is not None and not (self.training and self.top_k == 1):
-            routed = mask_all_but_top_k(routed, self.top_k)
+            routed = self.select(routed)
         # The softmax is vectorised if the samples are the last axis, as they are in the experts.
         return GateOutput(logits, routed.mT.log_softmax(dim=0).mT, routing)
 
@@ -369,6 +380,13 @@ class Gate(BaseEstimator):
                 "encoder=None."
             )
         return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
+
+    def _layers(self, input_shape, n_experts, generator) -> tuple[nn.Module, MLP]:
+        """Check the parameters; return the gate's encoder and the layers that score experts."""
+        hidden_sizes = self._check(n_experts)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        n_features = math.prod(output_shape(encoder, input_shape))
+        return encoder, MLP((n_features, *hidden_sizes, n_experts), generator)
 
     def _check_top_k(self, n_experts: int) -> None:
         """Check the parameters, and that there are as many experts as shall answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -12,7 +11,6 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import multiply_adds
-from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.gates.base import Gate, GateFormula, GateModule
 from sklearn_moe.layers import MLP
 
@@ -89,12 +87,8 @@ class SoftmaxGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        hidden_sizes = self._check(n_experts)
-        encoder = build_encoder(self.encoder, input_shape, generator)
-        n_features = math.prod(output_shape(encoder, input_shape))
         return SoftmaxGateModule(
-            MLP((n_features, *hidden_sizes, n_experts), generator),
-            encoder=encoder,
+            *self._layers(input_shape, n_experts, generator),
             temperature=self.temperature,
             top_k=self.top_k,
             noise=self.noise,
@@ -109,7 +103,7 @@ class SoftmaxGateModule(GateModule):
     needs_hidden = False
     start_norms: Tensor
 
-    def __init__(self, network: MLP, *, encoder: nn.Module, **routing: Any):
+    def __init__(self, encoder: nn.Module, network: MLP, **routing: Any):
         super().__init__(**routing)
         self.encoder = encoder
         self.network = network
