@@ -102,6 +102,11 @@ class LinearExpertsModule(MLPExpertsModule):
         """The coefficients, (n_experts, n_classes, n_columns)."""
         return self.layers[0].weight
 
+    @property
+    def bias(self) -> Tensor:
+        """The intercepts, (n_experts, n_classes)."""
+        return self.layers[0].bias
+
     def penalty(self) -> Tensor:
         penalty = self.l2 * self.weight.square().sum(dim=(1, 2))
         return penalty + self.l1 * self.weight.abs().sum(dim=(1, 2)) if self.l1 else penalty

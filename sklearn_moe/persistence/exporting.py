@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from uuid import uuid4
 
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.fitted import is_mixture
+from sklearn_moe.persistence.files import replacing
 from sklearn_moe.persistence.graphs import to_onnx, to_torch
-from sklearn_moe.persistence.plain_python import to_python
-from sklearn_moe.persistence.plain_sql import to_sql
+from sklearn_moe.persistence.linear_python import to_python
+from sklearn_moe.persistence.linear_sql import to_sql
 
 FORMATS: dict[str, Callable] = {
     "onnx": to_onnx,
@@ -79,12 +78,13 @@ def export(
     ValueError
         If the format is unknown, or cannot hold this mixture.
     FileNotFoundError
-        If there is no such directory.
+        If the directory is not there.
     ImportError
         If ``format="onnx"`` lacks onnx and onnxscript: ``pip install "sklearn-moe[export]"``.
 
     See Also
     --------
+    save : Keep the mixture itself, for :func:`load`.
     model_document : What the experts do, for readers.
 
     Notes
@@ -117,11 +117,9 @@ def export(
     key = [key] if isinstance(key, str) else list(key)
     if format != "sql" and (table != "data" or key):
         raise ValueError(f"table and key are for format='sql', got format={format!r}.")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no directory {str(path.parent)!r} for {path.name!r}.")
     options = {"table": table, "key": key} if format == "sql" else {}
-    _replace(path, FORMATS[format](clf, **options))
+    with replacing(path) as new:
+        new.write_bytes(FORMATS[format](clf, **options))
 
 
 def _check_mixture(clf):
@@ -144,15 +142,5 @@ def _check_mixture(clf):
     if clf.named_experts_:
         raise ValueError(
             f"The experts {list(clf.named_experts_)} are classifiers that run outside of the "
-            "mixture, which a file cannot hold. Fit a mixture without them, or pickle it."
+            "mixture, which an export cannot hold. Fit a mixture without them, or pickle it."
         )
-
-
-def _replace(path, content):
-    """Write a file beside the former one, then put it in its place."""
-    new = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        new.write_bytes(content)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -159,7 +159,7 @@ def to_onnx(clf: MoEClassifier) -> bytes:
     traced = _traced(clf, about["inputs"])
     with _explaining("ONNX", " Or pass format='torch'."), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names, and about torch itself
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             traced,
             dynamo=True,
             verbose=False,

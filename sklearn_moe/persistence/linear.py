@@ -129,7 +129,7 @@ def plain_mixture(clf: MoEClassifier, format: str) -> PlainMixture:
             "a gate with a short formula (a SoftmaxGate or CosineGate without hidden layers, a "
             f"ConstantGate or a KMeansGate), got {_kind(module.gate)}"
         )
-    if needed:
+    if needed or formula is None:
         raise ValueError(f"format={format!r} needs {needed}. Pass format='onnx' or 'torch'.")
     table = clf.encoder_
     numbers, categories = _columns(clf)
@@ -154,7 +154,7 @@ def plain_mixture(clf: MoEClassifier, format: str) -> PlainMixture:
         gate_length=None if length is None else _shorter(among_all(length, module.gate_columns)),
         top_k=module.gate.top_k or n_experts,
         expert_weight=among_all(module.experts.weight, module.expert_columns),
-        expert_bias=_array(module.experts.layers[0].bias),
+        expert_bias=_array(module.experts.bias),
         mixes_logits=module.mixing == "logit",
         temperature=clf.temperature_,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sklearn_moe.persistence.plain import plain_mixture
+from sklearn_moe.persistence.linear import plain_mixture
 
 if TYPE_CHECKING:
     from sklearn_moe.estimator import MoEClassifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
-from sklearn_moe.persistence.plain import plain_mixture
+from sklearn_moe.persistence.linear import plain_mixture
 from sklearn_moe.tables import places_of
 
 if TYPE_CHECKING:
