@@ -88,11 +88,11 @@ def short_polish(monkeypatch):
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """Let code load a sixth of the digits."""
+    """Let code load a third of the digits."""
 
     def load(**params):
         X, y = load_digits(**params)
-        return X[:300], y[:300]
+        return X[:600], y[:600]
 
     monkeypatch.setattr("sklearn.datasets.load_digits", load)
 

@@ -381,7 +381,9 @@ class Gate(BaseEstimator):
             )
         return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
 
-    def _layers(self, input_shape, n_experts, generator) -> tuple[nn.Module, MLP]:
+    def _layers(
+        self, input_shape: tuple[int, ...], n_experts: int, generator: torch.Generator
+    ) -> tuple[nn.Module, MLP]:
         """Check the parameters; return the gate's encoder and the layers that score experts."""
         hidden_sizes = self._check(n_experts)
         encoder = build_encoder(self.encoder, input_shape, generator)

@@ -122,13 +122,12 @@ class SharedExpertGateModule(SoftmaxGateModule):
     def _with_shared(self, others):
         """Return log-probabilities of all experts for the scores of those that are not shared."""
         if others.shape[1] == 0:
-            return others.new_zeros(len(others), 1)
-        shared = F.logsigmoid(self.share_logit).expand(len(others), 1)
+            return torch.zeros_like(self.share_logit).expand(others.shape[0], 1)
+        shared = F.logsigmoid(self.share_logit).expand(others.shape[0], 1)
         others = F.logsigmoid(-self.share_logit) + others.log_softmax(dim=1)
         return torch.cat([shared, others], dim=1)
 
     def select(self, logits: Tensor) -> Tensor:
-        others = logits[:, 1:]
-        if others.shape[1] == 0:
+        if self.top_k is None or logits.shape[1] == 1:
             return logits
-        return self._with_shared(mask_all_but_top_k(others, (self.top_k or len(logits)) - 1))
+        return self._with_shared(mask_all_but_top_k(logits[:, 1:], self.top_k - 1))
