@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import MixtureOutput, MoEClassifier
+from sklearn_moe.recipes import RECIPES
 from sklearn_moe.training.net import MoENet
 
 
@@ -99,13 +100,18 @@ def few_digits(monkeypatch):
 
 @pytest.fixture
 def short_trainings(few_digits, short_polish, monkeypatch):
-    """Let a training end after one epoch; building the guide runs the examples whole."""
+    """Let a training end after one epoch; building the guide runs the examples whole.
+
+    Of linear experts there are two starts.
+    """
     fit_loop = MoENet.fit_loop
 
     def short(net, X, y=None, epochs=None, **params):
         return fit_loop(net, X, y, epochs=1, **params)
 
     monkeypatch.setattr(MoENet, "fit_loop", short)
+    for recipe in RECIPES.values():
+        monkeypatch.setitem(recipe, "n_init", min(recipe["n_init"], 2))
 
 
 @pytest.fixture
