@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -31,6 +30,7 @@ def postgres():
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     pytest.importorskip("psycopg", reason="psycopg is not installed")
+    pwd = pytest.importorskip("pwd", reason="Windows has no users of this kind")
     user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

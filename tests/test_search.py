@@ -549,6 +549,8 @@ def test_pickle_needs_no_storage(as_object, iris, tmp_path):
     assert not path.exists()  # nothing was opened
     assert len(twin.study_.trials) == 1 and twin.predict(iris[0]).shape == (150,)
     assert str(path).encode() not in pickle.dumps(twin.study_)
+    if as_object:
+        storage.engine.dispose()  # Optuna leaves it open, of which Python 3.13 warns
 
 
 ADDRESS = "postgresql+psycopg://moe:{}@127.0.0.1:1/moe"

@@ -10,9 +10,11 @@ import re
 import sqlite3
 import time
 import warnings
+import weakref
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
@@ -75,6 +77,11 @@ def is_in_memory(address: str) -> bool:
 
 class DataBase(RDBStorage):
     """A database in which a trial goes on if one of its heartbeats fails."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # From Python 3.13 on, SQLite warns of connections that nobody closes.
+        weakref.finalize(self, self.engine.dispose)
 
     def record_heartbeat(self, trial_id):
         with suppress(StorageInternalError):
