@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,13 @@ PUBLIC = [
     for name, value in ((name, getattr(sklearn_moe, name)) for name in sklearn_moe.__all__)
     if callable(value)
 ]
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {sklearn_moe.__version__}\n" in citation
 
 
 def _functions(value):
