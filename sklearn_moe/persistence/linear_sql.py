@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 # each row. A window function in each step keeps them from it, in all databases.
 BARRIER = "COUNT(*) OVER () AS moe_rows"
 
-# Some databases raise an error if an exponential is too small for double precision.
-SMALLEST_EXPONENT = -700
+# Some databases raise an error for numbers that are too small for double precision. An exponential
+# counts as zero below this, so that the product of two is large enough.
+SMALLEST_EXPONENT = -300
 
 
 def to_sql(clf: MoEClassifier, table: str, key: Sequence[str]) -> bytes:
@@ -58,14 +60,18 @@ def to_sql(clf: MoEClassifier, table: str, key: Sequence[str]) -> bytes:
         group = {"r": (list(scaled), len(scaled))}
         proba = _softmax(query, group, keep=[*shares, "expert"])["r"]
     elif plain.temperature != 1:
-        powers = {f"t_{c}": f"POWER({y}, 1 / {temperature})" for c, y in enumerate(proba)}
+        least = _number(math.exp(SMALLEST_EXPONENT * plain.temperature))
+        powers = {
+            f"t_{c}": _cases((f"{y} > {least}", f"POWER({y}, 1 / {temperature})"), "0")
+            for c, y in enumerate(proba)
+        }
         query.step(powers, keep=[*shares, "expert"])
         calibrated = _divided({f"r_{c}": power for c, power in enumerate(powers)})
         query.step(calibrated, keep=[*shares, "expert"])
         proba = list(calibrated)
     results = {
-        **{f"proba_{label}": name for label, name in zip(plain.classes, proba, strict=True)},
-        **{f"gate_proba_{e}": name for e, name in enumerate(shares)},
+        **{f"proba_{label}": _double(y) for label, y in zip(plain.classes, proba, strict=True)},
+        **{f"gate_proba_{e}": _double(share) for e, share in enumerate(shares)},
         "expert": "expert",
     }
     head = (
@@ -135,7 +141,7 @@ def _encode(query, plain):
 
 
 def _standardised(column):
-    value = f"CAST({_name(column.name)} AS DOUBLE PRECISION)"
+    value = _double(_name(column.name))
     if column.factor != 1:
         value += f" * {_number(column.factor)}"
     return f"({value} - {_number(column.mean)}) / {_number(column.scale)}"
@@ -271,9 +277,14 @@ def _linear(weight, bias):
     return " + ".join([_number(bias), *terms])
 
 
+def _double(value):
+    return f"CAST({value} AS DOUBLE PRECISION)"
+
+
 def _number(value):
-    """Write a number in full precision, and so that it is not an integer."""
+    """Write a number in full precision; with an exponent, it is in double precision in SQL."""
     text = repr(float(value))
+    text += "" if "e" in text else "e0"
     return f"({text})" if text.startswith("-") else text
 
 
