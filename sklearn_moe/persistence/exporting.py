@@ -89,8 +89,8 @@ def export(
 
     Notes
     -----
-    Graphs run all experts for each row, also if the gate chooses a few of them. Results differ from
-    those of ``clf`` by about 1e-7, or by 1e-5 if coefficients are near 100, for which single
+    Graphs run all experts for each row, also if the gate chooses a few of them. Results differ
+    from those of ``clf`` by about 1e-7, or by 1e-5 if coefficients are near 100, for which single
     precision is not more exact. "python" and "sql" compute in double precision.
 
     A graph takes every code that is no category for an unknown one, and does not look for infinite
