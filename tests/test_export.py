@@ -311,7 +311,7 @@ def by_python(path, X):
 
 
 # Gates whose scores have no short formula.
-NO_FORMULA = {"attentive", "shared_expert", "tree"}
+NO_FORMULA = {"attentive", "balanced", "shared_expert", "tree"}
 
 
 def by_sql(path, X, classes, n_experts):

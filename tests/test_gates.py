@@ -262,6 +262,7 @@ def test_balanced_gate(batch, generator):
     expected = 0.5 * torch.sign(counts.float().mean() - counts)
     torch.testing.assert_close(module.bias, expected)
     module.eval()
+    assert module.formula() is None
     module.bias = torch.tensor([100.0, 0.0, 50.0, 0.0])
     log_proba = module(x, None).log_proba
     assert log_proba.isfinite().all(dim=0).tolist() == [True, False, True, False]

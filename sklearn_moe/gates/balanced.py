@@ -111,6 +111,9 @@ class BalancedGateModule(SoftmaxGateModule):
         self.rate = rate
         self.register_buffer("bias", torch.zeros(len(self.start_norms)))
 
+    def formula(self) -> None:
+        return None  # which experts answer depends on the bias, too
+
     def keep(self, experts: list[int]) -> None:
         super().keep(experts)
         self.bias = self.bias[experts]
