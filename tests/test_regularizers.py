@@ -11,6 +11,7 @@ from sklearn_moe import (
     Load,
     MoEClassifier,
     SampleSimilarity,
+    ScoreVariance,
     ZLoss,
 )
 from sklearn_moe.gates import Routing
@@ -255,12 +256,32 @@ def test_z_loss_by_hand(make_mixture):
     torch.testing.assert_close(penalty(ZLoss(1.0), mixture).item(), math.log(4) ** 2)
 
 
+# Score variance
+
+
+def test_score_variance(make_mixture, generator):
+    logits = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    proba = logits.softmax(dim=1)
+    expected = -2.0 * proba.var(dim=0, correction=0).sum()
+    torch.testing.assert_close(penalty(ScoreVariance(2.0), make_mixture(logits)), expected)
+    sure = 1e3 * torch.eye(4, dtype=torch.float64).repeat(3, 1)
+    assert penalty(ScoreVariance(1.0), make_mixture(sure)).item() == pytest.approx(-0.75)
+    same = logits[:1].expand(12, 4)
+    assert penalty(ScoreVariance(1.0), make_mixture(same)).item() == pytest.approx(0, abs=1e-12)
+
+
 # What they have in common, at the edges
 
 
 @pytest.mark.parametrize(
     "name, reads",
-    [("importance", "p"), ("sample_similarity", "p"), ("entropy", "q"), ("z_loss", "q")],
+    [
+        ("importance", "p"),
+        ("sample_similarity", "p"),
+        ("score_variance", "p"),
+        ("entropy", "q"),
+        ("z_loss", "q"),
+    ],
 )
 def test_reads_the_masked_or_the_full_gate(name, reads, make_mixture, generator):
     logits = torch.randn(12, 4, generator=generator, dtype=torch.float64)
@@ -302,6 +323,7 @@ def test_defaults():
         "sample_similarity": 0.3,
         "entropy": 0.01,
         "competence": 1.0,
+        "score_variance": 0.3,
         "sparse_gate": 0.001,
         "z_loss": 0.001,
         "orthogonality": 0.01,

@@ -13,7 +13,7 @@ from sklearn_moe.regularizers.balance import Importance, Load
 from sklearn_moe.regularizers.base import Regularizer, check_penalty
 from sklearn_moe.regularizers.competence import Competence
 from sklearn_moe.regularizers.complexity import ComplexityBalance
-from sklearn_moe.regularizers.confidence import Entropy, ZLoss
+from sklearn_moe.regularizers.confidence import Entropy, ScoreVariance, ZLoss
 from sklearn_moe.regularizers.orthogonality import SoftOrthogonality
 from sklearn_moe.regularizers.sample_similarity import SampleSimilarity
 from sklearn_moe.regularizers.sparse_gate import SparseGate
@@ -25,6 +25,7 @@ REGULARIZERS: dict[str, Regularizer] = {
     "sample_similarity": SampleSimilarity(),
     "entropy": Entropy(),
     "competence": Competence(),
+    "score_variance": ScoreVariance(),
     "sparse_gate": SparseGate(),
     "z_loss": ZLoss(),
     "orthogonality": SoftOrthogonality(),

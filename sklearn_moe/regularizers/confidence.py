@@ -1,7 +1,8 @@
-"""Penalties on the gate's logits."""
+"""Penalties on how sure the gate is."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sklearn_moe.mixture import MixtureOutput
@@ -43,6 +44,53 @@ class Entropy(Regularizer):
         """Return the mean entropy of the full gate distribution."""
         log_q = mixture.gate_logits.log_softmax(dim=1)
         return (sample_weight * -(log_q.exp() * log_q).sum(dim=1)).mean()
+
+
+class ScoreVariance(Regularizer):
+    r"""Make the gate tell samples apart: sure for a sample, and even over all of them.
+
+    .. math:: L = -\lambda \sum_e \operatorname{Var}_n(p_{ne})
+                = -\lambda \sum_e \Bigl(\overline{p_e^2} - \overline{p_e}^2\Bigr)
+
+    with means over the weighted samples. It is :math:`-\lambda (1 - 1/E)`, its lowest value, if each
+    sample has one expert and all experts have equally many samples, and 0 if the gate says the
+    same for all samples.
+
+    Parameters
+    ----------
+    strength : float, default=0.3
+        Weight :math:`\lambda`, in nats of loss per unit of variance.
+
+    References
+    ----------
+    H. Guo et al., Advancing Expert Specialization for Better MoE, 2025, arXiv 2505.22323.
+
+    Examples
+    --------
+    >>> from sklearn_moe import MoEClassifier, ScoreVariance
+    >>> clf = MoEClassifier(regularization=ScoreVariance(1.0))
+    """
+
+    gate_only = has_gradient = balances = sharpens = can_be_captured = True
+
+    def __init__(self, strength: float = 0.3):
+        self.strength = strength
+
+    def penalty(
+        self, mixture: MixtureOutput, x: Tensor, y: Tensor, sample_weight: Tensor
+    ) -> Tensor:
+        """Return the negative sum of the variances of the gate's probabilities."""
+        return self.penalty_and_gradient(mixture.gate_proba, sample_weight)[0]
+
+    def penalty_and_gradient(
+        self, gate_proba: Tensor, sample_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the penalty and its gradient with respect to the gate's probabilities."""
+        total = sample_weight.sum().clamp_min(torch.finfo(sample_weight.dtype).tiny)
+        share = sample_weight / total
+        distance = gate_proba - share @ gate_proba
+        weighted = share.unsqueeze(1) * distance
+        return -(weighted * distance).sum(), -2 * weighted
 
 
 class ZLoss(Regularizer):
