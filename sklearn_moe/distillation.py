@@ -133,7 +133,7 @@ def distill(
     >>> from sklearn.preprocessing import StandardScaler
     >>> from sklearn_moe import MoEClassifier, distill
     >>> X, y = load_iris(return_X_y=True)
-    >>> moe = MoEClassifier(n_experts=3, gate="attentive", random_state=0)
+    >>> moe = MoEClassifier(n_experts=3, gate="attentive", max_iter=20, random_state=0)
     >>> teacher = make_pipeline(StandardScaler(), moe).fit(X, y)
     >>> student = distill(teacher, X, y)
     >>> student[-1].gate

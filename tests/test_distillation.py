@@ -39,7 +39,7 @@ MOE = MoEClassifier(
 @pytest.fixture(scope="module")
 def data(digits):
     X, y = digits
-    return X[:600], y[:600], X[600:], y[600:]
+    return X[:600], y[:600], X[600:1000], y[600:1000]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from sklearn_moe import (
 
 
 def make(**params):
-    return MoEClassifier(**{"n_experts": 3, "max_iter": 15, "random_state": 0, **params})
+    return MoEClassifier(**{"n_experts": 3, "max_iter": 10, "random_state": 0, **params})
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_sparse_and_plain_arrays_agree(digits):
 def test_recursive_elimination(frame):
     X, y = frame
     X = X.assign(kind=X["kind"].cat.codes)
-    selector = RFE(make(max_iter=8), n_features_to_select=2, step=2).fit(X, y)
+    selector = RFE(make(max_iter=5), n_features_to_select=2, step=2).fit(X, y)
     assert selector.get_feature_names_out().tolist() == ["main", "kind"]
 
 

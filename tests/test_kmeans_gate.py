@@ -145,7 +145,7 @@ def families(n, seed):
 def test_it_finds_families(assignment):
     X, y, _ = families(1200, 0)
     clf = MoEClassifier(
-        4, gate=KMeansGate(assignment=assignment), regularization=None, random_state=0
+        4, gate=KMeansGate(assignment=assignment), regularization=None, max_iter=25, random_state=0
     ).fit(X, y)
     X_test, y_test, family_test = families(1000, 1)
     assert adjusted_rand_score(family_test, clf.apply(X_test)) > 0.99

@@ -249,7 +249,7 @@ def test_labels_of_any_type(dtype, iris):
     X, y = iris
     y = pd.Series(y > 0 if dtype is bool else y)
     y = (y.astype(str) if dtype in (object, "category") else y).astype(dtype)
-    clf = MoEClassifier(n_experts=3, max_iter=15, regularization="importance", random_state=0)
+    clf = MoEClassifier(n_experts=3, max_iter=3, regularization="importance", random_state=0)
     clf.fit(X, y)
     result = decomposition_report(clf, X, y, output_dict=True)
     assert result["accuracy"] == clf.score(X, y)

@@ -50,7 +50,7 @@ DEPTH = {"max_depth": IntDistribution(1, 5)}
 
 @pytest.fixture
 def clf():
-    return MoEClassifier(n_experts=3, batch_size=100, max_iter=10, random_state=0)
+    return MoEClassifier(n_experts=3, batch_size=100, max_iter=3, random_state=0)
 
 
 def n_experts(trial):
