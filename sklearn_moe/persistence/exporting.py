@@ -62,8 +62,8 @@ def export(
           value. Columns without a name are called x0, x1, and so on.
 
         "python" and "sql" are for linear experts (``experts="linear"``) and gates with a short
-        formula: a ``SoftmaxGate`` or ``CosineGate`` without hidden layers, a ``ConstantGate`` or a
-        ``KMeansGate``.
+        formula: a ``SoftmaxGate``, ``GumbelGate`` or ``CosineGate`` without hidden layers, a
+        ``ConstantGate`` or a ``KMeansGate``.
     table : str, default="data"
         Name of the table that the query of ``format="sql"`` reads.
     key : str or sequence of str, default=()

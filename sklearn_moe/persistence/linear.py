@@ -126,8 +126,8 @@ def plain_mixture(clf: MoEClassifier, format: str) -> PlainMixture:
         needed = "a table that is read without a backbone"
     elif formula is None:
         needed = (
-            "a gate with a short formula (a SoftmaxGate or CosineGate without hidden layers, a "
-            f"ConstantGate or a KMeansGate), got {_kind(module.gate)}"
+            "a gate with a short formula (a SoftmaxGate, GumbelGate or CosineGate without hidden "
+            f"layers, a ConstantGate or a KMeansGate), got {_kind(module.gate)}"
         )
     if needed or formula is None:
         raise ValueError(f"format={format!r} needs {needed}. Pass format='onnx' or 'torch'.")
