@@ -312,9 +312,6 @@ def by_python(path, X):
     return [np.array([functions[name](row) for row in rows]) for name in names]
 
 
-# Gates whose scores have no short formula.
-
-
 def by_sql(path, X, classes, n_experts):
     with sqlite3.connect(":memory:") as database:
         for name, function in (("EXP", math.exp), ("SQRT", math.sqrt), ("POWER", math.pow)):

@@ -52,8 +52,8 @@ class ScoreVariance(Regularizer):
     .. math:: L = -\lambda \sum_e \operatorname{Var}_n(p_{ne})
                 = -\lambda \sum_e \Bigl(\overline{p_e^2} - \overline{p_e}^2\Bigr)
 
-    with means over the weighted samples. It is :math:`-\lambda (1 - 1/E)`, its lowest value, if each
-    sample has one expert and all experts have equally many samples, and 0 if the gate says the
+    with means over the weighted samples. Its lowest value is :math:`-\lambda (1 - 1/E)`, if each
+    sample has one expert and all experts have equally many samples. It is 0 if the gate says the
     same for all samples.
 
     Parameters
