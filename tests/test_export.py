@@ -298,6 +298,7 @@ def test_the_reader_of_the_guide(mixed_table, fresh):
 
 # Plain forms
 
+# Gates whose scores have no short formula.
 WITHOUT_FORMULA = ["attentive", "tree", "balanced", "shared_expert"]
 
 
