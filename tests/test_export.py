@@ -244,6 +244,7 @@ def metadata(path):
     return json.loads({each.key: each.value for each in model.metadata_props}["sklearn_moe"])
 
 
+@pytest.mark.smoke
 def test_metadata(mixed_table, tmp_path):
     clf = fit(*mixed_table, encoder=TableEncoder(max_categories=3))
     export(clf, tmp_path / "mixture.onnx")
