@@ -339,3 +339,24 @@ def seeded_globally(seed: int, device: torch.device | str = "cpu") -> Iterator[N
             with torch.cuda.device(used):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def orthogonalize(vectors: Tensor, *, normalize: bool = True, tolerance: float = 1e-5) -> Tensor:
+    """Make the vectors (N, E, H) of each of N samples orthogonal, one after the other.
+
+    A vector becomes zero if no more than the fraction ``tolerance`` of its length is new.
+    """
+    units: list[Tensor] = []
+    out: list[Tensor] = []
+    for vector in vectors.unbind(1):
+        rest = vector
+        for _ in range(2):  # one pass leaves rounding errors as large as the part that it removes
+            for unit in units:
+                rest = rest - (rest * unit).sum(dim=1, keepdim=True) * unit
+        length = vector.detach().norm(dim=1, keepdim=True)
+        is_new = rest.detach().norm(dim=1, keepdim=True) > tolerance * length
+        rest = torch.where(is_new, rest, torch.zeros_like(rest))
+        # The direction of a zero vector has no gradient; a constant vector has a gradient of zero.
+        units.append(F.normalize(torch.where(is_new, rest, torch.ones_like(rest)), dim=1) * is_new)
+        out.append(units[-1] if normalize else rest)
+    return torch.stack(out, dim=1)

@@ -169,7 +169,8 @@ def _columns(estimator, data):
     """Return which of the encoded columns of a table gate and experts read; None means all."""
     selected, table = data.reader.selected, data.reader.table
     encoder = encoder_of(estimator)
-    if selected and encoder is not None and not (encoder.needs_tables and table is not None):
+    mixes = encoder is not None and not (encoder.needs_tables and table is not None)
+    if selected and mixes:
         raise ValueError(
             f"{min(selected)} needs gate and experts that read the columns of a table, but "
             f"encoder={estimator.encoder!r} mixes them. Leave encoder='auto'."
@@ -179,7 +180,7 @@ def _columns(estimator, data):
         mask = selected.get(f"{part}_features")
         if table is not None:
             read = np.ones(len(table.sources_), bool) if mask is None else mask[table.sources_]
-            if part == "expert" and has_linear_experts(estimator):
+            if part == "expert" and has_linear_experts(estimator) and not mixes:
                 read = read & ~table.is_hat_
             mask = None if read.all() else read
         columns[f"{part}_columns"] = None if mask is None else np.flatnonzero(mask)

@@ -134,6 +134,7 @@ PAIRS = {
     "cosine": ("linear", "linear"),
     "constant": ("mlp", SMALL),
     "kmeans": ("linear", "linear"),
+    "basis": ("mlp", SMALL),
     "tree": ("mlp", SMALL),
     "gumbel": ("mlp", SMALL),
     "balanced": ("mlp", SMALL),
@@ -300,7 +301,7 @@ def test_the_reader_of_the_guide(mixed_table, fresh):
 # Plain forms
 
 # Gates whose scores have no short formula.
-WITHOUT_FORMULA = ["attentive", "tree", "balanced", "shared_expert"]
+WITHOUT_FORMULA = ["attentive", "basis", "tree", "balanced", "shared_expert"]
 
 
 def by_python(path, X):

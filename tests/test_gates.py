@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from sklearn_moe import (
     GATES,
     AttentiveGate,
     BalancedGate,
+    BasisGate,
     CosineGate,
     GumbelGate,
     SharedExpertGate,
@@ -310,3 +312,34 @@ def test_shared_expert(top_k, batch, generator):
 def test_shared_expert_needs_another(generator):
     with pytest.raises(ValueError, match="top_k of at least 2, or None"):
         build(SharedExpertGate(top_k=1), generator)
+
+
+# Bases
+
+
+def test_basis_gate(batch, generator):
+    """The cosine of the angle between a sample and its projection, by numpy."""
+    module = build(BasisGate(size=2, temperature=0.5), generator)
+    module.centre.data = torch.randn(D, generator=generator)
+    module.bias.data = torch.randn(E, generator=generator)
+    x = batch[0].numpy() - module.centre.detach().numpy()
+    logits = module(batch[0], None).logits
+    for expert, directions in enumerate(module.directions.detach().numpy()):
+        projected = x @ directions.T @ np.linalg.pinv(directions.T)
+        angle = np.sum(x * projected, axis=1) / (
+            np.linalg.norm(x, axis=1) * np.linalg.norm(projected, axis=1)
+        )
+        expected = angle / 0.5 + module.bias[expert].item()
+        np.testing.assert_allclose(logits[:, expert].detach(), expected, atol=1e-5)
+
+
+def test_basis_of_all_directions_tells_nothing(generator):
+    module = build(BasisGate(size=99), generator)
+    proba = module(torch.randn(5, D, generator=generator), None).log_proba.exp()
+    torch.testing.assert_close(proba, torch.full((5, E), 1 / E))
+
+
+def test_a_sample_at_the_centre(generator):
+    module = build(BasisGate(size=2), generator)
+    module(torch.zeros(3, D), None).log_proba[:, 0].sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in module.parameters())

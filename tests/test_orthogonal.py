@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sklearn_moe import MoEClassifier, OrthogonalExperts, SoftOrthogonality
-from sklearn_moe.experts.orthogonal import orthogonalize
+from sklearn_moe.layers import orthogonalize
 
 N, E, H = 64, 5, 32
 

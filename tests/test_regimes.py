@@ -420,6 +420,21 @@ def test_columns_by_a_selector_in_a_pipeline_and_after_pickling(town_data):
     assert clf.init_scores_ is None  # a warm start has none
 
 
+def test_linear_experts_after_an_encoder(table):
+    """They read all that it returns, and it reads all of the encoded table."""
+    X, y = table
+    clf = MoEClassifier(
+        2,
+        experts="linear",
+        encoder=lambda shape: torch.nn.Linear(shape[0], 3),
+        n_init=1,
+        max_iter=2,
+        random_state=0,
+    ).fit(X, y)
+    assert clf.encoder_.is_hat_.any() and clf.module_.expert_columns is None
+    assert clf.module_.experts.weight.shape[-1] == 3
+
+
 @pytest.mark.parametrize("gate", ["attentive", "cosine", "kmeans", "hard"])
 def test_columns_under_any_gate(gate, data):
     X, y = data[0][:300], data[1][:300]

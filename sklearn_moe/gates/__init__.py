@@ -16,6 +16,7 @@ from sklearn_moe.gates.base import (
     build_gate,
     mask_all_but_top_k,
 )
+from sklearn_moe.gates.basis import BasisGate
 from sklearn_moe.gates.constant import ConstantGate
 from sklearn_moe.gates.cosine import CosineGate
 from sklearn_moe.gates.gumbel import GumbelGate
@@ -31,6 +32,7 @@ GATES: dict[str, Gate] = {
     "hard": SoftmaxGate(top_k=1),
     "attentive": AttentiveGate(),
     "cosine": CosineGate(),
+    "basis": BasisGate(),
     "constant": ConstantGate(),
     "kmeans": KMeansGate(),
     "tree": TreeGate(),

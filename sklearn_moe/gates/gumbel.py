@@ -17,7 +17,7 @@ class GumbelGate(Gate):
 
     Gumbel noise on the logits of a softmax makes the largest one a draw from it. In training,
 
-    .. math:: p_n = \mathrm{softmax}\big((g(x_n) + \gamma_n) / T\big),
+    .. math:: p_n = \mathrm{softmax}\left(\frac{g(x_n) + \gamma_n}{T}\right),
               \qquad \gamma_{ne} \sim \mathrm{Gumbel}(0, 1),
 
     so that with a low temperature :math:`T` nearly all of a sample goes to the expert that was

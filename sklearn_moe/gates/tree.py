@@ -20,7 +20,7 @@ class TreeGate(Gate):
 
     The decision :math:`i` sends a sample to the right with probability
 
-    .. math:: s_i(x) = \mathrm{sigmoid}\big((w_i^T g(x) + b_i) / T\big),
+    .. math:: s_i(x) = \mathrm{sigmoid}\left(\frac{w_i^T g(x) + b_i}{T}\right),
 
     and to the left otherwise. The probability of an expert is the product of the decisions on the
     way to its leaf, :math:`R_e` to the right and :math:`L_e` to the left:
