@@ -1,5 +1,10 @@
+import gc
 import os
 import signal
+
+# What is imported and collected stays. Looking through it for garbage, again and again, takes as
+# long as all imports do.
+gc.disable()
 
 # Two workers of pytest share two cores, and so do the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +28,11 @@ def pytest_addoption(parser):
     group.addoption("--fuzz-cases", type=int, default=50, help="how many random cases to draw")
     group.addoption("--fuzz-seed", type=int, default=0, help="the seed of the random cases")
     group.addoption("--fuzz-case", type=int, help="the number of a case to repeat alone")
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
