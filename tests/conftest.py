@@ -97,23 +97,27 @@ def short_polish(monkeypatch):
     monkeypatch.setattr("sklearn_moe.training.polish.MOST_DISTINCT", 1)
 
 
-@pytest.fixture
-def few_digits(monkeypatch):
-    """Let code load a third of the digits."""
-
+def load_few_digits(monkeypatch, n_samples):
     def load(**params):
         X, y = load_digits(**params)
-        return X[:600], y[:600]
+        return X[:n_samples], y[:n_samples]
 
     monkeypatch.setattr("sklearn.datasets.load_digits", load)
 
 
 @pytest.fixture
-def short_trainings(few_digits, short_polish, monkeypatch):
+def few_digits(monkeypatch):
+    """Let code load a third of the digits."""
+    load_few_digits(monkeypatch, 600)
+
+
+@pytest.fixture
+def short_trainings(short_polish, monkeypatch):
     """Let a training end after one epoch; building the guide runs the examples whole.
 
-    Of linear experts there are two starts.
+    Of linear experts there are two starts, and of the digits a sixth.
     """
+    load_few_digits(monkeypatch, 300)
     fit_loop = MoENet.fit_loop
 
     def short(net, X, y=None, epochs=None, **params):
