@@ -4,10 +4,6 @@ import inspect
 import itertools
 import pickle
 import signal
-import subprocess
-import sys
-import textwrap
-import time
 import traceback
 from functools import partial
 
@@ -19,7 +15,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone, is_classifier
-from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import (
@@ -730,110 +725,6 @@ def test_goes_on_with_an_equal_sparse_table(iris, tmp_path):
         assert len(go(held(iris[0]), y, n_trials=2).study_.trials) == 2
     with pytest.raises(ValueError, match="Take another study_name"):
         go(2 * X, y)
-
-
-WORKER = """
-    import sys, threading, time
-    from sklearn.datasets import load_iris
-    from sklearn_moe import MoEClassifier, tune
-
-    MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # the first fit takes longer
-    print("ready", flush=True)
-
-    def score(*args):
-        folds_before_the_end[threading.current_thread().name] -= 1
-        if folds_before_the_end[threading.current_thread().name] < 0:
-            print("late", flush=True)
-            time.sleep(600)
-        return 0.5
-
-    def go(storage):
-        tune(MoEClassifier(max_iter=1, random_state=0), *load_iris(return_X_y=True),
-             n_trials=8, cv=2, study_name="shared", storage=storage, pruner=None,
-             scoring=score, callbacks=[lambda *_: print("done", storage, flush=True)], verbose=0)
-
-    folds_before_the_end = {n_folds}
-    for storage in sys.stdin:
-        threading.Thread(target=go, args=(storage.strip(),), name=storage.strip()).start()
-"""
-
-
-def score(*args):
-    return 0.5
-
-
-def worker(n_folds):
-    """Start a process, which fills a study of eight trials in each storage that it is told.
-
-    It hangs after so many folds in each.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WORKER).format(n_folds=n_folds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def go(process, *storages):
-    """Let a process begin with these storages."""
-    process.stdin.writelines(f"{storage}\n" for storage in storages)
-    process.stdin.flush()
-
-
-def shared_search(**params):
-    """Do in this process what a worker does."""
-    clf, data = MoEClassifier(max_iter=1, random_state=0), load_iris(return_X_y=True)
-    params.update(study_name="shared", pruner=None, scoring=score, verbose=0)
-    return tune(clf, *data, cv=2, **params)
-
-
-def check_shared(study, n_trials, n_extra=0):
-    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    assert n_trials <= len(complete) <= n_trials + n_extra
-    assert len({str(trial.params) for trial in complete}) == len(complete)  # none twice
-    # Exactly one begins with what the estimator is.
-    (first,) = (trial for trial in complete if trial.user_attrs["begins"])
-    assert first.params["regularization"] == "competence" and first.params["dropout"] == 0
-    return complete
-
-
-def share_the_work(other, storage):
-    """Fill a study from another process and from this one, which start together."""
-    MoEClassifier(max_iter=1).fit(*load_iris(return_X_y=True))  # warm, as the other is
-    assert other.stdout.readline() == "ready\n"
-    go(other, storage)
-    study = shared_search(storage=storage, n_trials=8).study_
-    check_shared(study, 8, n_extra=1)
-    return study
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_two_processes_share_the_work_and_killed_searches_go_on(tmp_path, monkeypatch):
-    """Both with one process, which takes seconds to start."""
-    shared = tmp_path / "shared.db"
-    # Two are killed in their first trial.
-    paths = {tmp_path / "study.db": 0, tmp_path / "journal.log": 1, tmp_path / "later.db": 5}
-    process = worker({str(path): n_folds for path, n_folds in {shared: 99, **paths}.items()})
-    share_the_work(process, shared)
-    go(process, *paths)
-    lines = []
-    while lines.count("late\n") < len(paths):
-        lines.append(process.stdout.readline())
-        assert lines[-1], (lines, process.communicate())
-    assert f"done {shared}\n" in lines
-    process.send_signal(signal.SIGKILL)
-    errors = process.communicate()[1]  # Optuna may log there, as its level is that of all threads
-    assert "Traceback" not in errors, errors
-    monkeypatch.setattr(storages, "HEARTBEAT", 1)
-    monkeypatch.setattr(storages, "GRACE", 1)
-    time.sleep(3)  # until its last signs of life, in whole seconds, are older than that
-    for path, n_folds in paths.items():
-        before = n_folds // 2  # complete trials
-        study = shared_search(storage=path, n_trials=before + 2).study_
-        assert states(study) == ["COMPLETE"] * before + ["FAIL"] + ["COMPLETE"] * 2
-        check_shared(study, before + 2)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
