@@ -12,6 +12,7 @@ from sphinx_gallery.sorting import ExplicitOrder
 
 import sklearn_moe
 from sklearn_moe import encoders, experts, gates, regularizers
+from sklearn_moe.documentation import address_of_guide
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
 }
 
+html_baseurl = address_of_guide()
 html_theme = "pydata_sphinx_theme"
 html_title = f"sklearn_moe {version}"
 html_show_sourcelink = False

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from copy import copy
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,20 +110,34 @@ def same_parameters(one, other):
     return one is other or np.array_equal(one, other)
 
 
-def check_device(device):
-    """Return the name of a device, and raise an error if torch does not have it."""
+def check_device(device: Any, n_axes: int | None = None) -> str:
+    """Return the name of a device, and raise an error if torch does not have it.
+
+    ``n_axes`` is the number of axes of a sample: MPS lacks the double precision of tables.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind, index = torch.device(device).type, torch.device(device).index
     except (RuntimeError, TypeError):
         kind = index = None
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} must be 'auto', 'cpu', 'cuda' or such as 'cuda:1'.")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(
+            f"device={device!r} must be 'auto', 'cpu', 'cuda', 'mps' or such as 'cuda:1'."
+        )
     if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={device!r}, but torch finds {torch.cuda.device_count()} CUDA devices. Use "
             "device='cpu' or 'auto'."
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"device={device!r}, but torch finds no such device. Use device='cpu' or 'auto'."
+        )
+    if kind == "mps" and n_axes == 1:
+        raise ValueError(
+            f"device={device!r} is for images: tables need double precision, which MPS does not "
+            "have. Use device='cpu'."
         )
     return device
 

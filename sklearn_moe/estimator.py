@@ -30,6 +30,7 @@ from sklearn_moe.parameters import (
     set_parameters_in_lists,
 )
 from sklearn_moe.regularizers import REGULARIZERS
+from sklearn_moe.tensors import takes_tensors
 from sklearn_moe.training.stopping import REFINED
 
 try:
@@ -170,7 +171,9 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     warm_start : bool, default=False
         Whether ``fit`` goes on from the weights of the last fit.
     device : str, default="auto"
-        A torch device such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is one.
+        A torch device such as "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is one. "mps",
+        the GPU of a Mac, is for images only and has not been tested: it lacks the double precision
+        that tables need.
     n_threads : int or "auto", default="auto"
         Number of torch's threads within an operation, in fit and predict. "auto" uses two if a
         batch has enough work and one otherwise, and never more than the process was given
@@ -485,6 +488,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
 
     # Training
 
+    @takes_tensors
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
@@ -550,6 +554,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         validation = X_val, y_val, sample_weight_val
         return self._fit(X, y, sample_weight, validation, groups=groups)
 
+    @takes_tensors
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,

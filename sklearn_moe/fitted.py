@@ -14,8 +14,10 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from sklearn_moe.checks import check_device, check_shape
+from sklearn_moe.documentation import Documented
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.plain import Plain
+from sklearn_moe.tensors import takes_tensors
 
 if TYPE_CHECKING:
     from sklearn_moe.reader import Reader
@@ -40,7 +42,7 @@ def _chosen(gate_proba):
     return np.eye(gate_proba.shape[1], dtype=bool)[gate_proba.argmax(axis=1)]
 
 
-class FittedMixture(Plain):
+class FittedMixture(Plain, Documented):
     """The methods and attributes of a classifier with a ``reader_`` and a ``net_``."""
 
     classes_: NDArray
@@ -49,6 +51,7 @@ class FittedMixture(Plain):
     reader_: Reader
     _importances: NDArray[np.float64] | None
 
+    @takes_tensors
     def predict(self, X: ArrayLike) -> NDArray:
         """Predict the most probable class of each sample.
 
@@ -66,6 +69,7 @@ class FittedMixture(Plain):
         proba = fitted.predict_proba(X)
         return fitted.classes_[proba.argmax(axis=1)]
 
+    @takes_tensors
     def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the probability of each class.
 
@@ -85,6 +89,7 @@ class FittedMixture(Plain):
         function = partial(MixtureOfExperts.predict_proba, temperature=fitted.temperature_)
         return fitted._evaluate_proba(X, function, asks=_answering)
 
+    @takes_tensors
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Predict the logarithm of the probability of each class.
 
@@ -109,6 +114,7 @@ class FittedMixture(Plain):
             log_proba -= logsumexp(log_proba, axis=1, keepdims=True)
         return log_proba
 
+    @takes_tensors
     def gate_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return how much each expert contributes to the prediction for each sample.
 
@@ -125,6 +131,7 @@ class FittedMixture(Plain):
         """
         return self._evaluate_proba(X, MixtureOfExperts.gate_proba, asks=_nobody)
 
+    @takes_tensors
     def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.floating]:
         """Predict the probability of each class by each expert on its own.
 
@@ -149,6 +156,7 @@ class FittedMixture(Plain):
             )
         return self._evaluate_proba(X, lambda module, x: module.expert_logits(x).softmax(dim=2))
 
+    @takes_tensors
     def expert_log_likelihood(self, X: ArrayLike, y: ArrayLike) -> NDArray[np.floating]:
         """Return the logarithm of the probability that each expert gives the true class.
 
@@ -185,6 +193,7 @@ class FittedMixture(Plain):
         out[position < 0] = np.nan
         return out
 
+    @takes_tensors
     def apply(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return the expert that the gate chooses for each sample.
 
@@ -243,14 +252,14 @@ class FittedMixture(Plain):
         Parameters
         ----------
         device : str
-            A torch device such as "cpu" or "cuda", or "auto".
+            A torch device such as "cpu", "cuda" or "mps" (for images), or "auto".
 
         Returns
         -------
         self : MoEClassifier
         """
         check_is_fitted(self)
-        self.net_.to(check_device(device))
+        self.net_.to(check_device(device, len(self.net_.own_shape)))
         return self
 
     @property

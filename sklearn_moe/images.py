@@ -10,6 +10,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from sklearn_moe.documentation import Documented
+
 # The last axis holds the channels if it is not longer than this.
 MOST_CHANNELS = 4
 
@@ -35,7 +37,7 @@ def has_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.shape[3] <= MOST_CHANNELS
 
 
-class FlipCrop(BaseEstimator):
+class FlipCrop(Documented, BaseEstimator):
     """Flip each training image at random from left to right, and shift it by a few pixels.
 
     The pixels that a shift uncovers are filled by reflection. Flip and shift are drawn anew for

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sklearn_moe.experts import ExpertsModule
 
 # The time to select the samples of one expert and start it, in multiply-adds.
-WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9}
+WORTH_AN_EXPERT = {"cpu": 5e5, "cuda": 1e9, "mps": 1e9}
 
 
 class MixtureOutput(NamedTuple):

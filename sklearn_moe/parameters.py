@@ -150,7 +150,7 @@ def net_for(
             **({} if "optimizer" in net_params else _OPTIMIZER),
             **net_params,
         }
-        arguments["device"] = check_device(arguments["device"])
+        arguments["device"] = check_device(arguments["device"], len(data.X.shape) - 1)
         return MoENet(**arguments).initialize()
     columns = {name: getattr(estimator, name) for name in ("gate_features", "expert_features")}
     for name, value in {**architecture, **columns}.items():

@@ -1018,7 +1018,10 @@ def test_mlp_experts_flatten_images(digits):
         ({"learning_rate": 0}, r"The 'learning_rate' parameter"),
         ({"max_iter": 0}, r"The 'max_iter' parameter"),
         ({"mixing": "proba"}, r"The 'mixing' parameter.*'logit'"),
-        ({"device": "gpu"}, r"device='gpu' must be 'auto', 'cpu', 'cuda' or such as 'cuda:1'"),
+        (
+            {"device": "gpu"},
+            r"device='gpu' must be 'auto', 'cpu', 'cuda', 'mps' or such as 'cuda:1'",
+        ),
         ({"class_weight": {7: 2.0}}, r"class_weight has a weight for 7, .*\[0, 1, 2\]"),
         ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, r"All weights are zero"),
         ({"regularization": "load"}, r"regularization='load' needs a gate that draws noise"),

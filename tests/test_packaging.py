@@ -3,11 +3,13 @@
 import inspect
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
 import sklearn_moe
+from sklearn_moe import documentation
 
 PUBLIC = [
     (name, value)
@@ -21,6 +23,30 @@ ROOT = Path(__file__).parents[1]
 def test_the_citation_is_of_this_version():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {sklearn_moe.__version__}\n" in citation
+
+
+def test_html_links_to_the_guide_once_it_has_an_address(monkeypatch):
+    estimators = [
+        sklearn_moe.MoEClassifier(gate=sklearn_moe.AttentiveGate()),
+        sklearn_moe.MixtureEnsemble([]),
+        sklearn_moe.MoESearchCV(sklearn_moe.MoEClassifier()),
+        sklearn_moe.SparseGate(),
+        sklearn_moe.ConvEncoder(),
+        sklearn_moe.MLPExperts(),
+    ]
+    documentation.address_of_guide.cache_clear()
+    for address in ("", "https://address.local/guide"):
+        project_urls = Message()
+        project_urls["Project-URL"] = "Source, https://address.local/code"
+        if address:
+            project_urls["Project-URL"] = f"Documentation, {address}/"
+        monkeypatch.setattr(documentation, "metadata", lambda name, found=project_urls: found)
+        for each in estimators:
+            page = f"{address}/generated/sklearn_moe.{type(each).__name__}.html"
+            assert each._get_doc_link() == (page if address else "")
+            assert (page in each._repr_html_()) == bool(address)
+            assert "address.local/code" not in each._repr_html_()
+        documentation.address_of_guide.cache_clear()
 
 
 def _functions(value):

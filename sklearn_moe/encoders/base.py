@@ -6,10 +6,11 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from sklearn_moe.documentation import Documented
 from sklearn_moe.tables import TableTransformer
 
 
-class Encoder(BaseEstimator):
+class Encoder(Documented, BaseEstimator):
     """Base class of the encoders: layers before gate and experts that are trained with them.
 
     A subclass implements ``build``.

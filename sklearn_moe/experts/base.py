@@ -10,11 +10,13 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from sklearn_moe.documentation import Documented
+
 # Lowest log-probability: a class that an expert rules out costs the mixture a finite likelihood.
 LOWEST = math.log(1e-7)
 
 
-class Experts(BaseEstimator):
+class Experts(Documented, BaseEstimator):
     """Base class of all kinds of experts: it holds hyperparameters, ``build`` makes the module.
 
     Attributes

@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import Tensor, nn
 
 from sklearn_moe.convolution import multiply_adds
+from sklearn_moe.documentation import Documented
 from sklearn_moe.encoders import ENCODERS, as_encoder, build_encoder, output_shape
 from sklearn_moe.layers import MLP, check_layer_sizes
 
@@ -313,7 +314,7 @@ def mask_all_but_top_k(logits: Tensor, top_k: int) -> Tensor:
     return logits.masked_fill(~kept, -torch.inf)
 
 
-class Gate(BaseEstimator):
+class Gate(Documented, BaseEstimator):
     """Base class of all gates, with checks of the parameters that they share.
 
     A subclass has the method ``build(input_shape, n_experts, hidden_size, generator)``, which

@@ -12,6 +12,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_moe.decomposition import SCORERS
+from sklearn_moe.documentation import Documented
 from sklearn_moe.plain import Plain
 from sklearn_moe.predicting import MostProbable
 
@@ -22,7 +23,7 @@ MOST_TRIALS = 15
 STEPS = 50
 
 
-class MixtureEnsemble(Plain, MostProbable, BaseEstimator):
+class MixtureEnsemble(Plain, Documented, MostProbable, BaseEstimator):
     r"""A weighted mean of classifiers, such as ``tune(refit="ensemble")`` makes.
 
     .. math:: p(y \mid x) = \sum_m w_m\, p_m(y \mid x)

@@ -9,10 +9,11 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from sklearn_moe.documentation import Documented
 from sklearn_moe.mixture import MixtureOutput
 
 
-class Regularizer(BaseEstimator):
+class Regularizer(Documented, BaseEstimator):
     """Base class of the regularizations: ``strength`` times ``penalty``.
 
     A subclass has the parameter ``strength`` (at least 0; a regularization of strength 0 is left

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sklearn_moe.measures import mutual_information, usage_entropy
 from sklearn_moe.training.batches import as_tensor, spaced
+from sklearn_moe.training.defaults import widest
 from sklearn_moe.training.prediction import CHUNK_SIZE
 
 
@@ -113,14 +114,16 @@ class TrackDecomposition(BatchCallback):
     def on_epoch_begin(self, net, **kwargs):
         if not net.track_decomposition:
             return
-        table = torch.zeros(net.n_experts, net.n_classes, device=net.device, dtype=torch.float64)
+        shape = net.n_experts, net.n_classes
+        table = torch.zeros(shape, device=net.device, dtype=widest(net.device))
         self.sample_entropy, self.usage, self.table = table.new_zeros(()), table.sum(dim=1), table
 
     def on_batch_end(self, net, batch, training, gate_proba=None, **kwargs):
         if not (net.track_decomposition and training):
             return
         inputs, y = batch
-        gate_proba, sample_weight = gate_proba.double(), inputs["sample_weight"].double()
+        gate_proba = gate_proba.to(self.table.dtype)
+        sample_weight = inputs["sample_weight"].to(self.table.dtype)
         self.sample_entropy += torch.special.entr(gate_proba).sum(dim=1) @ sample_weight
         self.usage += sample_weight @ gate_proba
         self.table.index_put_((gate_proba.argmax(dim=1), y), sample_weight, accumulate=True)

@@ -30,6 +30,11 @@ _MAKERS = {
 }
 
 
+def widest(device: torch.device | str) -> torch.dtype:
+    """Return the most exact type of floats that a device has."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 def usual_defaults(device: torch.device | str = "cpu") -> AbstractContextManager:
     """Return a context in which a user's defaults do not apply to the calling thread.
 

@@ -32,7 +32,7 @@ from sklearn_moe.training.callbacks import (
     TrackDecomposition,
     listens_to_batches,
 )
-from sklearn_moe.training.defaults import usual_defaults
+from sklearn_moe.training.defaults import usual_defaults, widest
 from sklearn_moe.training.state import (
     arrays,
     columns_of,
@@ -271,7 +271,7 @@ class MoENet(Plain, NeuralNetClassifier):
         # A list of losses would keep small tensors alive among the large ones of each step, and
         # the memory between them could not be given back.
         n_restarts = self.module_.n_restarts
-        total, sizes = torch.zeros(n_restarts, dtype=torch.float64, device=self.device), []
+        total, sizes = torch.zeros(n_restarts, dtype=widest(self.device), device=self.device), []
 
         def announce():
             for callback in listeners:

@@ -263,7 +263,7 @@ def _fits(X, device):
     if not isinstance(X, np.ndarray):  # sparse rows: their batches become dense on the CPU
         return False
     device = torch.device(device)
-    return device.type == "cpu" or 2 * X.nbytes < torch.cuda.mem_get_info(device)[0]
+    return device.type != "cuda" or 2 * X.nbytes < torch.cuda.mem_get_info(device)[0]
 
 
 _TRACKED = ("sample_entropy", "usage_entropy", "expert_class_information")

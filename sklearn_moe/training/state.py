@@ -88,7 +88,11 @@ def device_here(device: str) -> str:
     """Return the device; if this machine does not have it, warn and return another."""
     wanted = torch.device(device)
     n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.type != "cuda" or (wanted.index or 0) < n_devices:
+    if wanted.type == "mps":
+        is_here = torch.backends.mps.is_available()
+    else:
+        is_here = wanted.type != "cuda" or (wanted.index or 0) < n_devices
+    if is_here:
         return device
     found = "cuda" if n_devices else "cpu"
     warnings.warn(
