@@ -26,7 +26,6 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
 from sklearn_moe.containers import as_eager
-from sklearn_moe.documentation import Documented
 from sklearn_moe.model_selection.cross_validation import scorers_by_name
 from sklearn_moe.model_selection.ensemble import Library, makes_ensemble
 from sklearn_moe.model_selection.selection import (
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     import optuna
 
 
-class MoESearchCV(Documented, KeepsStudy, BaseSearchCV):
+class MoESearchCV(KeepsStudy, BaseSearchCV):
     r"""A scikit-learn search whose candidates are suggested by Optuna.
 
     In contrast to ``RandomizedSearchCV``, trials learn from earlier trials, and those that fall

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_moe.documentation import Documented
 from sklearn_moe.model_selection.selection import LOG_LIKELIHOOD
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def wait_for_beginning(study: optuna.Study, n_trials: int, deadline: float) -> N
         time.sleep(0.5)
 
 
-class KeepsStudy:
+class KeepsStudy(Documented):
     """What a search does with its study: where it is stored, how it is pickled and shown."""
 
     study_: optuna.Study
