@@ -50,4 +50,8 @@ def build_encoder(
 
 
 # The public names. A new class needs only its line in ENCODERS above.
-__all__ = ["ENCODERS", "CustomEncoder", *{type(each).__name__ for each in ENCODERS.values()}]
+__all__ = [
+    "ENCODERS",
+    "CustomEncoder",
+    *dict.fromkeys(type(each).__name__ for each in ENCODERS.values()),
+]

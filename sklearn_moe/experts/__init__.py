@@ -38,7 +38,7 @@ __all__ = [
     "CustomExperts",
     "EstimatorExperts",
     "FittedExpert",
-    *{type(each).__name__ for each in EXPERTS.values()},
+    *dict.fromkeys(type(each).__name__ for each in EXPERTS.values()),
 ]
 
 

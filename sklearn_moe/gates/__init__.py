@@ -43,4 +43,4 @@ GATES: dict[str, Gate] = {
 """The gates that ``MoEClassifier(gate=...)`` knows by name."""
 
 # The public names. A new class only needs its line in the dictionary above.
-__all__ = ["GATES", *{type(each).__name__ for each in GATES.values()}]
+__all__ = ["GATES", *dict.fromkeys(type(each).__name__ for each in GATES.values())]

@@ -35,4 +35,8 @@ REGULARIZERS: dict[str, Regularizer] = {
 """The regularizations that ``MoEClassifier(regularization=...)`` knows by name."""
 
 # The public names. A new class only needs its line in the dictionary above.
-__all__ = ["REGULARIZERS", "Regularizer", *{type(each).__name__ for each in REGULARIZERS.values()}]
+__all__ = [
+    "REGULARIZERS",
+    "Regularizer",
+    *dict.fromkeys(type(each).__name__ for each in REGULARIZERS.values()),
+]
