@@ -577,7 +577,7 @@ def test_passwords_are_hidden(address, iris):
         pickle.loads(pickle.dumps(fitted)).fit(*iris)
 
 
-@pytest.mark.parametrize("name", ["q?x=1", "../up", ".hidden", "{a}", "100 %"])
+@pytest.mark.parametrize("name", ["q?x=1", "../.up", "{a} 100 %"])
 def test_any_name_is_one_of_a_file(name, iris, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for n_trials in (1, 2):
