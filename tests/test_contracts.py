@@ -15,7 +15,9 @@ from sklearn_moe import (
     distill,
     prune_experts,
 )
+from sklearn_moe.encoders import Encoder
 from sklearn_moe.experts import ExpertsModule
+from sklearn_moe.experts.base import Experts
 from sklearn_moe.gates import Gate, GateModule
 from sklearn_moe.layers import linear
 
@@ -403,3 +405,21 @@ def test_nested_parameters_of_a_name_suggest_its_object(params, key, value, exam
     with pytest.raises(ValueError, match="has no parameters of its own") as error:
         MoEClassifier(**params).set_params(**{key: value})
     assert str(error.value).endswith(f"{example}.")
+
+
+@pytest.mark.parametrize(
+    "part, method, arguments",
+    [
+        (Experts(), "build", ((4,), E, 2, None)),
+        (Gate(), "build", ((4,), E, 2, None)),
+        (Encoder(), "build", ((4,), None)),
+        (ExpertsModule(), "forward", (torch.zeros(2, 4),)),
+        (ExpertsModule(), "run_some", ([torch.zeros(2, 4)], [0])),
+        (ExpertsModule(), "keep", ([0],)),
+        (GateModule(temperature=1.0, top_k=None), "keep", ([0],)),
+        (GateModule(temperature=1.0, top_k=None), "refit", (*torch.zeros(3, 2, 4), 0)),
+    ],
+)
+def test_a_method_that_is_missing_is_named(part, method, arguments):
+    with pytest.raises(NotImplementedError, match=rf"{type(part).__name__} needs .*{method}\("):
+        getattr(part, method)(*arguments)
