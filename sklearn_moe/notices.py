@@ -22,7 +22,7 @@ def warn_of_news(estimator: BaseEstimator, news: dict[int, str]) -> None:
         warnings.warn(
             f"Column {name!r} {news[column]}. partial_fit and warm starts keep the encoding "
             "of the first training. Start with more of the data, or fit anew.",
-            stacklevel=6,
+            stacklevel=7,
         )
     estimator._told = sorted(set(told) | set(news))
 
@@ -37,7 +37,7 @@ def warn_of_collapse(estimator: BaseEstimator) -> None:
             f"The gate has collapsed: expert {usage.argmax()} answers for {usage.max():.0%} "
             "of the training samples. Use a regularization that spreads the work, such as "
             "regularization='importance' or 'sample_similarity', or fewer experts.",
-            stacklevel=5,  # at the user's call
+            stacklevel=6,  # at the user's call
         )
 
 
@@ -56,7 +56,7 @@ def warn_of_disagreement(estimator: BaseEstimator) -> None:
         warnings.warn(
             f"The best of {n_init} restarts may not be the best decomposition: {found}. Raise "
             "n_init, give the gate columns of its own (gate_features), or take fewer experts.",
-            stacklevel=5,  # at the user's call
+            stacklevel=6,  # at the user's call
         )
 
 
@@ -78,5 +78,5 @@ def warn_of_separation(estimator: BaseEstimator) -> None:
             f"The coefficient of column {column!r} in expert {expert} has grown to "
             f"{size.max():.0f} per standard deviation: the column separates the classes "
             "there. Pass experts=LinearExperts(l2=1e-4), which keeps coefficients finite.",
-            stacklevel=5,  # at the user's call
+            stacklevel=6,  # at the user's call
         )

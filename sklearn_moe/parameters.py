@@ -63,7 +63,7 @@ def check_enough_samples(estimator: BaseEstimator, data: TrainingData) -> None:
             f"Class {data.classes.tolist()[rarest]!r} has fewer training samples "
             f"({counts[rarest]}) than there are experts ({n_experts}), and most of them can't "
             "learn it. Take fewer experts, or join rare classes.",
-            stacklevel=6,  # at the user's call
+            stacklevel=7,  # at the user's call
         )
 
 
