@@ -22,7 +22,7 @@ import pandas as pd
 from regimes import MADE, MIXTURES, timed_fit
 
 from sklearn_moe import expert_summary
-from sklearn_moe.stability import match_experts
+from sklearn_moe.grouping import match_experts
 
 COLUMNS = ["data", "sample", "model", "n_bootstrap", "method", "coverage", "ratio", "seconds"]
 COLUMNS += ["refused"]

@@ -199,6 +199,17 @@ def check_net_params(net_params):
             )
 
 
+@contextmanager
+def of_net_params(name):
+    """Say that the arguments of a constructor that fails came from ``net_params``."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"net_params[{name!r}] can't be made with its arguments in net_params: {error}"
+        ) from error
+
+
 def _is_kind(value, kind):
     return isinstance(value, type) and issubclass(value, kind)
 

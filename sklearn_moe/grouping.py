@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
 
@@ -94,3 +95,25 @@ def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list
         weight = np.delete(weight, other)
         total = np.delete(np.delete(total, other, axis=0), other, axis=1)
     return groups
+
+
+def match_experts(one: NDArray, other: NDArray) -> NDArray[np.intp]:
+    """Return the expert of the other fit that matches each expert of one fit.
+
+    Parameters
+    ----------
+    one, other : ndarray of shape (n_samples, n_experts)
+        Responsibilities of the experts of two fits for the same samples.
+
+    Returns
+    -------
+    ndarray of shape (n_experts,)
+        The permutation with the largest sum of mean products, by the Hungarian method.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> match_experts(np.eye(3), np.eye(3)[:, [2, 0, 1]]).tolist()
+    [1, 2, 0]
+    """
+    return linear_sum_assignment(one.T @ other, maximize=True)[1]

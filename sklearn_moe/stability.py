@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from joblib import delayed
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
@@ -21,6 +20,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from sklearn.utils.validation import _check_method_params, check_is_fitted, indexable
 
 from sklearn_moe.decomposition import check_labels, final_model, signed, with_last
+from sklearn_moe.grouping import match_experts
 from sklearn_moe.groups import draw_again, posterior, read_groups
 from sklearn_moe.measures import (
     expert_class_information,
@@ -461,28 +461,6 @@ def _refit(template, X, y, params, group, how, seed, responsibilities):
         usage=fit.usage[order],
         responsibilities=None,
     )
-
-
-def match_experts(one: NDArray, other: NDArray) -> NDArray[np.intp]:
-    """Return the expert of the other fit that matches each expert of one fit.
-
-    Parameters
-    ----------
-    one, other : ndarray of shape (n_samples, n_experts)
-        Responsibilities of the experts of two fits for the same samples.
-
-    Returns
-    -------
-    ndarray of shape (n_experts,)
-        The permutation with the largest sum of mean products, by the Hungarian method.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> match_experts(np.eye(3), np.eye(3)[:, [2, 0, 1]]).tolist()
-    [1, 2, 0]
-    """
-    return linear_sum_assignment(one.T @ other, maximize=True)[1]
 
 
 def _measure(estimator, X, y, group):

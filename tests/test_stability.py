@@ -24,7 +24,7 @@ from sklearn_moe import (
     decomposition_stability,
     groups,
 )
-from sklearn_moe.stability import match_experts
+from sklearn_moe.grouping import match_experts
 
 matplotlib.use("agg")
 

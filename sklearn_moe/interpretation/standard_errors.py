@@ -13,12 +13,12 @@ from scipy.stats import norm, rankdata
 from sklearn.utils import _safe_indexing
 
 from sklearn_moe.checks import normalize
+from sklearn_moe.grouping import match_experts
 from sklearn_moe.groups import MANY_DRAWS
 from sklearn_moe.interpretation.inference import Maximum
 from sklearn_moe.interpretation.linear_fit import LinearFit
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.parallel import run_all
-from sklearn_moe.stability import match_experts
 from sklearn_moe.training.polish import can_be_polished, polish_again
 
 # A coefficient is not known if more than this share of its variance comes from directions in which

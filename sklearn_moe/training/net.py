@@ -7,7 +7,6 @@ trained in a ``Session``, which holds the data of one training.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from copy import copy, deepcopy
 from typing import Any
 
@@ -19,6 +18,7 @@ from skorch.dataset import Dataset
 from skorch.history import History
 from torch import Tensor
 
+from sklearn_moe.checks import of_net_params
 from sklearn_moe.containers import SparseRows
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.plain import Plain
@@ -43,18 +43,6 @@ from sklearn_moe.training.state import (
     tensors,
 )
 from sklearn_moe.training.steps import gradient_for, on_device, steps_of_epoch
-
-
-@contextmanager
-def _of_net_params(name):
-    """Say that the arguments of a constructor that fails came from ``net_params``."""
-    try:
-        yield
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"net_params[{name!r}] can't be made with its arguments in net_params: {error}"
-        ) from error
-
 
 # The usual classes of a net's parts. The state of a net leaves them out, as it holds only data.
 _CLASSES = {
@@ -187,11 +175,11 @@ class MoENet(Plain, NeuralNetClassifier):
         return module.eval()  # as at all times except during training steps
 
     def initialize_criterion(self):
-        with _of_net_params("criterion"):
+        with of_net_params("criterion"):
             return super().initialize_criterion()
 
     def initialize_optimizer(self, *args, **kwargs):
-        with _of_net_params("optimizer"):
+        with of_net_params("optimizer"):
             return super().initialize_optimizer(*args, **kwargs)
 
     def get_params_for_optimizer(self, *args, **kwargs):
@@ -199,7 +187,7 @@ class MoENet(Plain, NeuralNetClassifier):
         return [groups or [{"params": []}], *others], params  # torch refuses an empty list
 
     def get_iterator(self, dataset, training=False):
-        with _of_net_params("iterator_train" if training else "iterator_valid"):
+        with of_net_params("iterator_train" if training else "iterator_valid"):
             return super().get_iterator(dataset, training=training)
 
     def get_params_for(self, prefix):
