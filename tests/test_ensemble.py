@@ -52,20 +52,21 @@ def search(iris):
 
 
 @pytest.mark.smoke
-def test_is_the_weighted_mean_of_the_models_of_the_folds(search, iris):
+def test_is_the_weighted_mean_of_folds_and_refits(search, iris):
     X, y = iris
     y, weight = np.array(["b", "c", "a"])[y], np.linspace(0.5, 1, len(y))
     ensemble = search.best_estimator_
     assert isinstance(ensemble, MixtureEnsemble) and ensemble.classes_.tolist() == ["a", "b", "c"]
-    assert len(ensemble.members_) == len(ensemble.weights_) == 3 * len(set(ensemble.trials_))
+    assert len(ensemble.members_) == len(ensemble.weights_) == 4 * len(set(ensemble.trials_))
     assert ensemble.weights_.sum() == pytest.approx(1)
     results, expected = search.cv_results_, 0
     for trial, share in zip(dict.fromkeys(ensemble.trials_), ensemble.weights, strict=True):
         params = results["params"][results["trial"].tolist().index(trial)]
-        for train, _ in StratifiedKFold(3).split(X, y):
+        parts = [(train, share / 6) for train, _ in StratifiedKFold(3).split(X, y)]
+        for rows, part in (*parts, (np.arange(len(y)), share / 2)):
             model = clone(search.estimator).set_params(**params)
-            model.fit(X[train], y[train], moeclassifier__sample_weight=weight[train])
-            expected = expected + share / 3 * model.predict_proba(X)
+            model.fit(X[rows], y[rows], moeclassifier__sample_weight=weight[rows])
+            expected = expected + part * model.predict_proba(X)
     np.testing.assert_allclose(ensemble.predict_proba(X), expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(search.predict(X), ensemble.predict(X))
     assert search.score(X, y) > 0.8 and search.n_features_in_ == 4
@@ -96,7 +97,7 @@ def test_groups_repeated_folds_and_parallel_trials(iris):
     ):
         with parallel_config(backend="threading"):
             search = go(TREE, X, y, DEPTH, cv=cv, groups=groups, n_jobs=2)
-        assert len(search.best_estimator_.members_) % search.n_splits_ == 0
+        assert len(search.best_estimator_.members_) % (search.n_splits_ + 1) == 0
         assert search.score(X, y) > 0.9
     with parallel_config(backend="threading"):
         assert cross_val_score(search, X, y, cv=2).min() > 0.8

@@ -1,7 +1,8 @@
-"""Ensembles of the fold models that a search has made anyway."""
+"""Ensembles of the trials of a search: of their fold models, and refits of the best of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,9 @@ class MixtureEnsemble(Plain, Documented, MostProbable, BaseEstimator):
 
     .. math:: p(y \mid x) = \sum_m w_m\, p_m(y \mid x)
 
-    A search chooses trials and their weights by the log loss of left-out samples, and the members
-    are the models of the folds of these trials. Each member is a mixture of its own, whose
+    A search chooses trials and their weights by the log loss of left-out samples. The members are
+    the models of the folds of these trials, and a refit of each trial on all samples, which counts
+    as much as its folds together. Each member is a mixture of its own, whose
     decomposition can be measured: pass ``ensemble.members_[0]`` to ``decomposition_report``.
 
     Parameters
@@ -42,10 +44,11 @@ class MixtureEnsemble(Plain, Documented, MostProbable, BaseEstimator):
     Attributes
     ----------
     members_ : list of classifiers
-        The fitted classifiers. After a search, these are the models of the folds: one for each
-        fold and each chosen trial.
+        The fitted classifiers. After a search, these are the models of the folds of each chosen
+        trial, followed by its refit.
     weights_ : ndarray of shape (n_members,)
-        Their weights, which sum to 1. The models of a trial share its weight equally.
+        Their weights, which sum to 1. A refit has half of the weight of its trial, and the models
+        of the folds share the other half.
     trials_ : ndarray of shape (n_members,)
         The number of each member's trial in the study; only after a search.
     classes_ : ndarray of shape (n_classes,)
@@ -228,8 +231,12 @@ class Library:
         search: BaseEstimator,
         folds: list[tuple[NDArray, NDArray]],
         sample_weight: ArrayLike | None,
+        refit: Callable[[BaseEstimator], BaseEstimator],
     ) -> MixtureEnsemble:
         """Return a weighted mean of the models of the trials that predict best together.
+
+        Models of folds alone, which have seen fewer samples than one fit on all, lose on some
+        tables what the mean gains.
 
         Parameters
         ----------
@@ -239,6 +246,8 @@ class Library:
             Indices of training and test samples.
         sample_weight : array-like of shape (n_samples,) or None
             Weights of the samples.
+        refit : callable
+            Fits an estimator on all samples, and returns it.
         """
         results = search.cv_results_
         if not self.trials:
@@ -261,9 +270,14 @@ class Library:
             ],
             weights,
         )
-        models = [model for each in chosen for model in each.models]
-        ensemble._take_over(models, np.repeat(weights, len(folds)))
-        ensemble.trials_ = np.repeat([each.trial for each in chosen], len(folds))
+        models = [
+            model
+            for each, estimator in zip(chosen, ensemble.estimators, strict=True)
+            for model in (*each.models, refit(clone(estimator)))
+        ]
+        shares = np.r_[np.full(len(folds), 0.5 / len(folds)), 0.5]  # within a trial
+        ensemble._take_over(models, np.outer(weights, shares).ravel())
+        ensemble.trials_ = np.repeat([each.trial for each in chosen], len(shares))
         return ensemble
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from numbers import Integral, Real
+from operator import methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -101,9 +102,9 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     refit : bool, str or callable, default=True
         Whether to fit the best candidate on all samples. With several scores, the name of the
         score that says which candidate is best; True means the first. A callable gets
-        ``cv_results_`` and returns an index. "ensemble", with one score, fits nothing more: the
-        result is a :class:`MixtureEnsemble` of the models that the folds of the best trials have
-        left (see Notes).
+        ``cv_results_`` and returns an index. "ensemble", with one score, gives a
+        :class:`MixtureEnsemble` of the models that the folds of the best trials have left, and of
+        refits of these trials (see Notes).
     callbacks : list of callable, default=None
         Called as ``callback(study, trial)`` after each trial, in the process that ran it;
         ``study.stop()`` has no effect there.
@@ -174,12 +175,10 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
 
     With ``refit="ensemble"``, trials are chosen, again and again and with replacement, so that the
     mean of their probabilities has the lowest log loss on the left-out samples (Caruana et al.
-    2004). The 15 best trials and the first one take part. The search keeps their models in memory,
-    which are 16 times the number of folds at most; a mixture of 8 experts with 256 units and 60
-    encoded columns has 0.5 MB, and 1.5 MB with the state of its optimizer. The ensemble predicts
-    with all models of the chosen trials, so that it takes longer by their number. Trials that were
-    stopped have no place in it, nor have those of earlier searches and of other processes on the
-    same study, as their models are not kept.
+    2004). The 15 best trials and the first one take part, and their fold models stay in memory.
+    Each chosen trial is fitted once more, on all samples; this fit has half of the weight of the
+    trial, and its folds the other half. Predictions take longer by the number of all these models.
+    Trials that were stopped, or are of earlier searches or other processes, leave no models.
 
     Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. If a process
     is killed, its trial counts as dead after 30 seconds without a heartbeat, and another trial
@@ -320,13 +319,14 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
         self._collect(evaluation, refit_metric)
         if self.refit:
             start = time.perf_counter()
+            labels = {} if y is None else {"y": y}
+            refit = methodcaller("fit", X, **labels, **routed.estimator.fit)
             if evaluation.keeps_models:
                 weight = _check_method_params(X, routed.scorer.score).get("sample_weight")
-                best = library.ensemble(self, folds, weight)
+                best = library.ensemble(self, folds, weight, refit)
             else:
-                best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
-                labels = {} if y is None else {"y": y}
-                best.fit(X, **labels, **routed.estimator.fit)
+                best = clone(self.estimator)
+                refit(best.set_params(**clone(self.best_params_, safe=False)))
             self.best_estimator_ = best
             self.refit_time_ = time.perf_counter() - start
             if hasattr(best, "feature_names_in_"):
