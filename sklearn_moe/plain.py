@@ -62,7 +62,7 @@ def flatten(value: Any) -> Any:
 
     def flat(value):
         if type(value) in (list, tuple):
-            return type(value)(map(flat, value))
+            return _mapped(flat, value)
         if type(value) is dict:
             if CLASS in value or SAME in value:
                 pairs = [[flat(key), flat(each)] for key, each in value.items()]
@@ -98,7 +98,7 @@ def restore(value: Any, check: Callable[[type, dict[str, Any]], None] | None = N
 
     def deep(value):
         if type(value) in (list, tuple):
-            return type(value)(map(deep, value))
+            return _mapped(deep, value)
         if type(value) is not dict:
             return value
         if SAME in value:
@@ -125,6 +125,16 @@ def restore(value: Any, check: Callable[[type, dict[str, Any]], None] | None = N
         return restored
 
     return deep(value)
+
+
+def _mapped(function, values):
+    """Apply a function to each value; return the same list or tuple if nothing changes.
+
+    So what two parameters share stays shared in a pickle.
+    """
+    changed = [function(each) for each in values]
+    is_same = all(one is other for one, other in zip(values, changed, strict=True))
+    return values if is_same else type(values)(changed)
 
 
 def _defaults(cls):

@@ -97,7 +97,11 @@ def test_fits_or_says_why_not(gate, experts):
         if message is None and regularization == "load" and gate != "noisy_top_k":
             message = NO_NOISE
         if message is None and regularization == "sparse_gate":
-            message = NO_COLUMNS if gate in ("kmeans", "constant") or experts == "conv" else None
+            message = (
+                NO_COLUMNS
+                if gate in ("kmeans", "constant", "basis") or experts == "conv"
+                else None
+            )
         predicts_or_says_why_not(message, make(gate, experts, regularization).fit, X, Y)
 
 

@@ -305,8 +305,12 @@ def test_shared_expert(top_k, batch, generator):
     torch.testing.assert_close(proba[:, 1:], (1 - share) * scores.softmax(dim=1))
     module.keep([0, 2, 3])
     torch.testing.assert_close(module(batch[0], None).log_proba.exp()[:, 0], share.expand(N))
-    with pytest.raises(ValueError, match="needs its first expert"):
-        module.keep([1])
+    module.keep([2, 0, 1])  # now the shared expert is the second
+    torch.testing.assert_close(module(batch[0], None).log_proba.exp()[:, 1], share.expand(N))
+    if top_k != 3:
+        module.keep([0, 2])  # without it, the others share the samples
+        expected = module.network(batch[0]) * 2
+        torch.testing.assert_close(module(batch[0], None).log_proba, expected.log_softmax(dim=1))
 
 
 def test_shared_expert_needs_another(generator):

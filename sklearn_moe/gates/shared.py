@@ -88,7 +88,8 @@ class SharedExpertGate(Gate):
 class SharedExpertGateModule(SoftmaxGateModule):
     """The torch module of a :class:`SharedExpertGate`.
 
-    The layers score all experts, but the first score does not count.
+    The layers score all experts, but the score of the shared one does not count. If pruning drops
+    the shared expert, the others share the samples among them.
 
     Parameters
     ----------
@@ -103,31 +104,32 @@ class SharedExpertGateModule(SoftmaxGateModule):
         super().__init__(encoder, network, temperature=1.0, top_k=top_k)
         self.of_others = of_others
         self.share_logit = nn.Parameter(torch.zeros(()))
+        self.shared: int | None = 0  # the place of the shared expert, if there is one
 
     def formula(self) -> None:
         return None
 
     def keep(self, experts: list[int]) -> None:
-        if experts[0] != 0:
-            raise ValueError(
-                f"SharedExpertGate needs its first expert, which answers for all samples, but "
-                f"experts {experts} shall stay. Keep expert 0, as the first."
-            )
         super().keep(experts)
+        self.shared = experts.index(self.shared) if self.shared in experts else None
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        others = super().score(x, hidden)[:, 1:] / self.of_others
-        return self._with_shared(others)
+        return self._with_shared(super().score(x, hidden) / self.of_others)
 
-    def _with_shared(self, others):
+    def _is_shared(self, scores):
+        return torch.arange(scores.shape[1], device=scores.device) == self.shared
+
+    def _with_shared(self, scores):
         """Return log-probabilities of all experts for the scores of those that are not shared."""
-        if others.shape[1] == 0:
-            return torch.zeros_like(self.share_logit).expand(others.shape[0], 1)
-        shared = F.logsigmoid(self.share_logit).expand(others.shape[0], 1)
-        others = F.logsigmoid(-self.share_logit) + others.log_softmax(dim=1)
-        return torch.cat([shared, others], dim=1)
+        if self.shared is None or scores.shape[1] == 1:
+            return scores.log_softmax(dim=1)
+        is_shared = self._is_shared(scores)
+        others = scores.masked_fill(is_shared, -torch.inf).log_softmax(dim=1)
+        shared = F.logsigmoid(self.share_logit)
+        return torch.where(is_shared, shared, F.logsigmoid(-self.share_logit) + others)
 
     def select(self, logits: Tensor) -> Tensor:
-        if self.top_k is None or logits.shape[1] == 1:
-            return logits
-        return self._with_shared(mask_all_but_top_k(logits[:, 1:], self.top_k - 1))
+        if self.top_k is None or self.shared is None or logits.shape[1] == 1:
+            return super().select(logits)
+        others = logits.masked_fill(self._is_shared(logits), -torch.inf)
+        return self._with_shared(mask_all_but_top_k(others, self.top_k - 1))
