@@ -129,7 +129,9 @@ class SharedExpertGateModule(SoftmaxGateModule):
         return torch.where(is_shared, shared, F.logsigmoid(-self.share_logit) + others)
 
     def select(self, logits: Tensor) -> Tensor:
-        if self.top_k is None or self.shared is None or logits.shape[1] == 1:
+        if self.top_k is None or logits.shape[1] == 1:
+            return logits
+        if self.shared is None:
             return super().select(logits)
         others = logits.masked_fill(self._is_shared(logits), -torch.inf)
         return self._with_shared(mask_all_but_top_k(others, self.top_k - 1))
