@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import scipy
 import torch
+from sklearn.utils.fixes import parse_version
 
 from sklearn_moe import MoEClassifier
 from sklearn_moe.checks import check_device
@@ -45,6 +47,7 @@ DISPATCH = """if True:
 
 
 @pytest.mark.smoke
+@pytest.mark.skipif(parse_version(scipy.__version__) < parse_version("1.14"), reason="no dispatch")
 def test_tensors_in_and_out_with_dispatch():
     code = DISPATCH.replace("METHODS", repr(METHODS))
     environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
