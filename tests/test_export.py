@@ -366,6 +366,17 @@ def test_plain_forms_without_encoder_or_names(table, tmp_path):
     assert_same(by_python(tmp_path / "mixture.py", pd.DataFrame(X)), wanted(clf, X))
 
 
+def test_plain_forms_with_text_that_is_a_number(table, tmp_path):
+    X = pd.DataFrame(
+        {"a": table[0][:, 0], "b": np.resize(["inf", "-inf", "nan", "1"], len(table[0]))}
+    )
+    clf = fit(X, table[1], experts="linear")
+    export(clf, tmp_path / "mixture.py", format="python")
+    export(clf, tmp_path / "mixture.sql", format="sql", table='my "rows"', key="x_1")
+    assert_same(by_python(tmp_path / "mixture.py", X), wanted(clf, X))
+    assert_same(by_sql(tmp_path / "mixture.sql", X, clf.classes_, 4), wanted(clf, X))
+
+
 # Refusals
 
 

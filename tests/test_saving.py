@@ -35,8 +35,9 @@ from sklearn_moe import (
     save,
 )
 from sklearn_moe.encoders import Encoder
-from sklearn_moe.experts import MLPExperts
+from sklearn_moe.experts import ConvExperts, MLPExperts
 from sklearn_moe.persistence.files import CHECKSUM_KEY, CONTENT_KEY, FORM, FORM_KEY, checksum
+from sklearn_moe.plain import CLASS
 
 
 def through_file(clf, path, custom=None):
@@ -235,6 +236,23 @@ def test_custom_parts(path):
     assert b"test_saving" not in path.read_bytes()
 
 
+def test_a_file_does_not_choose_arguments_of_functions(fitted, path):
+    save(fitted, path)
+    content, arrays = content_of(path)
+    content["mixture"]["state"]["random_state"] = {"kind": "custom", "value": "f", "params": {}}
+    write(path, content, arrays)
+    with pytest.raises(ValueError, match="'f' in custom is no class with get_params"):
+        load(path, custom={"f": pytest.fail})
+
+
+def test_options_that_name_programs(fitted, path):
+    clf = deepcopy(fitted).set_params(net_params={"compile__options": {"cpp.cxx": ["g++"]}})
+    with pytest.raises(TypeError, match=r"net_params has the options \['compile__options'\]"):
+        save(clf, path)
+    clf.set_params(net_params={"compile__mode": "default"})
+    assert through_file(clf, path).net_params == clf.net_params
+
+
 def test_a_mixture_without_your_parts_needs_none(fitted, path):
     save(fitted, path, custom={"linear": linear})
     load(path)
@@ -346,11 +364,27 @@ def net_of(content):
     return content["mixture"]["state"]["net_"]["state"]
 
 
+def nodes(value, key, wanted):
+    """Yield the dictionaries in a file that have this value for a key."""
+    if isinstance(value, dict) and value.get(key) == wanted:
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if type(value) is list else ()
+    for each in inner:
+        yield from nodes(each, key, wanted)
+
+
+# A random state of which numpy would read numbers beyond the end.
+BEYOND = {
+    "kind": "random_state",
+    "value": {"kind": "tuple", "value": ["MT19937", [0] * 624, 10**9, 0, 0.0]},
+}
+
 HUGE = {
     "experts": lambda content: net_of(content)["params"].update(n_experts=10**9),
     "classes": lambda content: net_of(content)["params"].update(n_classes=10**12),
     "inputs": lambda content: net_of(content)["params"]["input_shape"].update(value=[10**12]),
     "steps": lambda content: net_of(content)["steps"]["gate"].__setitem__(0, ["build", 10**10]),
+    "keep": lambda content: net_of(content)["steps"]["experts"].append(["keep", [0] * 10**6]),
     "layers": lambda content: net_of(content)["params"].update(
         experts={
             "class of sklearn_moe": "MLPExperts",
@@ -373,6 +407,28 @@ HUGE = {
     "array": lambda content: content["mixture"]["state"].update(
         classes_={"kind": "items", "value": [1], "dtype": "O", "shape": [10**12]}
     ),
+    "type": lambda content: next(nodes(content, "dtype", "<f8")).update(dtype="<U1000000"),
+    "array twice": lambda content: content["mixture"]["state"].update(
+        classes_=[next(nodes(content, "kind", "array"))] * 2
+    ),
+    "long text": lambda content: content["mixture"]["state"].update(
+        classes_={
+            "kind": "items",
+            "value": ["a" * 10**5, *"b" * 1000],
+            "dtype": "<U100000",
+            "shape": [1001],
+        }
+    ),
+    "program": lambda content: net_of(content)["params"].update(
+        compile=True, compile__options={"cpp.cxx": ["rm"]}
+    ),
+    "program of the next fit": lambda content: content["mixture"]["state"].update(
+        net_params={"compile__backend": "x"}
+    ),
+    "rare categories": lambda content: next(nodes(content, CLASS, "TableTransformer"))[
+        "state"
+    ].update(has_infrequent_=[10**9] * 2),
+    "random state": lambda content: content["mixture"]["state"].update(random_state=BEYOND),
     "parameter": lambda content: content["mixture"]["state"].update(max_iter=-1),
     "nothing": lambda content: content.pop("mixture"),
 }
@@ -385,6 +441,18 @@ def test_hostile_files(change, saved, path):
     HUGE[change](content)
     write(path, content, arrays)
     with pytest.raises(ValueError, match=r"can be built|damaged or was changed"):
+        load(path)
+
+
+def test_a_file_with_a_large_image(path):
+    clf = make(experts=ConvExperts((64,), pooling=8), gate="constant").fit(*images())
+    save(clf, path)
+    content, arrays = content_of(path)
+    net_of(content)["params"]["input_shape"]["value"] = [1500, 1500]
+    for experts in nodes(content, CLASS, "ConvExperts"):
+        experts["state"]["pooling"] = 1500
+    write(path, content, arrays)
+    with pytest.raises(ValueError, match="images are too large for its convolutions"):
         load(path)
 
 

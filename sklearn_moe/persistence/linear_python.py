@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,9 @@ def to_python(clf: MoEClassifier) -> bytes:
         "MIXES_LOGITS": plain.mixes_logits,
         "TEMPERATURE": plain.temperature,
     }
-    written = ""
+    # Python has no literal for the number that a category such as "inf" stands for.
+    has_infinity = any(math.inf in map(abs, _numbers(places)) for _, _, places, _, _ in columns)
+    written = "inf = float('inf')\n" if has_infinity else ""
     for name, value in data.items():
         comment = f"# {_COMMENTS[name]}\n" if name in _COMMENTS else ""
         written += f"{comment}{name} = {_literal(value)}\n"
@@ -159,6 +162,10 @@ def to_python(clf: MoEClassifier) -> bytes:
         n_experts=len(plain.expert_bias), version=sklearn_moe.__version__, data=written
     )
     return text.encode()
+
+
+def _numbers(places):
+    return [each for each in places if isinstance(each, float)]
 
 
 def _literal(value: Any) -> str:

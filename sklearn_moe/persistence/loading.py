@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn_moe.checks import check_device
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.model_selection.ensemble import MixtureEnsemble
-from sklearn_moe.persistence.bounds import Bounded, check_state
+from sklearn_moe.persistence.bounds import NUMBERS_TO_MAKE, Bounded, check_state
 from sklearn_moe.persistence.files import (
     CHECKSUM_KEY,
     CONTENT_KEY,
@@ -86,12 +87,13 @@ def load(
             "functions and classes as custom={name: ...} to load."
         )
     n_numbers = sum(array.size for array in arrays.values())
+    check = partial(check_state, n_numbers=n_numbers)
     try:
-        flat = _Reader(custom, arrays).read(content["mixture"])
-        _put_on(flat, device)
         with Bounded(n_numbers):
-            clf = restore(flat, lambda cls, state: check_state(cls, state, n_numbers))
-        _check_fitted(clf)
+            flat = _Reader(custom, arrays, check).read(content["mixture"])
+            _put_on(flat, device)
+            clf = restore(flat, check)
+            _check_fitted(clf)
     except Exception as error:  # whatever a file can make our own code raise
         raise ValueError(f"{name} holds no mixture that can be built: {error!r}") from error
     return clf
@@ -146,11 +148,19 @@ class _Reader:
         The functions and classes of a user.
     arrays : dict of ndarray by str
         The arrays of the file.
+    check : callable
+        Checks the states of objects, as in :func:`restore`.
     """
 
-    def __init__(self, custom: dict[str, Any], arrays: dict[str, NDArray]):
+    def __init__(
+        self,
+        custom: dict[str, Any],
+        arrays: dict[str, NDArray],
+        check: Callable[[type, dict[str, Any]], None],
+    ):
         self.custom = custom
         self.arrays = arrays
+        self.check = check
         self.classes = named_classes()
 
     def read(self, value: Any) -> Any:
@@ -162,7 +172,7 @@ class _Reader:
         if KIND not in value:
             return {key: self.read(each) for key, each in value.items()}
         kinds: dict[str, Callable[[dict], Any]] = {
-            "array": lambda node: self.arrays[node["value"]].astype(np.dtype(node["dtype"])),
+            "array": self._read_array,
             "class": lambda node: self.classes[node["value"]],
             "custom": self._read_custom,
             "dict": lambda node: dict(map(tuple, self.read(node["value"]))),
@@ -175,14 +185,28 @@ class _Reader:
         }
         return kinds[value[KIND]](value)
 
+    def _read_array(self, node):
+        # Each array is in the file once, so that none can be copied many times.
+        array, dtype = self.arrays.pop(node["value"]), np.dtype(node["dtype"])
+        if dtype.newbyteorder("=") != array.dtype:
+            raise ValueError(f"an array of {array.dtype} can't have the type {dtype}")
+        return array.astype(dtype)
+
     def _read_custom(self, node):
         found = self.custom[node["value"]]
-        return found(**restore(self.read(node["params"]))) if "params" in node else found
+        if "params" not in node:
+            return found
+        # A file must not choose the arguments of a function.
+        if not hasattr(found, "get_params") or not isinstance(found, type):
+            raise ValueError(f"{node['value']!r} in custom is no class with get_params")
+        return found(**restore(self.read(node["params"]), self.check))
 
     def _read_items(self, node):
         dtype, items = np.dtype(node["dtype"]), self.read(node["value"])
         # A type of text says how long each text may be.
-        if dtype.kind not in "UO" or dtype.itemsize > 4 * max(map(len, items), default=1) + 8:
+        longest = max((len(item) for item in items if isinstance(item, str)), default=1)
+        is_large = dtype.itemsize * len(items) > 4 * NUMBERS_TO_MAKE
+        if dtype.kind not in "UO" or dtype.itemsize > 4 * longest + 8 or is_large:
             raise ValueError(f"an array can't have the type {dtype}")
         array = np.empty(len(items), dtype)
         array[:] = items
@@ -190,7 +214,10 @@ class _Reader:
 
     def _read_random_state(self, node):
         random_state = np.random.RandomState()
-        random_state.set_state(self.read(node["value"]))
+        state = self.read(node["value"])
+        if not 0 <= state[2] <= len(state[1]):  # numpy would read beyond its numbers
+            raise ValueError(f"a random state can't be at place {state[2]}")
+        random_state.set_state(state)
         return random_state
 
 

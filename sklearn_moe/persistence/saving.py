@@ -22,6 +22,7 @@ from torch import nn
 import sklearn_moe
 from sklearn_moe.estimator import MoEClassifier
 from sklearn_moe.model_selection.ensemble import MixtureEnsemble
+from sklearn_moe.persistence.bounds import COMPILE_OPTIONS, forbidden_options
 from sklearn_moe.persistence.files import (
     CHECKSUM_KEY,
     CONTENT_KEY,
@@ -193,6 +194,12 @@ class _Writer:
         if value.get(CLASS) == "MoENet":
             value = {**value, STATE: {**value[STATE], "optimizer": None}}
         if KIND not in value and all(isinstance(key, str) for key in value):
+            if options := forbidden_options(value):
+                raise TypeError(
+                    f"{place} has the options {options}, which may name programs that a training "
+                    f"runs. A file holds no others than {sorted(COMPILE_OPTIONS)}. Leave them out "
+                    "of net_params, or pickle the mixture."
+                )
             return {
                 key: self.write(each, place if key == STATE else f"{place}.{key}")
                 for key, each in value.items()
