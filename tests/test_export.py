@@ -457,6 +457,12 @@ def test_a_failed_export_leaves_the_former_file(table, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_one(plain, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    export(plain, tmp_path / "link", format="torch")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
+
+
 def test_an_export_does_not_change_the_mixture(plain, fresh, tmp_path):
     before = plain.predict_proba(fresh)
     export(plain, tmp_path / "mixture", format="torch")

@@ -287,6 +287,8 @@ def test_bias_balances(generator):
 def test_balanced_gate_needs_two(generator):
     with pytest.raises(ValueError, match="top_k of at least 2, got 1"):
         build(BalancedGate(top_k=1), generator)
+    with pytest.raises(ValueError, match="needs n_experts of at least 2, got 1"):
+        build(BalancedGate(), generator, n_experts=1)
 
 
 # A shared expert

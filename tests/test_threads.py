@@ -270,3 +270,16 @@ assert codes == [0, 0], codes
         OMP_WAIT_POLICY="passive",
     )
     assert said == ""
+
+
+@pytest.mark.parametrize("gate", ["softmax", "top_k"])
+def test_wide_tables_are_predicted_in_small_chunks(gate, monkeypatch):
+    X = np.array(list("abcdefghij") * 20, dtype=object)[:, np.newaxis]
+    clf = MoEClassifier(3, gate=gate, experts="linear", max_iter=1, n_init=1, random_state=0)
+    clf.fit(X, np.arange(200) % 3 > 0)
+    expected = clf.predict_proba(X)
+    monkeypatch.setattr(prediction, "CHUNK_OF_TABLE", 320)
+    clf = deepcopy(clf)
+    clf.net_._work = None
+    assert clf.net_.work.chunk_size == 32
+    assert np.array_equal(clf.predict_proba(X), expected)

@@ -88,6 +88,8 @@ class BalancedGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
+        if n_experts < 2:
+            raise ValueError(f"BalancedGate needs n_experts of at least 2, got {n_experts}.")
         layers = self._layers(input_shape, n_experts, generator)
         if self.top_k is None or self.top_k < 2:
             raise ValueError(

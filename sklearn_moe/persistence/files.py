@@ -62,6 +62,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise FileNotFoundError(f"path={str(path)!r} is in a directory that is not there.")
     if path.is_dir():
         raise IsADirectoryError(f"path={str(path)!r} is a directory. Pass the name of a file.")
+    path = path.resolve()  # a link stays one
     # In a directory of its own, so that the new file gets the usual permissions.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as directory:
         new = Path(directory, path.name)

@@ -247,6 +247,11 @@ class _Writer:
         thing = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
         name = getattr(thing, "__name__", "")
         name = name if name.isidentifier() else "my_function"  # "<lambda>" is no name
+        if thing is not value and not hasattr(thing, "get_params"):
+            return (
+                f"{place} is {value!r}, which a file can't hold. Pass this object itself, "
+                f"custom={{'my_{name}': ...}}, to save and to load."
+            )
         return (
             f"{place} is {value!r}, which is not of this package. If it is a function or class of "
             f"yours, pass custom={{{name!r}: {name}}} to save and to load."

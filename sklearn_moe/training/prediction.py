@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # because numbers that do not fit into the processor's cache are slow.
 CHUNK_SIZE = 8192
 CHUNK_OF_LAYER = 2**18
+CHUNK_OF_TABLE = 2**25  # encoded columns
 CHUNK_OF_CONVOLUTION = {"cpu": 2**20, "cuda": 2**28}
 
 # Vectorised loops compute the last few rows of a batch in another way, which rounds differently.
@@ -81,8 +82,10 @@ def _chunk_size(module, n_experts, device):
         limit = CHUNK_OF_CONVOLUTION["cpu" if on_cpu else "cuda"]
         width = max(width, *(stack.n_networks * stack.widest for stack in stacks))
     elif module.is_conditional or not on_cpu:
-        return CHUNK_SIZE
-    return min(max(2 ** int(math.log2(limit / width)), ROWS_AT_ONCE), CHUNK_SIZE)
+        width = 1
+    n_encoded = getattr(module.table, "n_out", 1)
+    n_rows = min(limit / width, CHUNK_OF_TABLE / n_encoded)
+    return min(max(2 ** int(math.log2(n_rows)), ROWS_AT_ONCE), CHUNK_SIZE)
 
 
 def threads_for(
