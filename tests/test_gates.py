@@ -349,3 +349,6 @@ def test_a_sample_at_the_centre(generator):
     module = build(BasisGate(size=2), generator)
     module(torch.zeros(3, D), None).log_proba[:, 0].sum().backward()
     assert all(torch.isfinite(each.grad).all() for each in module.parameters())
+    x = torch.randn(3, D, generator=generator)
+    for scale in (1e-20, 1e30):  # only the direction counts
+        torch.testing.assert_close(module(x * scale, None).logits, module(x, None).logits)

@@ -464,6 +464,15 @@ def test_a_deep_file(saved, path):
             load(path)
 
 
+def test_a_long_file(saved, fitted, path, monkeypatch):
+    for module in ("loading", "saving"):
+        monkeypatch.setattr(f"sklearn_moe.persistence.{module}.MOST_TEXT", 1000)
+    with pytest.raises(ValueError, match="its header is too long"):
+        load(saved)
+    with pytest.raises(ValueError, match="and a file can hold 1000"):
+        save(fitted, path)
+
+
 def test_mutated_files(saved, path):
     """Any value may be another one: nothing else than a mixture or a ValueError comes out."""
     rng = random.Random(0)

@@ -139,9 +139,11 @@ class BasisGateModule(GateModule):
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         x = self.trunk(self.encoder(x).flatten(1)) - self.centre
+        # Squares of large numbers would be infinite, and only the direction counts.
+        x = x / x.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
         basis = orthogonalize(self.directions)
         along = torch.einsum("nd,esd->nes", x, basis).square().sum(dim=2)
         # The root has no gradient at zero, where all scores are the same.
-        squares = along / x.square().sum(dim=1, keepdim=True).clamp_min(1e-12)
+        squares = along / x.square().sum(dim=1, keepdim=True).clamp_min(1e-30)
         cosine = squares.clamp_min(1e-12).sqrt()
         return cosine * torch.exp(-self.log_change) + self.bias * self.temperature

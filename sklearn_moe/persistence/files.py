@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+# The JSON may have so many characters. Reading it takes about forty times as much memory.
+MOST_TEXT = 2**24
+
 # The version of the form. A later one has to read files of all former ones.
 FORM = 1
 

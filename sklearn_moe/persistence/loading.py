@@ -25,6 +25,7 @@ from sklearn_moe.persistence.files import (
     FORM,
     FORM_KEY,
     KIND,
+    MOST_TEXT,
     checksum,
     named_classes,
 )
@@ -118,6 +119,8 @@ def _read(name):
         ) from error
     try:
         text = header[CONTENT_KEY]
+        if len(text) > MOST_TEXT:
+            raise ValueError("its header is too long")
         if header[CHECKSUM_KEY] != checksum(text, arrays):
             raise ValueError("its checksum is another one")
         content = json.loads(text)

@@ -29,6 +29,7 @@ from sklearn_moe.persistence.files import (
     FORM,
     FORM_KEY,
     KIND,
+    MOST_TEXT,
     NUMERIC,
     checksum,
     named_classes,
@@ -63,6 +64,8 @@ def save(
     TypeError
         If ``clf`` is not a mixture. If it contains anything but arrays, numbers, text, parts of
         this package and what is in ``custom``; classifiers of scikit-learn, for example.
+    ValueError
+        If ``net_params`` chooses what ``torch.compile`` runs, or the text is too long.
     sklearn.exceptions.NotFittedError
         If the mixture is not fitted.
     FileNotFoundError
@@ -113,6 +116,11 @@ def save(
         },
         separators=(",", ":"),
     )
+    if len(content) > MOST_TEXT:
+        raise ValueError(
+            f"The mixture has {len(content)} characters of text and settings, and a file can hold "
+            f"{MOST_TEXT}. Pickle it, or fit it with fewer or shorter categories."
+        )
     header = {
         FORM_KEY: str(FORM),
         CONTENT_KEY: content,
