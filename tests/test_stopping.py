@@ -82,6 +82,8 @@ def test_errors(split):
         fit(one_class, "roc_auc")
     with pytest.raises(ValueError, match=r"'early_stopping' parameter.*Got 'loss'"):
         fit(split, "loss")
+    with pytest.raises(ValueError, match=r"early_stopping='f1' can't score .* pos_label=1"):
+        fit(split, "f1")
     clf = MoEClassifier(early_stopping="accuracy")
     with pytest.raises(ValueError, match="does not support early_stopping='accuracy'"):
         clf.partial_fit(X, y, classes=np.unique(y))

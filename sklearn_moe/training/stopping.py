@@ -64,7 +64,12 @@ def _negative_score(scorer, given, net, validation, name):
     given.proba = net.evaluate(X, MixtureOfExperts.predict_proba, np.float64)
     given.proba /= given.proba.sum(axis=1, keepdims=True)
     options = {} if np.ptp(weight) == 0 else {"sample_weight": weight}
-    score = scorer(given, X, given.classes_[y], **options)
+    try:
+        score = scorer(given, X, given.classes_[y], **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"early_stopping={name!r} can't score the validation set: {error}"
+        ) from error
     if not np.isfinite(score):
         raise ValueError(
             f"early_stopping={name!r} gives the score {score} on the validation set. Pass X_val "
