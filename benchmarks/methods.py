@@ -40,7 +40,7 @@ OF_KIND = {
 def combinations():
     """Yield gates, experts and regularizations that make sense together."""
     for gate in GATES:
-        for experts in sorted(set(EXPERTS) - {"conv", "strong"}):
+        for experts in sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"}):
             names = OF_KIND.get(experts, ["none", "auto", *REGULARIZERS])
             for regularization in names:
                 if gate != "kmeans" or regularization in OF_EXPERTS:

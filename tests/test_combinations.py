@@ -9,6 +9,7 @@ from sklearn_moe import (
     EXPERTS,
     GATES,
     REGULARIZERS,
+    ComplexityConvExperts,
     ComplexityExperts,
     ConvExperts,
     LinearExperts,
@@ -33,8 +34,11 @@ KINDS = {
     "mpo": MPOExperts((5,)),
     "orthogonal": OrthogonalExperts((5,)),
     "complexity": ComplexityExperts(2, 5),
+    "complexity_conv": ComplexityConvExperts(1, 4, hidden_layer_sizes=(), pooling=1),
     "zero_computation": ZeroComputationExperts((5,)),
 }
+
+OF_IMAGES = ("conv", "complexity_conv")
 
 ALONE = "a gate with top_k=1 makes no sense"
 SENSELESS = {
@@ -56,7 +60,7 @@ def make(gate, experts, regularization):
         experts=KINDS[experts],
         regularization=regularization,
         encoder=None,
-        input_shape=(2, 2) if experts == "conv" else None,
+        input_shape=(2, 2) if experts in OF_IMAGES else None,
         batch_size=60,
         max_iter=2,
         n_init=1,
@@ -97,11 +101,8 @@ def test_fits_or_says_why_not(gate, experts):
         if message is None and regularization == "load" and gate != "noisy_top_k":
             message = NO_NOISE
         if message is None and regularization == "sparse_gate":
-            message = (
-                NO_COLUMNS
-                if gate in ("kmeans", "constant", "basis") or experts == "conv"
-                else None
-            )
+            reads_columns = GATES[gate].has_input_weight and experts not in OF_IMAGES
+            message = None if reads_columns else NO_COLUMNS
         predicts_or_says_why_not(message, make(gate, experts, regularization).fit, X, Y)
 
 

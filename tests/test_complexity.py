@@ -2,8 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from sklearn_moe import ComplexityBalance, ComplexityExperts, Load, MoEClassifier
+from sklearn_moe import (
+    ComplexityBalance,
+    ComplexityConvExperts,
+    ComplexityExperts,
+    Load,
+    MoEClassifier,
+)
 from sklearn_moe.gates import Routing
 
 N, D, C = 10, 4, 3
@@ -18,9 +25,10 @@ def test_sizes(generator):
 
 
 @pytest.mark.parametrize("smallest, largest, n_experts", [(4, 5, 3), (8, 4, 2), (2, 3, 8)])
-def test_too_many_experts(smallest, largest, n_experts, generator):
+@pytest.mark.parametrize("experts", [ComplexityExperts, ComplexityConvExperts])
+def test_too_many_experts(smallest, largest, n_experts, experts, generator):
     with pytest.raises(ValueError, match=f"n_experts={n_experts} experts cannot each be larger"):
-        ComplexityExperts(smallest, largest).build((D,), n_experts, C, generator)
+        experts(smallest, largest).build((8, 8), n_experts, C, generator)
 
 
 def test_each_is_a_network_of_its_own(generator):
@@ -38,6 +46,53 @@ def test_each_is_a_network_of_its_own(generator):
     module.keep([2, 0])
     torch.testing.assert_close(module(x)[0], logits[:, [2, 0]])
     assert list(module.costs) == [8 * (D + C), 2 * (D + C)]
+
+
+def test_kernels_and_channels_grow(generator):
+    experts = ComplexityConvExperts(2, 8, n_convolutions=1, hidden_layer_sizes=(5,))
+    module = experts.build((6, 4), 3, C, generator)
+    weights = [network.body.layers[0].weight for network in module.networks]
+    assert [tuple(each.shape) for each in weights] == [
+        (1, 2, 1, 3, 3),
+        (1, 4, 1, 5, 5),
+        (1, 8, 1, 7, 7),
+    ]
+    # A multiply-add for each channel, pixel and number of the kernel; then 3 x 2 pixels are left.
+    assert module.costs == tuple(
+        channels * 24 * kernel**2 + channels * 6 * 5 + 5 * C
+        for channels, kernel in ((2, 3), (4, 5), (8, 7))
+    )
+
+
+@pytest.mark.parametrize("hidden_layer_sizes, hidden_size", [((), C), ((5,), 5)])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3), (5, 6, 7)])
+def test_each_is_a_convolutional_network(shape, hidden_layer_sizes, hidden_size, generator):
+    experts = ComplexityConvExperts(1, 4, hidden_layer_sizes=hidden_layer_sizes)
+    module = experts.build(shape, 3, C, generator).double()
+    x = torch.randn(N, *shape, generator=generator, dtype=torch.float64)
+    logits, hidden = module(x)
+    assert hidden.shape == (N, 3, hidden_size)
+    images = {2: lambda: x[:, None], 3: lambda: x.permute(0, 3, 1, 2) if shape[-1] < 5 else x}
+    for e, network in enumerate(module.networks):
+        out = images[len(shape)]()
+        for layer in network.body.layers:
+            out = F.conv2d(out, layer.weight[0], layer.bias[0], padding=e + 1)
+            out = F.max_pool2d(out, 2).relu()
+        out = out.flatten(1)
+        for i, layer in enumerate(network.head.layers):
+            out = F.linear(out.relu() if i else out, layer.weight[0], layer.bias[0])
+        torch.testing.assert_close(logits[:, e], out, atol=1e-6, rtol=0)
+        torch.testing.assert_close(module.run_some([x], [e])[0], out, atol=1e-6, rtol=0)
+    costs = module.costs
+    assert costs[0] < costs[1] < costs[2]
+    module.keep([2, 0])
+    torch.testing.assert_close(module(x)[0], logits[:, [2, 0]])
+    assert list(module.costs) == [costs[2], costs[0]]
+
+
+def test_an_even_kernel_is_refused(generator):
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        ComplexityConvExperts(kernel_size=4).build((8, 8), 2, C, generator)
 
 
 def penalty(q, costs, routing=None, strength=1.0):

@@ -132,7 +132,7 @@ def test_distillation_and_tracking(target, digits):
         assert torch.equal(value, experts[name])
 
 
-@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv", "strong"}))
+@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"}))
 def test_experts_and_their_regularizations(experts, digits):
     X, y = digits
     regularization = {"orthogonal": "orthogonality", "mlp": None, "mpo": None}.get(

@@ -535,7 +535,7 @@ def test_a_stream_of_single_classes_does_not_warn_of_collapse(iris):
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv", "strong"}))
+@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"}))
 def test_interruption_leaves_a_usable_model(experts, iris):
     X, y = iris
 

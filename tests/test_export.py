@@ -24,6 +24,7 @@ from sklearn_moe import (
     EXPERTS,
     GATES,
     AttentiveGate,
+    ComplexityConvExperts,
     ComplexityExperts,
     ConvExperts,
     CosineGate,
@@ -147,8 +148,12 @@ ONLY_AS_TORCH = {"softmax", "noisy_top_k", "hard", "constant", "gumbel"}
 
 def test_all_gates_and_experts_are_here():
     assert PAIRS.keys() == GATES.keys()
-    # "conv" is below, and "strong" cannot be exported.
-    assert {name for name, _ in PAIRS.values()} | {"conv", "strong"} == EXPERTS.keys()
+    # Those of images are below, and "strong" cannot be exported.
+    assert {name for name, _ in PAIRS.values()} | {
+        "conv",
+        "complexity_conv",
+        "strong",
+    } == EXPERTS.keys()
 
 
 @pytest.mark.parametrize("gate", PAIRS)
@@ -171,6 +176,13 @@ def test_graphs_of_images(tmp_path):
     check_torch(clf, fractions, tmp_path)
     (about,) = metadata(tmp_path / "mixture.onnx")["inputs"]
     assert about == {"name": "images", "dtype": "float32", "shape": [8, 8], "range": [0, 1]}
+
+
+def test_graph_of_experts_of_growing_kernel(tmp_path):
+    rng = np.random.RandomState(0)
+    X, y = rng.uniform(size=(60, 5, 5)).astype(np.float32), np.arange(60) % 3
+    experts = ComplexityConvExperts(1, 3, n_convolutions=1, hidden_layer_sizes=(5,))
+    check_onnx(fit(X, y, 3, gate="hard", experts=experts), X, tmp_path)
 
 
 @pytest.fixture(scope="module")

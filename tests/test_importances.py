@@ -86,7 +86,10 @@ def test_weights_of_zero_count_as_removed(frame):
     "params",
     [
         *({"gate": gate} for gate in sorted(GATES)),
-        *({"experts": kind} for kind in sorted(set(EXPERTS) - {"conv", "strong"})),
+        *(
+            {"experts": kind}
+            for kind in sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"})
+        ),
         {"mixing": "logit"},
         {"encoder": lambda shape: nn.Linear(*shape, 5)},
         {"experts": lambda shape, n_classes: nn.Linear(*shape, n_classes)},

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_moe import GATES, ConvExperts, CustomExperts, MLPExperts, SoftmaxGate
+from sklearn_moe import (
+    GATES,
+    ComplexityConvExperts,
+    ConvExperts,
+    CustomExperts,
+    MLPExperts,
+    SoftmaxGate,
+)
 from sklearn_moe.mixture import WORTH_AN_EXPERT, MixtureOfExperts
 
 N, D, E, C = 8, 5, 4, 3
@@ -108,7 +115,11 @@ class CountingExpert(nn.Linear):
 EXPERTS_OF_BOTH_KINDS = [MLPExperts((6, 7)), MLPExperts(()), CustomExperts(CountingExpert)]
 
 
-IMAGES = [ConvExperts((2, 3), (5,)), ConvExperts((2,), (), normalization="layer")]
+IMAGES = [
+    ConvExperts((2, 3), (5,)),
+    ConvExperts((2,), (), normalization="layer"),
+    ComplexityConvExperts(1, 4, hidden_layer_sizes=(5,)),
+]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +128,7 @@ IMAGES = [ConvExperts((2, 3), (5,)), ConvExperts((2,), (), normalization="layer"
         *((experts, (D,)) for experts in EXPERTS_OF_BOTH_KINDS),
         *((each, (4, 6)) for each in IMAGES),
     ],
-    ids=["mlp", "linear", "custom", "conv", "conv with linear head"],
+    ids=["mlp", "linear", "custom", "conv", "conv with linear head", "complexity_conv"],
 )
 @pytest.mark.parametrize("gate", [*GATES.values(), SoftmaxGate(top_k=E)], ids=[*GATES, "all"])
 @pytest.mark.parametrize("mixing", ["probability", "logit"])

@@ -26,6 +26,7 @@ from sklearn_moe import (
     REGULARIZERS,
     TRUSTED_TYPES,
     AttentiveGate,
+    ComplexityConvExperts,
     ConvEncoder,
     FlipCrop,
     MLPExperts,
@@ -132,6 +133,7 @@ OTHERS = {
 
 IMAGES = {
     "conv": {},
+    "complexity_conv": {"experts": ComplexityConvExperts(1, 4, normalization="batch")},
     "encoder": {
         "encoder": ConvEncoder((4,), normalization="batch"),
         "augmentation": FlipCrop(crop=1),
@@ -144,7 +146,10 @@ IMAGES = {
     "params",
     [
         *({"gate": gate} for gate in GATES),
-        *({"experts": experts} for experts in sorted({"auto", *EXPERTS} - {"conv", "strong"})),
+        *(
+            {"experts": experts}
+            for experts in sorted({"auto", *EXPERTS} - {"conv", "complexity_conv", "strong"})
+        ),
         *({"regularization": regularization} for regularization in ("auto", *REGULARIZERS)),
     ],
     ids=str,

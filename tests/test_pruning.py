@@ -109,7 +109,7 @@ def with_experts(data):
 
     @cache
     def fitted(experts):
-        input_shape = (8, 8) if experts == "conv" else None
+        input_shape = (8, 8) if experts in ("conv", "complexity_conv") else None
         clf = clone(MOE).set_params(
             experts=experts, input_shape=input_shape, max_iter=2, batch_size=200
         )

@@ -84,7 +84,10 @@ def assert_same(clf, twin, X):
     "params",
     [
         *({"gate": gate} for gate in GATES),
-        *({"experts": experts} for experts in sorted({*EXPERTS} - {"conv", "strong"})),
+        *(
+            {"experts": experts}
+            for experts in sorted({*EXPERTS} - {"conv", "complexity_conv", "strong"})
+        ),
         *({"regularization": regularization} for regularization in REGULARIZERS),
     ],
     ids=str,

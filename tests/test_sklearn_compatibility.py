@@ -29,7 +29,9 @@ def _others():
     """Mixtures that are soon trained, with each other gate, experts or regularization."""
     soon = {"n_experts": 4, "max_iter": 2, "batch_size": 100, "n_init": 1}
     gates = sorted(set(GATES) - {"softmax", "attentive", "noisy_top_k"})
-    experts = sorted(set(EXPERTS) - {"conv", "mlp", "strong"})  # the checks have tables alone
+    experts = sorted(
+        set(EXPERTS) - {"conv", "complexity_conv", "mlp", "strong"}
+    )  # the checks have tables alone
     parts = [*({"gate": gate} for gate in gates), *({"experts": kind} for kind in experts)]
     regularizations = sorted(set(REGULARIZERS) - {"load"})
     assert len(parts) >= len(regularizations)

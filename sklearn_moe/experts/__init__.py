@@ -8,7 +8,7 @@ from typing import Any
 
 from sklearn_moe.checks import resolve
 from sklearn_moe.experts.base import Experts, ExpertsModule, build_experts
-from sklearn_moe.experts.complexity import ComplexityExperts
+from sklearn_moe.experts.complexity import ComplexityConvExperts, ComplexityExperts
 from sklearn_moe.experts.conv import ConvExperts, ConvExpertsModule
 from sklearn_moe.experts.custom import CustomExperts
 from sklearn_moe.experts.estimators import EstimatorExperts, ListedExpertsModule
@@ -27,6 +27,7 @@ EXPERTS: dict[str, Experts] = {
     "mpo": MPOExperts(),
     "orthogonal": OrthogonalExperts(),
     "complexity": ComplexityExperts(),
+    "complexity_conv": ComplexityConvExperts(),
     "zero_computation": ZeroComputationExperts(),
     "strong": StrongExperts(),
 }

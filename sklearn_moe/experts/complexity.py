@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_moe.experts.base import Experts, ExpertsModule
+from sklearn_moe.experts.conv import ConvExperts
 from sklearn_moe.experts.mlp import MLPExperts
-from sklearn_moe.layers import StackedMLP
 
 
 class ComplexityExperts(Experts):
@@ -35,9 +35,8 @@ class ComplexityExperts(Experts):
 
     Notes
     -----
-    In the reference the experts are blocks of an image network, and their ranks and kernels grow.
-    Here, experts of different size run one by one. For an attentive gate, the hidden vectors are
-    padded with zeros to the length of the longest.
+    Experts of different size run one by one. For an attentive gate, the hidden vectors are padded
+    with zeros to the length of the longest. For images, take :class:`ComplexityConvExperts`.
 
     References
     ----------
@@ -84,29 +83,150 @@ class ComplexityExperts(Experts):
     ) -> ExpertsModule:
         """Return the torch module of these experts."""
         self._validate_params()
-        sizes = np.geomspace(self.largest, self.smallest, n_experts).round().astype(int)[::-1]
-        if len(set(sizes.tolist())) < n_experts or self.smallest > self.largest:
-            raise ValueError(
-                f"n_experts={n_experts} experts cannot each be larger than the one before between "
-                f"smallest={self.smallest} and largest={self.largest} hidden units. Raise "
-                "largest, or lower smallest or n_experts."
-            )
+        sizes = growing_sizes(self.smallest, self.largest, n_experts, "hidden units")
         return ComplexityExpertsModule(
-            StackedMLP(
-                1,
-                (math.prod(input_shape), size, n_classes),
-                generator,
-                activation=self.activation,
-                dropout=self.dropout,
+            MLPExperts((size,), activation=self.activation, dropout=self.dropout).build(
+                input_shape, 1, n_classes, generator
             )
-            for size in sizes.tolist()
+            for size in sizes
         )
 
 
-class ComplexityExpertsModule(ExpertsModule):
-    """The torch module of :class:`ComplexityExperts`."""
+class ComplexityConvExperts(Experts):
+    """Convolutional experts of growing kernel and width, for images.
 
-    def __init__(self, networks):
+    The first expert has few channels and sees little around each pixel. Each next one has more
+    channels, which grow geometrically, and a kernel that is higher and wider by two pixels. Use a
+    gate with ``top_k=1`` (``gate="hard"``) and ``regularization="complexity"``, which makes large
+    experts expensive. Then easy images go to the small experts, and a prediction costs less.
+
+    Parameters
+    ----------
+    smallest, largest : int, default=4 and 16
+        Number of channels of each convolution of the first and of the last expert.
+    n_convolutions : int, default=2
+        Number of convolutions of each expert, each with pooling.
+    hidden_layer_sizes : sequence of int, default=(64,)
+        Sizes of the fully connected hidden layers after the convolutions, of each expert.
+    kernel_size : int, default=3
+        Height and width of the first expert's kernels, an odd number.
+    pooling : int, default=2
+        Height and width of the max-pooling after each convolution; 1 means no pooling.
+    normalization : {"batch", "layer"} or None, default=None
+        How the outputs of each convolution are normalized, as in :class:`ConvExperts`.
+    activation : {"relu", "gelu", "tanh"}, default="relu"
+        Activation of all layers except the last.
+    dropout : float, default=0.0
+        Probability, at least 0 and below 1, with which a fully connected hidden unit is dropped in
+        training.
+
+    Notes
+    -----
+    In the reference the experts are blocks of a network that restores images, and a gate in each
+    layer also reads the image's frequencies. Here each expert is a whole network. Images have the
+    shapes that :class:`ConvExperts` reads. They are padded with zeros, so that a convolution keeps
+    their size. Experts of different size run one by one.
+
+    References
+    ----------
+    E. Zamfir, Z. Wu, N. Mehta, Y. Tan, D. P. Paudel, Y. Zhang, R. Timofte, Complexity Experts are
+    Task-Discriminative Learners for Any Image Restoration, 2024, arXiv 2411.18466.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_moe import ComplexityBalance, ComplexityConvExperts, MoEClassifier
+    >>> digits = load_digits(n_class=4)
+    >>> clf = MoEClassifier(n_experts=3, gate="hard", experts=ComplexityConvExperts(2, 8),
+    ...                     regularization=ComplexityBalance(1.0), max_iter=20, random_state=0)
+    >>> clf.fit(digits.images / 16, digits.target).score(digits.images / 16, digits.target) > 0.9
+    True
+    >>> clf.expert_costs_.tolist()
+    [2496, 14080, 77568]
+    """
+
+    _parameter_constraints: dict = {
+        "smallest": [Interval(Integral, 1, None, closed="left")],
+        "largest": [Interval(Integral, 1, None, closed="left")],
+        "n_convolutions": [Interval(Integral, 1, None, closed="left")],
+        **{
+            name: ConvExperts._parameter_constraints[name]
+            for name in (
+                *("hidden_layer_sizes", "kernel_size", "pooling"),
+                *("normalization", "activation", "dropout"),
+            )
+        },
+    }
+
+    def __init__(
+        self,
+        smallest: int = 4,
+        largest: int = 16,
+        *,
+        n_convolutions: int = 2,
+        hidden_layer_sizes: Sequence[int] = (64,),
+        kernel_size: int = 3,
+        pooling: int = 2,
+        normalization: str | None = None,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ):
+        self.smallest = smallest
+        self.largest = largest
+        self.n_convolutions = n_convolutions
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.kernel_size = kernel_size
+        self.pooling = pooling
+        self.normalization = normalization
+        self.activation = activation
+        self.dropout = dropout
+
+    def build(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_classes: int,
+        generator: torch.Generator,
+    ) -> ExpertsModule:
+        """Return the torch module of these experts."""
+        self._validate_params()
+        sizes = growing_sizes(self.smallest, self.largest, n_experts, "channels")
+        return ComplexityExpertsModule(
+            ConvExperts(
+                (size,) * self.n_convolutions,
+                self.hidden_layer_sizes,
+                kernel_size=self.kernel_size + 2 * expert,
+                pooling=self.pooling,
+                normalization=self.normalization,
+                activation=self.activation,
+                dropout=self.dropout,
+            ).build(input_shape, 1, n_classes, generator)
+            for expert, size in enumerate(sizes)
+        )
+
+
+def growing_sizes(smallest: int, largest: int, n_experts: int, what: str) -> list[int]:
+    """Return sizes that grow geometrically, one for each expert; one expert has the largest."""
+    sizes = np.geomspace(largest, smallest, n_experts).round().astype(int)[::-1].tolist()
+    if len(set(sizes)) < n_experts or smallest > largest:
+        raise ValueError(
+            f"n_experts={n_experts} experts cannot each be larger than the one before between "
+            f"smallest={smallest} and largest={largest} {what}. Raise largest, or lower smallest "
+            "or n_experts."
+        )
+    return sizes
+
+
+class ComplexityExpertsModule(ExpertsModule):
+    """The torch module of :class:`ComplexityExperts` and :class:`ComplexityConvExperts`.
+
+    Parameters
+    ----------
+    networks : iterable of ExpertsModule
+        The experts, each of which is a module of one expert.
+    """
+
+    def __init__(self, networks: Iterable[ExpertsModule]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.hidden_size = max(network.hidden_size for network in self.networks)
@@ -114,7 +234,7 @@ class ComplexityExpertsModule(ExpertsModule):
 
     @property
     def costs(self) -> tuple[int, ...]:
-        return tuple(network.multiply_adds for network in self.networks)
+        return tuple(cost for network in self.networks for cost in network.costs)
 
     def keep(self, experts: list[int]) -> None:
         self.networks = nn.ModuleList(self.networks[expert] for expert in experts)
@@ -122,14 +242,13 @@ class ComplexityExpertsModule(ExpertsModule):
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        x = x.flatten(1)
-        pairs = [network.logits_and_hidden(x, generator) for network in self.networks]
+        pairs = [network(x, generator) for network in self.networks]
         logits, hidden = zip(*pairs, strict=True)
         padded = [F.pad(each, (0, self.hidden_size - each.shape[2])) for each in hidden]
         return torch.cat(logits, dim=1), torch.cat(padded, dim=1)
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         return [
-            self.networks[expert].run_some([own.flatten(1)], [0])[0]
+            self.networks[expert].run_some([own], [0])[0]
             for own, expert in zip(x, experts, strict=True)
         ]
