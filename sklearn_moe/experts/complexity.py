@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,11 +227,14 @@ class ComplexityExpertsModule(ExpertsModule):
         The experts, each of which is a module of one expert.
     """
 
+    networks: Any  # ModuleList of ExpertsModule
+
     def __init__(self, networks: Iterable[ExpertsModule]):
         super().__init__()
-        self.networks = nn.ModuleList(networks)
-        self.hidden_size = max(network.hidden_size for network in self.networks)
-        self.widest = max(network.widest for network in self.networks)
+        parts = list(networks)
+        self.networks = nn.ModuleList(parts)
+        self.hidden_size = max(part.hidden_size for part in parts)
+        self.widest = max(part.widest or part.hidden_size for part in parts)
 
     @property
     def costs(self) -> tuple[int, ...]:
