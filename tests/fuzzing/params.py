@@ -377,7 +377,13 @@ PARAMS = {
 SMALL = {"experts": MLPExperts((8,)), "n_experts": 3, "max_iter": 2, "random_state": 0}
 
 
-EXPERTS_OF_IMAGES = ["auto", "conv", ConvExperts((4,), (8,)), ConvExperts(3, (), padding="valid")]
+EXPERTS_OF_IMAGES = [
+    "auto",
+    "conv",
+    "complexity_conv",
+    ConvExperts((4,), (8,)),
+    ConvExperts(3, (), padding="valid"),
+]
 
 ENCODERS_OF_IMAGES = [
     "auto",
