@@ -25,7 +25,7 @@ from sklearn_moe.training.net import MoENet
 
 def pytest_addoption(parser):
     group = parser.getgroup("fuzzing", "tests/test_fuzz.py")
-    group.addoption("--fuzz-cases", type=int, default=50, help="how many random cases to draw")
+    group.addoption("--fuzz-cases", type=int, default=150, help="how many random cases to draw")
     group.addoption("--fuzz-seed", type=int, default=0, help="the seed of the random cases")
     group.addoption("--fuzz-case", type=int, help="the number of a case to repeat alone")
 
