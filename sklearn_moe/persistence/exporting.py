@@ -72,7 +72,7 @@ def export(
     Raises
     ------
     TypeError
-        If ``clf`` is no mixture, but for example a pipeline.
+        If ``clf`` is no mixture, but for example a pipeline. If ``key`` is not a list of names.
     NotFittedError
         If it is not fitted.
     ValueError
@@ -113,12 +113,14 @@ def export(
     True
     """
     _check_mixture(clf)
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}.")
-    key = [key] if isinstance(key, str) else list(key)
+    key = [key] if isinstance(key, str) else key
+    if not isinstance(key, (list, tuple)) or not all(isinstance(name, str) for name in key):
+        raise TypeError(f"key must be the name of a column, or a list of names, got {key!r}.")
     if format != "sql" and (table != "data" or key):
         raise ValueError(f"table and key are for format='sql', got format={format!r}.")
-    options = {"table": table, "key": key} if format == "sql" else {}
+    options = {"table": table, "key": list(key)} if format == "sql" else {}
     with replacing(path) as new:
         new.write_bytes(FORMATS[format](clf, **options))
 
