@@ -432,7 +432,7 @@ def test_says_what_cannot_be_exported(plain, table, tmp_path):
         export(plain, path, format="pmml")
     with pytest.raises(ValueError, match=r"format must be one of .*, got \['onnx'\]"):
         export(plain, path, format=["onnx"])
-    with pytest.raises(TypeError, match="key must be the name of a column, or .* got 5"):
+    with pytest.raises(TypeError, match=r"key must be the name of a column, or .* got 5"):
         export(plain, path, format="sql", key=5)
     with pytest.raises(ValueError, match="table and key are for format='sql', got format='onnx'"):
         export(plain, path, key="id")
