@@ -194,6 +194,11 @@ def read_training_data(
                 "a list with experts that read images."
             )
         if going_on and incremental:
+            if reader.committee is None:
+                raise ValueError(
+                    f"partial_fit cannot change experts to {estimator.experts!r}. Call fit, with "
+                    "warm_start=False."
+                )
             log_proba = reader.committee.log_proba(given)
         else:
             numbers_only = np.zeros(math.prod(samples.shape[1:]), dtype=bool)

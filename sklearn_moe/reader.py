@@ -171,7 +171,7 @@ class Reader:
             shape = np.shape(X)
             if len(shape) != 2 or self.input_shape is not None:
                 raise ValueError(f"{min(self.features)} needs a table, got images.")
-            self._select(X)
+            self._select(X if hasattr(X, "shape") else np.asarray(X))
         if sparse.issparse(X):
             checks = {"dtype": np.float32, "accept_sparse": "csr"}
             return SparseRows(_checked(X, estimator, reset=reset, **checks))

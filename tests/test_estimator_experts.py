@@ -552,3 +552,20 @@ def test_bad_data():
         once.split = lambda X, y, groups: [(np.arange(200), np.arange(200, 300))]
         listed = EstimatorExperts([("line", LogisticRegression())], cv=once)
         MoEClassifier(experts=listed).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:The best of")
+@pytest.mark.parametrize("n_estimators", [1, 2])
+def test_restarts_of_the_gate_alone(n_estimators):
+    """With classifiers only, what the experts say is the same in all restarts."""
+    estimators = [("bayes", GaussianNB()), ("line", LogisticRegression())][:n_estimators]
+    clf = MoEClassifier(experts=estimators, n_init=3, max_iter=2, random_state=0).fit(X, y)
+    assert clf.init_scores_.shape == (3,) and clf.gate_proba(X).shape == (len(X), n_estimators)
+    np.testing.assert_allclose(clf.predict_proba(X).sum(axis=1), 1)
+
+
+def test_partial_fit_cannot_change_experts_to_a_list():
+    clf = MoEClassifier(2, max_iter=1, random_state=0).fit(X, y)
+    clf.set_params(experts=[("bayes", GaussianNB())])
+    with pytest.raises(ValueError, match="partial_fit cannot change experts to"):
+        clf.partial_fit(X, y)

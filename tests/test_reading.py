@@ -674,3 +674,12 @@ def test_same_bits_for_any_order_in_memory(table):
         proba = clf.fit(X.round(1), y, weight).predict_proba(X.round(1))
         removed = clf.fit(X.round(1)[rows], y[rows], weight[rows])
         assert np.array_equal(proba, removed.predict_proba(X.round(1)))
+
+
+def test_features_of_what_only_becomes_an_array():
+    class Table:
+        def __array__(self, dtype=None, copy=None):
+            return np.arange(80.0, dtype=dtype).reshape(20, 4) % 7
+
+    clf = MoEClassifier(2, encoder=None, gate_features=[0, 2], max_iter=1, random_state=0)
+    assert clf.fit(Table(), np.arange(20) % 2).gate_columns_ == [0, 2]

@@ -132,7 +132,10 @@ def likelihood_gradient(
         gate_log_proba = (gate_trail[-1].output / temperature).log_softmax(dim=1)
 
     # The axes are restarts, experts, classes and samples.
-    expert_log_proba = expert_trail[-1].output.unflatten(0, (n_restarts, -1)).log_softmax(dim=2)
+    output = expert_trail[-1].output
+    if experts.is_fixed and n_restarts > 1:  # the same for all restarts
+        output = output.repeat(n_restarts, 1, 1)
+    expert_log_proba = output.unflatten(0, (n_restarts, -1)).log_softmax(dim=2)
     of_class = y.expand(*expert_log_proba.shape[:2], 1, n_samples)
     log_of_class = expert_log_proba.gather(2, of_class).squeeze(2)
     b = inverse_temperature
