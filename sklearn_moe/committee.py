@@ -23,6 +23,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from sklearn_moe.calibration import best_factor, log_loss_at
+from sklearn_moe.checks import scaled
 from sklearn_moe.containers import SparseRows
 from sklearn_moe.experts import EstimatorExperts, FittedExpert
 from sklearn_moe.experts.base import LOWEST
@@ -174,6 +175,7 @@ def fit_committee(
     results = iter(results)
     estimators, temperatures = [], []
     out = np.zeros((X.shape[0], len(names), len(classes)), dtype=np.float32)
+    weight = scaled(sample_weight[rows])  # so that the sum of huge weights is finite
     for place, (name, fitted) in enumerate(zip(names, is_fitted, strict=True)):
         estimator, temperature = experts.outside[place][1], 1.0
         if fitted:
@@ -184,12 +186,12 @@ def fit_committee(
                 out[test, place] = next(results)
             estimator = next(results)
             if experts.calibrate:
-                temperature = _temperature(out[rows, place], y[rows], sample_weight[rows])
+                temperature = _temperature(out[rows, place], y[rows], weight)
         out[rows, place] = log_softmax(out[rows, place] / temperature, axis=1)
         estimators.append(estimator)
         temperatures.append(temperature)
     if experts.calibrate and not any(is_fitted):
-        factor = _factor(out[rows], y[rows], sample_weight[rows])
+        factor = _factor(out[rows], y[rows], weight)
         temperatures = [temperature * factor for temperature in temperatures]
         out[rows] = log_softmax(out[rows] / factor, axis=2)
     return Committee(names, estimators, temperatures, classes), out
@@ -252,8 +254,8 @@ def _factor(log_proba, y, sample_weight):
     """
 
     def loss(log_factor):
-        scaled = log_softmax(log_proba.astype(np.float64) / np.exp(log_factor), axis=2)
-        proba = np.exp(scaled[np.arange(len(y)), :, y])
+        cooled = log_softmax(log_proba.astype(np.float64) / np.exp(log_factor), axis=2)
+        proba = np.exp(cooled[np.arange(len(y)), :, y])
         weight = np.full(proba.shape[1], 1 / proba.shape[1])
         for _ in range(STEPS):
             share = proba * weight / (proba @ weight)[:, np.newaxis]

@@ -569,3 +569,12 @@ def test_partial_fit_cannot_change_experts_to_a_list():
     clf.set_params(experts=[("bayes", GaussianNB())])
     with pytest.raises(ValueError, match="partial_fit cannot change experts to"):
         clf.partial_fit(X, y)
+
+
+def test_huge_weights():
+    """Their sum would be infinite."""
+    experts = [("bayes", GaussianNB()), ("line", LogisticRegression())]
+    clf = MoEClassifier(experts=experts, max_iter=2, random_state=0)
+    expected = clf.fit(X, y).predict_proba(X)
+    huge = clf.fit(X, y, np.full(len(y), 1e307)).predict_proba(X)
+    np.testing.assert_allclose(huge, expected, atol=1e-6)
