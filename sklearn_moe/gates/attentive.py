@@ -11,7 +11,6 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.gates.base import Gate, GateModule, first_weight
 from sklearn_moe.layers import MLP, linear
 
@@ -87,9 +86,7 @@ class AttentiveGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        hidden_sizes = self._check(n_experts)
-        encoder = build_encoder(self.encoder, input_shape, generator)
-        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
+        encoder, sizes = self._start(input_shape, n_experts, generator)
         return AttentiveGateModule(
             encoder=encoder,
             trunk=MLP(sizes, generator),

@@ -370,26 +370,28 @@ class Gate(Documented, BaseEstimator):
             "generator)."
         )
 
-    def _check(self, n_experts: int) -> tuple[int, ...]:
-        """Check the parameters and return the sizes of the gate's hidden layers."""
+    def _start(
+        self, input_shape: tuple[int, ...], n_experts: int, generator: torch.Generator
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        """Check the parameters; return the gate's encoder, and the sizes of input and layers."""
         self._check_top_k(n_experts)
-        encoder = as_encoder(self.encoder)
-        if encoder is not None and encoder.needs_tables:
+        given = as_encoder(self.encoder)
+        if given is not None and given.needs_tables:
             raise ValueError(
                 f"The gate's encoder={self.encoder!r} is for tables, which are encoded once, for "
                 "gate and experts. Set MoEClassifier(encoder='table') and leave the gate's "
                 "encoder=None."
             )
-        return check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
+        hidden_sizes = check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
+        encoder = build_encoder(self.encoder, input_shape, generator)
+        return encoder, (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
 
     def _layers(
         self, input_shape: tuple[int, ...], n_experts: int, generator: torch.Generator
     ) -> tuple[nn.Module, MLP]:
         """Check the parameters; return the gate's encoder and the layers that score experts."""
-        hidden_sizes = self._check(n_experts)
-        encoder = build_encoder(self.encoder, input_shape, generator)
-        n_features = math.prod(output_shape(encoder, input_shape))
-        return encoder, MLP((n_features, *hidden_sizes, n_experts), generator)
+        encoder, sizes = self._start(input_shape, n_experts, generator)
+        return encoder, MLP((*sizes, n_experts), generator)
 
     def _check_top_k(self, n_experts: int) -> None:
         """Check the parameters, and that there are as many experts as shall answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.gates.base import Gate, GateModule
 from sklearn_moe.layers import MLP, orthogonalize
 
@@ -95,9 +93,7 @@ class BasisGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        hidden_sizes = self._check(n_experts)
-        encoder = build_encoder(self.encoder, input_shape, generator)
-        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
+        encoder, sizes = self._start(input_shape, n_experts, generator)
         shape = n_experts, min(self.size, sizes[-1]), sizes[-1]
         return BasisGateModule(
             encoder=encoder,

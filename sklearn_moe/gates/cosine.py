@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -12,7 +11,6 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.gates.base import Gate, GateFormula, GateModule, first_weight
 from sklearn_moe.layers import MLP, keep_rows, linear
 
@@ -89,9 +87,7 @@ class CosineGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        hidden_sizes = self._check(n_experts)
-        encoder = build_encoder(self.encoder, input_shape, generator)
-        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
+        encoder, sizes = self._start(input_shape, n_experts, generator)
         return CosineGateModule(
             encoder=encoder,
             trunk=MLP(sizes, generator),

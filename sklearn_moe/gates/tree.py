@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_moe.encoders import build_encoder, output_shape
 from sklearn_moe.gates.base import Gate, GateModule, first_weight
 from sklearn_moe.layers import MLP, linear
 
@@ -93,9 +91,7 @@ class TreeGate(Gate):
         generator: torch.Generator,
     ) -> GateModule:
         """Return the torch module of this gate."""
-        hidden_sizes = self._check(n_experts)
-        encoder = build_encoder(self.encoder, input_shape, generator)
-        sizes = (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)
+        encoder, sizes = self._start(input_shape, n_experts, generator)
         return TreeGateModule(
             encoder=encoder,
             trunk=MLP(sizes, generator),
