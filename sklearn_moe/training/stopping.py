@@ -133,7 +133,8 @@ class StopEarly(Callback):
     def after_epochs(self, net):
         """Restore the best weights, before other callbacks get ``on_train_end``."""
         # An epoch in which another callback ended the training is missing here; it may be best.
-        is_complete = net.history and "valid_loss" in net.history[-1]
-        is_best = is_complete and self.loss(net) < self.lowest
+        last = net.history[-1] if net.history else {}
+        is_missing = "valid_loss" in last and "stopping_loss" not in last
+        is_best = is_missing and self.loss(net) < self.lowest
         if self.best_weights is not None and not is_best:
             net.module_.load_state_dict(self.best_weights)
