@@ -29,7 +29,7 @@ def tune(
     n_trials: int = 50,
     timeout: float | None = None,
     scoring: str | Callable | Sequence[str] | dict | None = None,
-    cv: int = 5,
+    cv: Any = 5,
     pruner: str | object | None = "median",
     storage: str | os.PathLike | object | None = None,
     study_name: str | None = None,

@@ -64,7 +64,7 @@ class CategoryColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class PlainMixture:
+class LinearMixture:
     """A mixture of linear experts as numbers.
 
     The encoded columns are the numbers, the marks of missing ones, the hat functions and the
@@ -110,7 +110,7 @@ class PlainMixture:
     temperature: float
 
 
-def plain_mixture(clf: MoEClassifier, format: str) -> PlainMixture:
+def linear_mixture(clf: MoEClassifier, format: str) -> LinearMixture:
     """Return the numbers of a mixture.
 
     Raises
@@ -143,7 +143,7 @@ def plain_mixture(clf: MoEClassifier, format: str) -> PlainMixture:
 
     n_experts = len(module.experts.costs)
     length = formula.length
-    return PlainMixture(
+    return LinearMixture(
         classes=clf.classes_.tolist(),
         numbers=numbers,
         categories=categories,

@@ -6,7 +6,7 @@ import math
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
-from sklearn_moe.persistence.linear import plain_mixture
+from sklearn_moe.persistence.linear import linear_mixture
 from sklearn_moe.tables import places_of
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def to_python(clf: MoEClassifier) -> bytes:
     """Return the content of a Python file with ``predict_proba``, ``gate_proba`` and ``apply``."""
     import sklearn_moe
 
-    plain = plain_mixture(clf, "python")
+    plain = linear_mixture(clf, "python")
     columns = [
         (
             each.name,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sklearn_moe.persistence.linear import plain_mixture
+from sklearn_moe.persistence.linear import linear_mixture
 
 if TYPE_CHECKING:
     from sklearn_moe.estimator import MoEClassifier
@@ -36,7 +36,7 @@ def to_sql(clf: MoEClassifier, table: str, key: Sequence[str]) -> bytes:
     """
     import sklearn_moe
 
-    plain = plain_mixture(clf, "sql")
+    plain = linear_mixture(clf, "sql")
     query = _Query(table, key)
     scores, logits = _score(query, plain, _encode(query, plain))
     gate, n_experts = {"p": (scores, plain.top_k)}, len(scores)
