@@ -22,6 +22,9 @@ SAMPLES_PER_CLASS = 2000
 NUMBERS_TO_READ = 2**24
 NUMBERS_TO_KEEP = 2**20
 
+# Up to so many inputs, it is faster to find all directions than the main ones alone.
+EXACT_UP_TO = 256
+
 # Samples whose variance is larger than this are not summarized: squares would not be finite.
 LARGEST_VARIANCE = 1e30
 
@@ -121,9 +124,19 @@ def summary_of(
         share = share / share.sum()
         means[k] = np.average(own, axis=0, weights=share)
         spread = (own - means[k]) * np.sqrt(share[:, np.newaxis])
-        _, sizes, axes = randomized_svd(spread, n_directions, random_state=0)
-        directions[k, : len(axes)], variances[k, : len(axes)] = axes, sizes**2
+        own_variances, axes = _main_directions(spread, n_directions)
+        directions[k, : len(axes)], variances[k, : len(axes)] = axes, own_variances
     return InputSummary(means, directions, variances, counts, remaining)
+
+
+def _main_directions(spread, n_directions):
+    """Return the largest variances and their directions, one in each row."""
+    if spread.shape[1] > EXACT_UP_TO:
+        _, sizes, axes = randomized_svd(spread, n_directions, random_state=0)
+        return sizes**2, axes
+    n_found = min(n_directions, len(spread))
+    variances, axes = np.linalg.eigh(spread.T @ spread)
+    return variances[::-1][:n_found].clip(0), axes.T[::-1][:n_found]
 
 
 def joined(one: InputSummary, other: InputSummary) -> InputSummary:
