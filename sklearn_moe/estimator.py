@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.metrics import get_scorer_names
 from sklearn.utils import get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
 from sklearn_moe.checks import check_y
-from sklearn_moe.encoders import ENCODERS
-from sklearn_moe.experts import EXPERTS
 from sklearn_moe.fitted import FittedMixture
 from sklearn_moe.fitting import train
-from sklearn_moe.gates import GATES
-from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.notices import warn_of_collapse, warn_of_disagreement, warn_of_separation
 from sklearn_moe.parameters import (
+    CONSTRAINTS,
     check_nested,
     classifiers_among,
     encodes_tables,
     parameters_in_lists,
     set_parameters_in_lists,
 )
-from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.tensors import takes_tensors
-from sklearn_moe.training.stopping import REFINED
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -111,12 +103,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         uses a constant rate.
     weight_decay : float or "auto", default="auto"
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
-        tables with two classes, 0.7 for tables with more classes, and 0 for everything else. As
-        weight decay acts in each step, ``fit`` multiplies "auto" by 16 / steps if an epoch has
-        more than 16 steps (as with more than 4,000 samples). It also multiplies it by
+        tables with two classes, 0.7 for tables with more classes, and 0 for everything else.
+        ``fit`` multiplies it by 16 / steps if an epoch has more than 16 steps, by
         (4,000 / samples) to the power of 3/4 above 4,000 samples, and by 120 / epochs above 120
-        epochs. ``partial_fit`` takes a 40th of "auto" and none of these factors, however large the
-        chunk. A number is used unchanged.
+        epochs; ``partial_fit`` takes a 40th of it. A number is used unchanged.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. The batches of an epoch are as equal in size as possible.
@@ -175,16 +165,14 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         the GPU of a Mac, is for images only and has not been tested: it lacks the double precision
         that tables need.
     n_threads : int or "auto", default="auto"
-        Number of torch's threads within an operation, in fit and predict. "auto" uses two if a
-        batch has enough work and one otherwise, and never more than the process was given
-        (``OMP_NUM_THREADS``, ``torch.set_num_threads``, ``threadpool_limits``, joblib, its
-        processors). An int is used unchanged. Results with one and two threads differ by about
-        1e-7 through rounding. A forked child process has one thread.
+        Number of torch's threads within an operation. "auto" uses two if a batch has enough work
+        and one otherwise, and never more than the process was given (``OMP_NUM_THREADS``,
+        ``torch.set_num_threads``, ``threadpool_limits``, joblib, its processors). Results with one
+        and two threads differ by about 1e-7 through rounding. A forked child has one thread.
     net_params : dict, default=None
-        Arguments of the skorch net, for everything that has no parameter here. They override those
-        of this package; a list of ``callbacks`` is added to its own. For example,
-        ``{"optimizer": torch.optim.SGD}`` trains with SGD, which keeps torch's defaults for all
-        but the learning rate. A warm start continues with the existing net.
+        Arguments of the skorch net, which override those of this package; a list of ``callbacks``
+        is added to its own. For example, ``{"optimizer": torch.optim.SGD}`` trains with SGD, with
+        torch's defaults for all but the learning rate. A warm start goes on with the present net.
     input_shape : tuple of int, default=None
         Shape of the images whose pixels are the columns of a table ``X``, such as (28, 28) or
         (32, 32, 3), for pipelines whose other steps need tables. None takes ``X`` as it is.
@@ -195,8 +183,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         0 is silent, 1 shows a progress bar, 2 prints a line per epoch.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, batches, dropout and gate noise. An int gives the same result each
-        time and leaves all global random states untouched; None draws a seed from numpy's global
-        one.
+        time; None draws a seed from numpy's global random state.
 
     Attributes
     ----------
@@ -281,17 +268,15 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     named_experts_ : Bunch
         The fitted classifiers among the experts, by name.
     expert_costs_ : ndarray of shape (n_experts,)
-        Multiply-adds that each expert takes for a sample. For a network that you wrote, it is the
-        number of its parameters, as for a network of linear layers. Classifiers of scikit-learn
-        count as 0.
+        Multiply-adds that each expert takes for a sample; the number of parameters of a network
+        that you wrote, and 0 for classifiers of scikit-learn.
     n_parameters_ : int
         Number of parameters of gate, experts and encoder.
     report_ : DistillationReport, PruningReport or None
-        How the mixture compares with the one that :func:`distill` or :func:`prune_experts` made it
-        from.
+        Compares the mixture with that before :func:`distill` or :func:`prune_experts`.
     input_summary_ : InputSummary or None
-        Mean and main directions of each class of the training samples, as the gate reads them, for
-        :func:`grow`; None after ``partial_fit``.
+        Mean and main directions of each class, as the gate reads it, for :func:`grow`; None after
+        ``partial_fit``.
     device_ : str
         Device of the mixture.
     net_ : MoENet
@@ -330,41 +315,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     # Groups of a splitter are no groups of ``fit``, unless a user asks for it.
     __metadata_request__fit = {"groups": False}
 
-    _parameter_constraints: dict = {
-        # Making more experts than this one by one would take hours.
-        "n_experts": [Interval(Integral, 1, 2**16, closed="both")],
-        "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable, list, tuple],
-        "gate": [StrOptions(set(GATES)), HasMethods("build")],
-        "regularization": [StrOptions({"auto", *REGULARIZERS}), callable, list, tuple, None],
-        "encoder": [StrOptions({"auto", *ENCODERS}), HasMethods("build"), callable, None],
-        "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
-        "augmentation": [StrOptions(set(AUGMENTATIONS)), callable, None],
-        "gate_features": ["array-like", callable, str, None],
-        "expert_features": ["array-like", callable, str, None],
-        "mixing": [StrOptions({"probability", "logit"})],
-        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
-        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, 2**16, closed="both")],
-        "annealing": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right"), None],
-        "class_weight": [StrOptions({"balanced"}), dict, None],
-        "early_stopping": ["boolean", StrOptions({REFINED, *get_scorer_names()}), callable],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "calibrate": ["boolean"],
-        "warm_start": ["boolean"],
-        "device": [str],
-        # With a million threads, OpenMP ends the process.
-        "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, 1024, closed="both")],
-        "net_params": [dict, None],
-        "input_shape": ["array-like", None],
-        "track_decomposition": ["boolean"],
-        "verbose": ["verbose"],
-        "random_state": ["random_state"],
-    }
+    _parameter_constraints = CONSTRAINTS
 
     def __init__(
         self,

@@ -32,7 +32,6 @@ from sklearn_moe.containers import stacked
 from sklearn_moe.decomposition import final_model, with_last
 from sklearn_moe.encoders import output_shape
 from sklearn_moe.experts import ExpertsModule
-from sklearn_moe.gates.grown import GrownGateModule
 from sklearn_moe.importances import column_importances
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.parameters import settings_of
@@ -322,7 +321,7 @@ def _classes(former, y):
 def _summary_of_former(model, memory, n_of_class):
     """Return a summary of the former samples; without one, memory stands for so many per class."""
     summary, gate = model.input_summary_, model.module_.gate
-    if isinstance(gate, GrownGateModule):
+    if gate.stages is not None:
         names = "means", "directions", "variances", "log_weights"
         *arrays, log_weights = (getattr(gate, name).cpu().numpy() for name in names)
         return InputSummary(*arrays, np.exp(log_weights), float(gate.remaining))
@@ -343,7 +342,7 @@ def _stages(model, old, new):
     """Return the stage of each normal distribution."""
     gate = model.module_.gate
     former = [0] * len(old.counts)
-    if isinstance(gate, GrownGateModule):
+    if gate.stages is not None:
         former = gate.stages.tolist()
     return [*former, *[max(former) + 1] * len(new.counts)]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.metrics import get_scorer_names
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_moe.checks import (
     check_device,
@@ -27,6 +30,7 @@ from sklearn_moe.images import AUGMENTATIONS
 from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.training.net import MoENet
+from sklearn_moe.training.stopping import REFINED
 
 _ROOMS = {
     "experts": EXPERTS,
@@ -35,6 +39,43 @@ _ROOMS = {
     "augmentation": AUGMENTATIONS,
     "regularization": REGULARIZERS,
 }
+
+CONSTRAINTS: dict[str, list] = {
+    # Making more experts than this one by one would take hours.
+    "n_experts": [Interval(Integral, 1, 2**16, closed="both")],
+    "experts": [StrOptions({"auto", *EXPERTS}), HasMethods("build"), callable, list, tuple],
+    "gate": [StrOptions(set(GATES)), HasMethods("build")],
+    "regularization": [StrOptions({"auto", *REGULARIZERS}), callable, list, tuple, None],
+    "encoder": [StrOptions({"auto", *ENCODERS}), HasMethods("build"), callable, None],
+    "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
+    "augmentation": [StrOptions(set(AUGMENTATIONS)), callable, None],
+    "gate_features": ["array-like", callable, str, None],
+    "expert_features": ["array-like", callable, str, None],
+    "mixing": [StrOptions({"probability", "logit"})],
+    "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+    "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+    "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+    "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "n_init": [StrOptions({"auto"}), Interval(Integral, 1, 2**16, closed="both")],
+    "annealing": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right"), None],
+    "class_weight": [StrOptions({"balanced"}), dict, None],
+    "early_stopping": ["boolean", StrOptions({REFINED, *get_scorer_names()}), callable],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "calibrate": ["boolean"],
+    "warm_start": ["boolean"],
+    "device": [str],
+    # With a million threads, OpenMP ends the process.
+    "n_threads": [StrOptions({"auto"}), Interval(Integral, 1, 1024, closed="both")],
+    "net_params": [dict, None],
+    "input_shape": ["array-like", None],
+    "track_decomposition": ["boolean"],
+    "verbose": ["verbose"],
+    "random_state": ["random_state"],
+}
+"""What scikit-learn checks of the parameters of a ``MoEClassifier``."""
 
 
 def check_parameters(estimator: BaseEstimator) -> None:
@@ -85,7 +126,7 @@ def has_linear_experts(estimator: BaseEstimator) -> bool:
 def listed_experts(estimator: BaseEstimator) -> EstimatorExperts | None:
     """Return the list of named experts of an estimator, checked; None if it has another kind."""
     experts = None if _is_auto(estimator.experts) else as_experts(estimator.experts)
-    if not isinstance(experts, EstimatorExperts):
+    if not getattr(experts, "is_list", False):
         return None
     experts.check()
     return experts
@@ -95,7 +136,7 @@ def classifiers_among(experts: Any) -> list[BaseEstimator]:
     """Return the classifiers in a list of experts that a user passed; none if it is another."""
     if isinstance(experts, (list, tuple)):
         experts = EstimatorExperts(experts)
-    if not isinstance(experts, EstimatorExperts):
+    if not getattr(experts, "is_list", False):
         return []
     try:
         return [classifier for _, classifier in experts.outside]

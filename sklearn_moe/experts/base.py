@@ -26,10 +26,13 @@ class Experts(Documented, BaseEstimator):
     n_outside : int, default=0
         Number of experts that answer outside of the net. Their log-probabilities come with the
         samples.
+    is_list : bool, default=False
+        Whether it is a list of named experts, as :class:`EstimatorExperts` is.
     """
 
     is_linear = False
     n_outside = 0
+    is_list = False
 
     def build(
         self,

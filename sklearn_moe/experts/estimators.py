@@ -110,6 +110,7 @@ class EstimatorExperts(Experts, _BaseComposition):
 
     # Whether its classifiers are for tables only.
     needs_tables = False
+    is_list = True
 
     # Set before ``build``: the shape of the images that come flat.
     image_shape: tuple[int, ...] | None = None

@@ -111,6 +111,8 @@ class GateModule(nn.Module):
         The same, counted over the columns that the gate reads.
     group_sizes : Tensor of shape (n_columns,) or None
         Number of inputs that come from each of these columns.
+    stages : Tensor or None
+        The stages of a gate that :func:`grow` has changed; None for all others.
     """
 
     needs_hidden = True
@@ -120,13 +122,14 @@ class GateModule(nn.Module):
     sources: Tensor | None
     column_groups: Any  # Tensor or None
     group_sizes: Any  # Tensor or None
+    stages: Any  # Tensor or None
 
     def __init__(self, *, temperature: float, top_k: int | None, noise: float = 0.0):
         super().__init__()
         self.temperature = temperature
         self.top_k = top_k
         self.noise = noise
-        for name in ("sources", "column_groups", "group_sizes"):
+        for name in ("sources", "column_groups", "group_sizes", "stages"):
             self.register_buffer(name, None, persistent=False)
 
     def group_columns(self, sources: ArrayLike) -> None:

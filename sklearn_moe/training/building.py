@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sklearn_moe.encoders import build_encoder, output_shape
-from sklearn_moe.experts import EXPERTS, EstimatorExperts, build_experts
+from sklearn_moe.experts import EXPERTS, build_experts
 from sklearn_moe.experts.base import ExpertsModule
 from sklearn_moe.experts.grown import GrownExpertsModule, grow_experts
 from sklearn_moe.gates import GateModule, build_gate
@@ -167,7 +167,7 @@ def _make(build: Callable, grow: Callable, steps: list[tuple[str, Any]]) -> Any:
 
 def keep_in_list(net: MoENet, experts: list[int]) -> None:
     """Take the other experts off the list, if there is one, and what they say off samples."""
-    if not isinstance(net.experts, EstimatorExperts):
+    if not getattr(net.experts, "is_list", False):
         return
     n_outside, module = net.experts.n_outside, net.module_
     net.experts = net.experts.only(experts)
