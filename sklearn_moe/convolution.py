@@ -223,6 +223,8 @@ class ConvStack(nn.Module):
         Number of multiply-adds of each network for a sample.
     widest : int
         Number of outputs of the widest layer of each network for a sample.
+    sizes : list of tuple of int
+        Height and width of the output of each layer.
     """
 
     def __init__(
@@ -247,8 +249,10 @@ class ConvStack(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.n_networks = n_networks
         self.multiply_adds = self.widest = 0
+        self.sizes = []
         for each in layers:
             size = each.output_size(size)
+            self.sizes.append(size)
             n_outputs = each.weight.shape[1] * math.prod(size) * each.pooling**2
             self.multiply_adds += n_outputs * math.prod(each.weight.shape[2:])
             self.widest = max(self.widest, n_outputs)

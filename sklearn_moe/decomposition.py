@@ -75,6 +75,9 @@ class Decomposition:
         never chosen.
     expert_names : list of str or None
         Names of the experts, if ``experts`` was a list.
+    layers : tuple of Decomposition
+        The same of each hidden layer of experts (see ``MoELayers``), without what needs the
+        predictions of single experts.
     """
 
     sample_entropy: float
@@ -97,6 +100,7 @@ class Decomposition:
     expert_specialization: NDArray[np.float64] | None = None
     expert_specialization_to_best: NDArray[np.float64] | None = None
     expert_names: list[str] | None = None
+    layers: tuple[Decomposition, ...] = ()
 
     @classmethod
     def from_predictions(
@@ -233,6 +237,9 @@ class Decomposition:
         for expert, share, counts in zip(experts, self.usage, self.table, strict=True):
             row = "".join(f"{count:>{width}}" for count in counts)
             lines.append(f"{expert:>{first}} {share:6.1%}{row}")
+        lines += [""] if self.layers else []
+        for number, layer in enumerate(self.layers):
+            lines.append(f"hidden layer {number}  {in_short(layer)}")
         return "\n".join(lines)
 
 
@@ -292,7 +299,26 @@ def decomposition_entropy(estimator: Any, X: Any, y: ArrayLike | None = None) ->
         known["chosen_expert_prediction"] = predicted
         known["expert_log_likelihood"] = model.expert_log_likelihood(X, labels)
     decomposition = Decomposition.from_predictions(gate_proba, labels, **known)
-    return replace(decomposition, expert_names=names)
+    layers = tuple(
+        Decomposition.from_predictions(
+            model.gate_proba(X, layer=number),
+            labels,
+            classes=model.classes_,
+            expert_costs=layer.experts.costs,
+            all_run=not layer.is_conditional,
+        )
+        for number, layer in enumerate(model.module_.layers)
+    )
+    return replace(decomposition, expert_names=names, layers=layers)
+
+
+def in_short(layer: Decomposition) -> str:
+    """Return the measures of a hidden layer of experts in one line."""
+    return (
+        f"H_s {layer.sample_entropy:.2f}  H_u {layer.usage_entropy:.2f}  "
+        f"I(E;Y) {layer.expert_class_information:.2f} bits  "
+        f"usage {' '.join(f'{share:.0%}' for share in layer.usage)}"
+    )
 
 
 def _costs(gate_proba, expert_costs, all_run):

@@ -70,7 +70,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list,
         stands for ``[Importance(0.2), Competence(0.5)]`` on tables, which predicts best there, and
         for no penalty elsewhere.
-    encoder : {"auto", "table", "conv"}, object, callable or None, default="auto"
+    encoder : {"auto", "table", "conv", "moe", "conv_moe"}, object, callable or None, default="auto"
         The layers before gate and experts, which both share. "table" scales numbers, fills in
         missing values and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder``
         applies convolutions to images, and a function ``(input_shape) -> torch.nn.Module`` may

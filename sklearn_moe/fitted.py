@@ -115,21 +115,41 @@ class FittedMixture(Plain, Documented):
         return log_proba
 
     @takes_tensors
-    def gate_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+    def gate_proba(self, X: ArrayLike, *, layer: int | None = None) -> NDArray[np.floating]:
         """Return how much each expert contributes to the prediction for each sample.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Samples.
+        layer : int, default=None
+            The number of a hidden layer of experts, from 0, if the encoder is ``MoELayers``; the
+            experts are then those of this layer. None: the experts that predict.
 
         Returns
         -------
         ndarray of shape (n_samples, n_experts)
             Gate probabilities after top-k masking; rows sum to 1. A gate with ``top_k=1`` gives
             one expert the whole sample here, although it trains on the full softmax.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer.
         """
-        return self._evaluate_proba(X, MixtureOfExperts.gate_proba, asks=_nobody)
+        if layer is None:
+            return self._evaluate_proba(X, MixtureOfExperts.gate_proba, asks=_nobody)
+        check_is_fitted(self)
+        n_layers = len(self.module_.layers)
+        if layer not in range(n_layers):
+            raise ValueError(
+                f"layer={layer!r} must be a number from 0 to {n_layers - 1}, of a hidden layer of "
+                "experts."
+                if n_layers
+                else f"layer={layer!r}, but there are no hidden layers of experts. Pass "
+                "layer=None, or fit with encoder='moe'."
+            )
+        return self._evaluate_proba(X, lambda module, x: module(x).layers[layer].gate_proba)
 
     @takes_tensors
     def expert_proba(self, X: ArrayLike, *, chosen_only: bool = False) -> NDArray[np.floating]:

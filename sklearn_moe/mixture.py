@@ -43,6 +43,8 @@ class MixtureOutput(NamedTuple):
         How many experts the gate takes for a sample; None means all.
     gate : GateModule
         The module of the gate.
+    layers : tuple of MixtureOutput
+        The outputs of the mixtures within the encoder (see ``MoELayers``), from below.
     """
 
     log_proba: Tensor
@@ -55,6 +57,7 @@ class MixtureOutput(NamedTuple):
     experts: ExpertsModule | None = None
     top_k: int | None = None
     gate: GateModule | None = None
+    layers: tuple[MixtureOutput, ...] = ()
 
 
 class MixtureOfExperts(nn.Module):
@@ -77,7 +80,9 @@ class MixtureOfExperts(nn.Module):
     mixing : {"probability", "logit"}, default="probability"
         Whether probabilities or logits are averaged.
     encoder : nn.Module, default=None
-        Maps a batch to the input of gate and experts; None leaves the batch unchanged.
+        Maps a batch to the input of gate and experts; None leaves the batch unchanged. If it has
+        ``mixtures``, it is called as ``encoder(x, generator, outputs)`` where their outputs are
+        wanted, and appends them to the list.
     table : TableLayer, default=None
         Encodes a batch of a table, before the encoder.
     gate_columns, expert_columns : sequence of int, default=None
@@ -131,6 +136,11 @@ class MixtureOfExperts(nn.Module):
     def best(self) -> MixtureOfExperts:
         return self
 
+    @property
+    def layers(self) -> Sequence[MixtureOfExperts]:
+        """The mixtures within the encoder, from below."""
+        return getattr(self.encoder, "mixtures", ())
+
     def for_gate(self, x: Tensor) -> Tensor:
         """Return the columns, or the images, of an encoded batch that the gate reads."""
         x = x if self.gate_columns is None else x.index_select(1, self.gate_columns)
@@ -153,7 +163,8 @@ class MixtureOfExperts(nn.Module):
         augmentation: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     ) -> MixtureOutput:
         """Run a batch; the generator serves augmentation, dropout and gate noise in training."""
-        x = self.encode(x, generator, augmentation)
+        layers: list[MixtureOutput] = []
+        x = self.encode(x, generator, augmentation, layers)
         expert_logits, hidden = self.run_experts(x, generator)
         gate_logits, gate_log_proba, routing = self._choose(x, hidden, generator)
         return MixtureOutput(
@@ -167,6 +178,7 @@ class MixtureOfExperts(nn.Module):
             experts=self.experts,
             top_k=self.gate.top_k,
             gate=self.gate,
+            layers=tuple(layers),
         )
 
     def encode(
@@ -174,15 +186,21 @@ class MixtureOfExperts(nn.Module):
         x: Tensor,
         generator: torch.Generator | None = None,
         augmentation: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
+        layers: list[MixtureOutput] | None = None,
     ) -> Tensor:
-        """Return the input of gate and experts for a batch; bytes are scaled to [0, 1]."""
+        """Return the input of gate and experts for a batch; bytes are scaled to [0, 1].
+
+        The outputs of mixtures within the encoder are appended to ``layers``.
+        """
         given = None
         if n_given := self.experts.n_given:
             x, given = x[:, :-n_given], x[:, -n_given:]
         x = self.table(x)
         if augmentation is not None:
             x = augment(augmentation, x, generator)
-        x = self.encoder(x.float() / 255 if x.dtype == torch.uint8 else x)
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        wants_layers = self.layers and layers is not None
+        x = self.encoder(x, generator, layers) if wants_layers else self.encoder(x)
         return x if given is None else torch.cat([x.flatten(1), given.to(x.dtype)], dim=1)
 
     def route(self, x: Tensor) -> GateOutput:
@@ -221,7 +239,7 @@ class MixtureOfExperts(nn.Module):
 
     def predict_log_proba(self, x: Tensor) -> Tensor:
         """Return the log-probabilities of the classes for a batch, (n_samples, n_classes)."""
-        return self._mix(*self._predict(x))
+        return self._mix(*self._predict(x)[1:])
 
     def predict_proba(self, x: Tensor, temperature: float = 1.0) -> Tensor:
         """Return the probabilities of the classes for a batch, (n_samples, n_classes).
@@ -243,19 +261,21 @@ class MixtureOfExperts(nn.Module):
         return self._mix(self.experts.limit(logits.log_softmax(dim=1)), expert_logits)
 
     def _predict(self, x):
-        """Return gate log-probabilities and logits of all experts, or of the chosen ones."""
+        """Return the gate's output, and log-probabilities and logits of all or chosen experts."""
         x = self.encode(x)
         if self.is_conditional and self._is_worth_choosing(x):
-            gate_log_proba = self._choose(x, None).log_proba
+            gate = self._choose(x, None)
+            gate_log_proba = gate.log_proba
             if self.gate.top_k == 1:  # max is faster than topk
                 gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
             else:
                 gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
             # A merged gate, or experts that take no part, may leave fewer than k.
             answers = None if self.gate.top_k == 1 else gate_log_proba > -torch.inf
-            return gate_log_proba, self._run_chosen(x, chosen, answers)
+            return gate, gate_log_proba, self._run_chosen(x, chosen, answers)
         expert_logits, hidden = self.run_experts(x)
-        return self._choose(x, hidden).log_proba, expert_logits
+        gate = self._choose(x, hidden)
+        return gate, gate.log_proba, expert_logits
 
     def _run_chosen(self, x: Tensor, chosen: Tensor, answers: Tensor | None = None) -> Tensor:
         """Return the logits (n_samples, k, n_classes) of the k experts chosen for each sample.

@@ -125,7 +125,7 @@ def has_linear_experts(estimator: BaseEstimator) -> bool:
 
 def listed_experts(estimator: BaseEstimator) -> EstimatorExperts | None:
     """Return the list of named experts of an estimator, checked; None if it has another kind."""
-    experts = None if _is_auto(estimator.experts) else as_experts(estimator.experts)
+    experts: Any = None if _is_auto(estimator.experts) else as_experts(estimator.experts)
     if not getattr(experts, "is_list", False):
         return None
     experts.check()

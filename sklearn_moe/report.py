@@ -14,6 +14,7 @@ from sklearn_moe.decomposition import (
     cut,
     decomposition_entropy,
     final_model,
+    in_short,
     signed,
 )
 
@@ -317,6 +318,8 @@ def _text(
         names = ", ".join(cut(columns[:MOST_COLUMNS], 12)) or "none"
         others = f" and {len(columns) - MOST_COLUMNS} more" if len(columns) > MOST_COLUMNS else ""
         lines.append(f"gate      chooses by the columns: {names}{others}")
+    for number, layer in enumerate(decomposition.layers):
+        lines.append(f"layer {number}   {in_short(layer)}")
     if report["skipping_share"]:
         lines.append(
             f"skipping  {report['skipping_share']:.1%} of the samples run none of the costliest "

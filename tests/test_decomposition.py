@@ -162,7 +162,7 @@ def test_normalised_measures_by_hand():
 
         classes_ = np.array([0, 1])
         expert_costs_ = np.ones(4)
-        module_ = SimpleNamespace(is_conditional=True)
+        module_ = SimpleNamespace(is_conditional=True, layers=())
 
         def gate_proba(self, X):
             return np.eye(4)[y]

@@ -15,11 +15,14 @@ from sklearn_moe.checks import resolve
 from sklearn_moe.encoders.base import Encoder, output_shape
 from sklearn_moe.encoders.conv import ConvEncoder
 from sklearn_moe.encoders.custom import CustomEncoder
+from sklearn_moe.encoders.moe import ConvMoELayers, MoELayers
 from sklearn_moe.encoders.table import TableEncoder
 
 ENCODERS: dict[str, Encoder] = {
     "table": TableEncoder(),
     "conv": ConvEncoder(),
+    "moe": MoELayers(),
+    "conv_moe": ConvMoELayers(),
 }
 """The encoders that ``MoEClassifier(encoder=...)`` and gates know by name."""
 

@@ -21,10 +21,14 @@ class Encoder(Documented, BaseEstimator):
         Whether it reads images only. Otherwise tables are encoded first, as by default.
     needs_tables : bool, default=False
         Whether it reads tables only.
+    has_mixtures : bool, default=False
+        Whether there are mixtures of experts within it. Its module then has a list of them,
+        ``mixtures``, and is called as :class:`MixtureOfExperts` says.
     """
 
     needs_images = False
     needs_tables = False
+    has_mixtures = False
 
     def make_transformer(self) -> TableTransformer:
         """Return the transformer that is fitted on a table and encodes it before this encoder."""

@@ -61,6 +61,19 @@ class Experts(Documented, BaseEstimator):
             "generator)."
         )
 
+    def build_hidden(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_outputs: int,
+        generator: torch.Generator,
+    ) -> ExpertsModule:
+        """Return experts for a hidden layer, whose outputs are vectors in place of logits.
+
+        By default these are the same as for ``n_outputs`` classes.
+        """
+        return self.build(input_shape, n_experts, n_outputs, generator)
+
 
 class ExpertsModule(nn.Module):
     """The torch module of all experts of a mixture.

@@ -128,6 +128,23 @@ class ZeroComputationExperts(Experts):
         generator: torch.Generator,
     ) -> ExpertsModule:
         """Return the torch module of these experts."""
+        return self._build(
+            ZeroComputationExpertsModule, input_shape, n_experts, n_classes, generator
+        )
+
+    def build_hidden(
+        self,
+        input_shape: tuple[int, ...],
+        n_experts: int,
+        n_outputs: int,
+        generator: torch.Generator,
+    ) -> ExpertsModule:
+        """Return the torch module of these experts for a hidden layer."""
+        return self._build(
+            HiddenZeroComputationModule, input_shape, n_experts, n_outputs, generator
+        )
+
+    def _build(self, kind, input_shape, n_experts, n_outputs, generator):
         self._validate_params()
         hidden_sizes = check_layer_sizes(
             "The experts' hidden_layer_sizes", self.hidden_layer_sizes
@@ -142,14 +159,12 @@ class ZeroComputationExperts(Experts):
         n_features = math.prod(input_shape)
         ordinary = StackedMLP(
             n_ordinary,
-            (n_features, *hidden_sizes, n_classes),
+            (n_features, *hidden_sizes, n_outputs),
             generator,
             activation=self.activation,
             dropout=self.dropout,
         )
-        return ZeroComputationExpertsModule(
-            ordinary, *counts, n_features, n_classes, generator, self.capacity, self.tau
-        )
+        return kind(ordinary, *counts, n_features, n_outputs, generator, self.capacity, self.tau)
 
     def _counts(self, n_experts: int) -> tuple[int, int, int]:
         given = self.n_zero, self.n_copy, self.n_constant
@@ -177,8 +192,9 @@ class ZeroComputationExpertsModule(ExpertsModule):
     ):
         super().__init__()
         self.ordinary = ordinary
-        self.copy = _Parameter((n_copy, n_classes, n_features), n_features, generator)
-        self.constant = _Parameter((n_constant, n_classes), n_features, generator)
+        self.copy, self.constant = self._make_cheap(
+            n_copy, n_constant, n_features, n_classes, generator
+        )
         self.hidden_size = ordinary.hidden_size
         n_cheap = n_zero + n_copy + n_constant
         self.key = _Parameter((n_cheap, self.hidden_size), self.hidden_size, generator)
@@ -191,6 +207,19 @@ class ZeroComputationExpertsModule(ExpertsModule):
             + ["copy"] * n_copy
             + ["constant"] * n_constant
         )
+
+    def _make_cheap(self, n_copy, n_constant, n_features, n_classes, generator):
+        """Return the modules of the copy and of the constant experts."""
+        return (
+            _Parameter((n_copy, n_classes, n_features), n_features, generator),
+            _Parameter((n_constant, n_classes), n_features, generator),
+        )
+
+    def _copy(self, x, own):
+        return F.linear(x, self.copy.weight[own])
+
+    def _constant(self, x, own):
+        return self.constant.weight[own].expand(x.shape[0], -1)
 
     @property
     def is_ordinary(self) -> list[bool]:
@@ -246,11 +275,12 @@ class ZeroComputationExpertsModule(ExpertsModule):
     ) -> tuple[Tensor, Tensor]:
         x = x.flatten(1)
         logits, hidden = self.ordinary.logits_and_hidden(x, generator)
-        copied = (x @ self.copy.weight.flatten(0, 1).mT).unflatten(1, self.copy.weight.shape[:2])
-        zeros = copied.new_zeros(x.shape[0], self.kinds.count("zero"), logits.shape[2])
-        constant = self.constant.weight.expand(x.shape[0], -1, -1)
+        cheap = [
+            self._run_one(x, expert).unsqueeze(1)
+            for expert in range(self.ordinary.n_networks, len(self.kinds))
+        ]
         key = self.key.weight.expand(x.shape[0], -1, -1)
-        return torch.cat([logits, zeros, copied, constant], 1), torch.cat([hidden, key], 1)
+        return torch.cat([logits, *cheap], 1), torch.cat([hidden, key], 1)
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
         return [
@@ -262,10 +292,10 @@ class ZeroComputationExpertsModule(ExpertsModule):
         if kind == "ordinary":
             return self.ordinary.run_some([x], [own])[0]
         if kind == "copy":
-            return F.linear(x, self.copy.weight[own])
+            return self._copy(x, own)
         if kind == "constant":
-            return self.constant.weight[own].expand(len(x), -1)
-        return x.new_zeros(len(x), self.constant.weight.shape[1])
+            return self._constant(x, own)
+        return x.new_zeros(x.shape[0], self.constant.weight.shape[1])
 
     def limit(self, gate_log_proba: Tensor) -> Tensor:
         answers = gate_log_proba > -torch.inf
@@ -280,6 +310,31 @@ class ZeroComputationExpertsModule(ExpertsModule):
             return gate_log_proba
         kept = kept | (answers & ~kept.any(dim=1, keepdim=True))
         return gate_log_proba.masked_fill(~kept, -torch.inf).log_softmax(dim=1)
+
+
+class HiddenZeroComputationModule(ZeroComputationExpertsModule):
+    """The torch module of :class:`ZeroComputationExperts` in a hidden layer, as in the reference.
+
+    Zero experts return zeros, copy experts their input, and constant experts
+    :math:`a_1 x + a_2 u` with a learned vector :math:`u` and :math:`a = softmax(W x)`.
+    """
+
+    def _make_cheap(self, n_copy, n_constant, n_features, n_classes, generator):
+        constant = _Parameter((n_constant, n_classes), n_features, generator)
+        constant.blend = nn.Parameter(torch.empty(n_constant, 2, n_features))
+        fill_like_linear(constant.blend, n_features, generator)
+        return _Parameter((n_copy, 0), n_features, generator), constant
+
+    def _copy(self, x, own):
+        return x
+
+    def _constant(self, x, own):
+        shares = F.linear(x, self.constant.blend[own]).softmax(dim=1)
+        return shares[:, :1] * x + shares[:, 1:] * self.constant.weight[own]
+
+    def limit(self, gate_log_proba: Tensor) -> Tensor:
+        # In a prediction, a zero expert adds nothing, and its share goes to nobody.
+        return super().limit(gate_log_proba) if self.training else gate_log_proba
 
 
 class _Parameter(nn.Module):

@@ -385,6 +385,11 @@ class Gate(Documented, BaseEstimator):
                 "gate and experts. Set MoEClassifier(encoder='table') and leave the gate's "
                 "encoder=None."
             )
+        if given is not None and given.has_mixtures:
+            raise ValueError(
+                f"The gate's encoder={self.encoder!r} has gates and experts of its own. Set it as "
+                "MoEClassifier(encoder=...), for gate and experts."
+            )
         hidden_sizes = check_layer_sizes("The gate's hidden_layer_sizes", self.hidden_layer_sizes)
         encoder = build_encoder(self.encoder, input_shape, generator)
         return encoder, (math.prod(output_shape(encoder, input_shape)), *hidden_sizes)

@@ -12,6 +12,9 @@ from torch import Tensor
 from sklearn_moe.documentation import Documented
 from sklearn_moe.mixture import MixtureOutput
 
+# What holds only for the penalty of the class that says so.
+_PROMISES = ("gate_only", "has_gradient", "per_nat_of_experts", "of_weights", "sums_over_layers")
+
 
 class Regularizer(Documented, BaseEstimator):
     """Base class of the regularizations: ``strength`` times ``penalty``.
@@ -42,6 +45,10 @@ class Regularizer(Documented, BaseEstimator):
     sharpens : bool, default=False
         Whether a higher strength makes the gate surer. The report then advises it if the gate is
         unsure.
+    sums_over_layers : bool, default=False
+        Whether the penalties on the hidden mixtures of ``MoELayers`` are added, as those of
+        ``gate_only`` always are. The ``expert_logits`` and ``log_proba`` of hidden mixtures are
+        vectors, so the penalty must not read them.
     can_be_captured : bool, default=False
         Whether the penalty never waits for the device, so that CUDA graphs can replay it. A
         subclass has to set it again.
@@ -65,12 +72,13 @@ class Regularizer(Documented, BaseEstimator):
     of_weights = False
     balances = False
     sharpens = False
+    sums_over_layers = False
     can_be_captured = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if {"penalty", "__call__"} & set(vars(cls)):  # these hold for the inherited penalty only
-            for promise in ("gate_only", "has_gradient", "per_nat_of_experts", "of_weights"):
+            for promise in _PROMISES:
                 if promise not in vars(cls):
                     setattr(cls, promise, getattr(Regularizer, promise))
 

@@ -37,6 +37,8 @@ class ComplexityBalance(Regularizer):
     ...                     regularization=ComplexityBalance(0.1))
     """
 
+    sums_over_layers = True
+
     def __init__(self, strength: float = 0.01):
         self.strength = strength
 

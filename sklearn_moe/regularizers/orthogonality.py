@@ -32,6 +32,8 @@ class SoftOrthogonality(Regularizer):
     >>> clf = MoEClassifier(regularization=["importance", SoftOrthogonality(0.1)])
     """
 
+    sums_over_layers = True
+
     def __init__(self, strength: float = 0.01):
         self.strength = strength
 

@@ -47,6 +47,8 @@ class ZeroComputationBalance(Regularizer):
     ...                     regularization=ZeroComputationBalance(tau=0.25))
     """
 
+    sums_over_layers = True
+
     _parameter_constraints: dict = {
         **Regularizer._parameter_constraints,
         "tau": [Interval(Real, 0, 1, closed="right")],

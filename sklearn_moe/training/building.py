@@ -33,7 +33,9 @@ def build_mixture(net: MoENet, generator: torch.Generator) -> MixtureOfExperts:
     elif net.image_shape is not None:  # images come flat, with log-probabilities behind them
         table, shape = nn.Unflatten(1, net.image_shape), net.image_shape
     n_given = getattr(net.experts, "n_outside", 0) * net.n_classes
-    encoder = build_encoder(net.encoder, shape, generator)
+    encoder = _make(
+        lambda _: build_encoder(net.encoder, shape, generator), None, net.steps_["encoder"]
+    )
     shape = output_shape(encoder, shape)
 
     def experts_for(sizes):
@@ -148,8 +150,8 @@ def _sources(net: MoENet, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
     return np.arange(*shape) if net.encoder is None and len(shape) == 1 else None
 
 
-def _make(build: Callable, grow: Callable, steps: list[tuple[str, Any]]) -> Any:
-    """Build experts or a gate, and repeat the changes of pruning and growing since."""
+def _make(build: Callable, grow: Any, steps: list[tuple[str, Any]]) -> Any:
+    """Build a part of a mixture, and repeat the changes of pruning and growing since."""
     part: Any = None
     for step, value in steps:
         if step == "build":

@@ -164,7 +164,11 @@ class MoENet(Plain, NeuralNetClassifier):
             # How to build experts and gate again: with how many experts and classes they were
             # built, and what pruning or growing has changed since.
             sizes = self.n_experts, self.n_classes
-            self.steps_ = {"experts": [("build", sizes)], "gate": [("build", self.n_experts)]}
+            self.steps_ = {
+                "encoder": [("build", None)],
+                "experts": [("build", sizes)],
+                "gate": [("build", self.n_experts)],
+            }
         self.module_ = self.build(self.seed)
         return self
 
@@ -400,9 +404,15 @@ class MoENet(Plain, NeuralNetClassifier):
         """Keep only these experts, in this order."""
         self.module_.experts.keep(experts)
         self.module_.gate.keep(experts)
-        for steps in self.steps_.values():
-            steps.append(("keep", experts))
+        for part in ("experts", "gate"):
+            self.steps_[part].append(("keep", experts))
         keep_in_list(self, experts)
+        self._work = None
+
+    def keep_in_layers(self, experts: list[list[int]]) -> None:
+        """Keep only these experts of each hidden layer, in this order."""
+        self.module_.encoder.keep(experts)
+        self.steps_["encoder"].append(("keep", experts))
         self._work = None
 
     def merge(

@@ -66,18 +66,22 @@ class Work(NamedTuple):
     def of(cls, module: MixtureOfExperts, device: str) -> Work:
         """Count the work of a mixture on a device."""
         experts = multiply_adds(module.experts)
-        others = multiply_adds(module.gate) + multiply_adds(module.encoder)
+        in_layers = sum(sum(layer.experts.costs) for layer in module.layers)
+        others = multiply_adds(module.gate) + max(multiply_adds(module.encoder), in_layers)
         is_conditional = module.is_conditional
         n_experts = len(module.experts.costs)
         top_k: Any = module.gate.top_k
         running = experts * top_k / n_experts if is_conditional else experts
-        return cls(experts + others, running + others, _chunk_size(module, n_experts, device))
+        return cls(experts + others, running + others, _chunk_size(module, device))
 
 
-def _chunk_size(module, n_experts, device):
+def _chunk_size(module, device):
     on_cpu = torch.device(device).type == "cpu"
     limit = CHUNK_OF_LAYER
-    width = n_experts * (module.experts.widest or module.experts.hidden_size or 1)
+    width = max(
+        len(each.experts.costs) * (each.experts.widest or each.experts.hidden_size or 1)
+        for each in (module, *module.layers)
+    )
     if stacks := convolutions(module):
         limit = CHUNK_OF_CONVOLUTION["cpu" if on_cpu else "cuda"]
         width = max(width, *(stack.n_networks * stack.widest for stack in stacks))

@@ -69,12 +69,17 @@ def likelihood(
             joint = torch.zeros_like(parts).index_add_(0, group, parts)[group]
             losses = -(b * joint).logsumexp(dim=1) / (b * counts * sample_weight)
     loss = (losses * sample_weight).mean()
-    of_experts = net.module_.experts.penalty()
-    if of_experts is not None:
-        loss = loss + of_experts.sum()
+    for part in (net.module_, *net.module_.layers):
+        of_experts = part.experts.penalty()
+        if of_experts is not None:
+            loss = loss + of_experts.sum()
     for regularization in net.regularizations:
-        penalty = regularization(mixture, mixture.x, y, sample_weight)
-        loss = loss + check_penalty(regularization, penalty)
+        sums_over_layers = any(
+            getattr(regularization, name, False) for name in ("sums_over_layers", "gate_only")
+        )
+        for part in (mixture, *(mixture.layers if sums_over_layers else ())):
+            penalty = regularization(part, part.x, y, sample_weight)
+            loss = loss + check_penalty(regularization, penalty)
     return loss, mixture.log_proba, mixture.gate_proba
 
 
@@ -162,7 +167,8 @@ class Session:
         """
         net, device = self.net, torch.device(self.net.device)
         if epochs is None:
-            net.module_.gate.begin()
+            for part in (net.module_, *net.module_.layers):
+                part.gate.begin()
         uses_global_state = any(
             getattr(part, "uses_global_random_state", False) for part in net.module_.modules()
         )

@@ -1,0 +1,284 @@
+"""Hidden layers of experts: equations, prediction, reports, files."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch.nn import functional as F
+
+from sklearn_moe import (
+    ConvMoELayers,
+    EstimatorExperts,
+    Importance,
+    MoEClassifier,
+    MoELayers,
+    SoftmaxGate,
+    ZeroComputationExperts,
+    decomposition_entropy,
+    decomposition_report,
+    distill,
+    load,
+    save,
+)
+from sklearn_moe.training.session import likelihood
+
+X, y = load_digits(return_X_y=True)
+X, y = X[:400], y[:400]
+IMAGES = X.reshape(-1, 8, 8)
+
+
+def fitted(encoder, X=X, **params):
+    defaults = {"n_experts": 3, "max_iter": 3, "random_state": 0}
+    return MoEClassifier(encoder=encoder, **(defaults | params)).fit(X, y)
+
+
+def encoded_input(clf, X, n=12):
+    """Return what the first layer reads, in float64, and the module of the encoder."""
+    module = clf.module_.double().requires_grad_(False)
+    samples = torch.as_tensor(clf.reader_.read(X[:n], clf)).double()
+    with torch.no_grad():
+        return module.table(samples).double(), module.encoder
+
+
+def normalize(v, norm):
+    centred = v - v.mean()
+    scaled = centred / (centred.square().mean() + norm.eps).sqrt()
+    shape = (-1,) + (1,) * (v.dim() - 1)
+    return scaled * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def top_k_weights(scores, k=2):
+    """Return the softmax over the k largest scores, by a loop."""
+    best = sorted(range(len(scores)), key=lambda e: -scores[e])[:k]
+    total = sum(torch.exp(scores[e]) for e in best)
+    return {e: torch.exp(scores[e]) / total for e in best}
+
+
+def mlp_by_hand(network, expert, v):
+    first, second = network.layers
+    hidden = torch.relu(first.weight[expert] @ v + first.bias[expert])
+    return second.weight[expert] @ hidden + second.bias[expert]
+
+
+def scores_by_hand(gate, read):
+    (layer,) = gate.network.layers
+    return layer.weight[0] @ read + layer.bias[0]
+
+
+@pytest.mark.parametrize("gating_residual", [True, False])
+@pytest.mark.parametrize("experts", ["mlp", "zero_computation"])
+def test_blocks_are_those_of_the_equations(experts, gating_residual):
+    layers = MoELayers(2, n_experts=4, hidden_size=6, experts=experts)
+    clf = fitted(layers.set_params(gating_residual=gating_residual))
+    x, encoder = encoded_input(clf, X)
+    out = encoder(x)
+    first = encoder.first[1]
+    for n in range(len(x)):
+        v, below = first.weight @ x[n] + first.bias, None
+        for mixture in encoder.mixtures:
+            normed = normalize(v, mixture.encoder)
+            read = normed if below is None else torch.cat([normed, below])
+            scores = scores_by_hand(mixture.gate, read)
+            mixed = torch.zeros(6, dtype=torch.float64)
+            for e, weight in top_k_weights(scores).items():
+                mixed += weight * answer_by_hand(mixture.experts, e, normed)
+            v, below = v + mixed, scores if gating_residual else None
+        last = encoder.between[-1]
+        expected = F.layer_norm(v, (6,), last.weight, last.bias)
+        torch.testing.assert_close(out[n], expected, rtol=1e-6, atol=1e-6)
+
+
+def answer_by_hand(experts, e, v):
+    if not hasattr(experts, "kinds"):
+        return mlp_by_hand(experts, e, v)
+    kind = experts.kinds[e]
+    own = experts.kinds[:e].count(kind)
+    if kind == "ordinary":
+        return mlp_by_hand(experts.ordinary, own, v)
+    if kind == "zero":
+        return torch.zeros_like(v)
+    if kind == "copy":
+        return v
+    logits = experts.constant.blend[own] @ v
+    a = torch.exp(logits) / torch.exp(logits).sum()
+    return a[0] * v + a[1] * experts.constant.weight[own]
+
+
+def test_convolutional_blocks_are_those_of_the_equations():
+    layers = ConvMoELayers(1, n_experts=3, channels=4, expert_channels=5)
+    x, encoder = encoded_input(fitted(layers, IMAGES), IMAGES, n=5)
+    out = encoder(x)
+    images, (mixture,) = encoder.first(x), encoder.mixtures
+    experts = mixture.experts
+    for n, v in enumerate(images):
+        normed = normalize(v, mixture.encoder)
+        scores = scores_by_hand(mixture.gate, normed.mean(dim=(1, 2)))
+        mixed = torch.zeros_like(v)
+        for e, weight in top_k_weights(scores).items():
+            inner = F.conv2d(normed, experts.inner.weight[e], experts.inner.bias[e], padding=1)
+            outer = F.conv2d(
+                inner.relu(), experts.outer.weight[e], experts.outer.bias[e], padding=1
+            )
+            mixed += weight * outer
+        torch.testing.assert_close(out[n], (v + mixed).flatten(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_gating_residual_of_zeros_is_none():
+    with_residual = fitted(MoELayers(2, n_experts=4, hidden_size=6)).module_.encoder
+    without = fitted(MoELayers(2, n_experts=4, hidden_size=6, gating_residual=False))
+    without = without.module_.encoder
+    weights = with_residual.requires_grad_(False).state_dict()
+    name = "mixtures.1.gate.network.layers.0.weight"
+    weights[name][..., 6:] = 0
+    with_residual.load_state_dict(weights)
+    without.load_state_dict({**weights, name: weights[name][..., :6]})
+    x = torch.randn(9, with_residual.first[1].in_features)
+    torch.testing.assert_close(with_residual(x), without(x))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "samples"),
+    [
+        (MoELayers(n_experts=4), X),
+        (MoELayers(gate="noisy_top_k", experts=ZeroComputationExperts(capacity=1.1)), X),
+        (MoELayers(n_experts=3, gate="attentive", experts="orthogonal"), X),
+        (MoELayers(n_experts=3, gate="hard", experts="mpo", gating_residual=False), X),
+        (MoELayers(1, gate="tree", experts="linear"), X),
+        (MoELayers(1, n_experts=3, gate="softmax"), IMAGES),
+        (ConvMoELayers(gate="balanced"), IMAGES),
+    ],
+    ids=["top_k", "zero", "attentive", "hard", "tree", "images", "conv"],
+)
+def test_predictions_files_and_determinism(encoder, samples, tmp_path):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    clf = fitted(encoder, samples, regularization="importance")
+    assert torch.equal(torch.get_rng_state(), state)
+    proba = clf.predict_proba(samples)
+    assert clf.score(samples, y) > 0.3
+    np.testing.assert_array_equal(
+        proba, fitted(encoder, samples, regularization="importance").predict_proba(samples)
+    )
+    # A prediction runs only the experts that the gates take, the module all of them.
+    with torch.no_grad():
+        output = clf.module_(torch.as_tensor(clf.reader_.read(samples, clf)))
+    np.testing.assert_allclose(proba, output.log_proba.exp(), atol=1e-6)
+    save(clf, tmp_path / "mixture.moe")
+    for other in (pickle.loads(pickle.dumps(clf)), load(tmp_path / "mixture.moe")):
+        np.testing.assert_array_equal(proba, other.predict_proba(samples))
+    for layer, part in enumerate(output.layers):
+        gate_proba = clf.gate_proba(samples, layer=layer)
+        np.testing.assert_allclose(gate_proba, part.gate_proba, atol=1e-6)
+    before = clf.n_iter_
+    assert clf.partial_fit(samples, y).n_iter_ == before + 1
+    assert clf.set_params(warm_start=True, max_iter=1).fit(samples, y).n_iter_ == before + 2
+
+
+def test_regularizations_are_summed_over_layers():
+    clf = fitted(MoELayers(2, n_experts=4, hidden_size=6), regularization=None)
+    net, module = clf.net_, clf.module_
+    samples = torch.as_tensor(clf.reader_.read(X, clf))
+    labels, weight = torch.as_tensor(y), torch.ones(len(X))
+    output = module(samples)
+
+    class Training:
+        generator, inverse_temperature = None, 1.0
+
+    losses = []
+    for regularizations in ([], [Importance(1.0)]):
+        net.regularizations, net.session_ = regularizations, Training()
+        losses.append(likelihood(net, samples, weight, labels)[0].item())
+    expected = 0.0
+    for part in (output, *output.layers):
+        importance = part.gate_proba.sum(dim=0)
+        expected += (importance.var() / importance.mean().square()).item()
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_importance_spreads_the_experts_of_all_layers():
+    def least_used(regularization):
+        clf = fitted(
+            MoELayers(2, n_experts=4, hidden_size=16), max_iter=15, regularization=regularization
+        )
+        return min(clf.gate_proba(X, layer=layer).mean(axis=0).min() for layer in (0, 1))
+
+    assert least_used(Importance(1.0)) > max(0.1, least_used(None))
+
+
+def test_reports_know_the_layers():
+    clf = make_pipeline(StandardScaler(), MoEClassifier(3, encoder="moe", max_iter=3))
+    clf = clf.set_params(moeclassifier__random_state=0).fit(X, y)
+    decomposition = decomposition_entropy(clf, X, y)
+    assert len(decomposition.layers) == 2
+    for layer, part in enumerate(decomposition.layers):
+        gate_proba = clf[-1].gate_proba(clf[:-1].transform(X), layer=layer)
+        np.testing.assert_allclose(part.usage, gate_proba.mean(axis=0))
+        assert part.relative_cost == pytest.approx(0.25)  # two of eight experts run
+        assert f"hidden layer {layer}" in repr(decomposition)
+    assert "layer 1" in str(decomposition_report(clf, X, y))
+    assert decomposition_entropy(MoEClassifier(2, max_iter=1).fit(X, y), X, y).layers == ()
+
+
+def test_searches_clones_and_students():
+    clf = MoEClassifier(
+        2, encoder=MoELayers(1, n_experts=3, hidden_size=8), max_iter=2, random_state=0
+    )
+    search = GridSearchCV(clf, {"encoder__n_layers": [1, 2], "encoder__gate": ["softmax"]}, cv=2)
+    assert search.fit(X, y).best_params_["encoder__gate"] == "softmax"
+    assert clone(clf).encoder.hidden_size == 8
+    teacher = clf.set_params(gate="attentive").fit(X, y)
+    student = distill(teacher, X, y)
+    assert len(student.module_.layers) == 1
+
+
+def test_a_zero_expert_keeps_its_share_in_a_hidden_layer():
+    clf = fitted(MoELayers(1, n_experts=4, hidden_size=6, experts="zero_computation"))
+    (layer,) = clf.module_.layers
+    log_proba = torch.randn(5, 4).log_softmax(dim=1)
+    assert torch.equal(layer.experts.limit(log_proba), log_proba)
+    gate_proba = clf.gate_proba(X, layer=0)
+    assert (gate_proba[:, layer.experts.kinds.index("zero")] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"encoder": MoELayers(gate="kmeans")}, "must learn by gradients"),
+        ({"encoder": MoELayers(gate="sofmax")}, "encoder__gate='sofmax' is not known"),
+        ({"encoder": MoELayers(gate=SoftmaxGate(top_k=9))}, "top_k=9 must not be larger"),
+        ({"encoder": MoELayers(experts="strong")}, "of one kind, not a list"),
+        (
+            {"encoder": MoELayers(experts=EstimatorExperts([("net", "mlp")]))},
+            "of one kind, not a list",
+        ),
+        ({"encoder": MoELayers(n_layers=0)}, "'n_layers' parameter of MoELayers"),
+        ({"encoder": MoELayers(n_experts=True)}, "encoder__n_experts must be an integer"),
+        ({"encoder": "conv_moe"}, "Convolutions need images"),
+        ({"gate": SoftmaxGate(encoder="moe")}, "has gates and experts of its own"),
+        ({"regularization": "load", "encoder": "moe"}, "noise"),
+    ],
+)
+def test_bad_input_raises(params, message):
+    with pytest.raises(ValueError, match=message):
+        MoEClassifier(max_iter=1, **params).fit(X, y)
+
+
+def test_images_can_be_too_small_for_the_layers():
+    with pytest.raises(ValueError, match="too small for n_layers=4"):
+        fitted(ConvMoELayers(4), IMAGES)
+
+
+@pytest.mark.parametrize("layer", [-1, 2, "first"])
+def test_a_layer_that_is_not_there_raises(layer):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        fitted("moe", max_iter=1).gate_proba(X, layer=layer)
+    with pytest.raises(ValueError, match="no hidden layers"):
+        fitted("auto", max_iter=1).gate_proba(X, layer=layer)
