@@ -70,12 +70,12 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         ``(mixture_output, x, y, sample_weight) -> scalar tensor``. "auto", also within a list,
         stands for ``[Importance(0.2), Competence(0.5)]`` on tables, which predicts best there, and
         for no penalty elsewhere.
-    encoder : {"auto", "table", "conv", "moe", "conv_moe"}, object, callable or None, default="auto"
-        The layers before gate and experts, which both share. "table" scales numbers, fills in
-        missing values and encodes categories (see ``TableEncoder``). "conv" or a ``ConvEncoder``
-        applies convolutions to images, and a function ``(input_shape) -> torch.nn.Module`` may
-        return any backbone; these are trained with the rest. A table is encoded before a backbone
-        reads it. "auto" is "table" for a table and no encoder for images; None is no encoder.
+    encoder : str, object, callable or None, default="auto"
+        The layers before gate and experts, which both share: a name in ``ENCODERS``. "table"
+        scales numbers, fills in missing values and encodes categories. "conv" has convolutions,
+        "moe" and "conv_moe" hidden layers of experts (see ``MoELayers``), and a function
+        ``(input_shape) -> torch.nn.Module`` may return any backbone. A table is encoded before a
+        backbone reads it. "auto" is "table" for tables and None, no encoder, for images.
     categorical_features : "from_dtype", array-like or None, default="from_dtype"
         Which columns of a table hold categories: a mask, positions or names. "from_dtype" takes
         the columns of a data frame whose type is categorical or text, and object columns that

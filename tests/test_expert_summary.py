@@ -284,7 +284,8 @@ def test_bootstrap_of_a_mixture(fitted, summary):
         again = expert_summary(clf, X, y, n_jobs=2, **arguments)
     one, other = found.to_frame(), summary.to_frame()
     pd.testing.assert_frame_equal(one, again.to_frame())
-    np.testing.assert_array_equal(one["coefficient"], other["coefficient"])
+    # A gate that is nearly a threshold has no errors; then its own coefficients are shown.
+    np.testing.assert_allclose(one["coefficient"], other["coefficient"], rtol=0.01)
     of_experts = one["part"] == "expert"
     ratio = one["standard_error"][of_experts] / other["standard_error"][of_experts]
     assert 0.5 < ratio.min() < ratio.max() < 2

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import (
+    Importance,
     LinearExperts,
     MoEClassifier,
     SoftmaxGate,
@@ -139,8 +141,8 @@ def test_criteria(data, fitted):
     log_proba = clf.predict_log_proba(X)[np.arange(len(y)), y]
     assert clf.log_likelihood_ == pytest.approx(log_proba.sum(), rel=1e-5)
     k = clf.n_identifiable_parameters_
-    # The gate reads two columns and seven hat functions of each, which sum to 1.
-    assert k == 2 * (2 * 7 + 1) + 3 * 7
+    # The gate is linear in two columns: it has dropped their hat functions.
+    assert k == 2 * (2 + 1) + 3 * 7
     assert clf.aic_ == pytest.approx(2 * k - 2 * clf.log_likelihood_)
     assert clf.bic_ == pytest.approx(k * np.log(len(y)) - 2 * clf.log_likelihood_)
     joint = clf.gate_proba(X) * np.exp(clf.expert_log_likelihood(X, y))
@@ -466,6 +468,41 @@ def test_a_sparse_gate_of_other_experts_drops_columns(data):
     assert len(clf.gate_columns_) < 6
     with pytest.raises(ValueError, match="'sparse_gate' needs a gate whose first layer reads"):
         MoEClassifier(3, regularization="sparse_gate").fit(np.zeros((20, 5, 5)), np.arange(20) % 2)
+
+
+def test_a_gate_drops_hat_functions_that_it_does_not_need(fitted):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1500, 4))
+    inside = np.abs(X[:, 0]) < 0.7  # two thresholds in one column
+    rule = np.where(inside, 3, -3) * X[:, 1] + 2 * X[:, 2]
+    y = rule + rng.logistic(size=1500) > 0
+    bent = MoEClassifier(2, experts="linear", random_state=0).fit(X, y)
+    assert adjusted_rand_score(inside, bent.apply(X)) > 0.7
+    assert bent.gate_columns_ == [0]
+    is_hat = bent.encoder_.is_hat_
+    assert bent.module_.gate.used_inputs.numpy()[is_hat].sum() == 7
+    for clf in fitted:
+        is_hat = clf.encoder_.is_hat_
+        assert not clf.module_.gate.used_inputs.numpy()[is_hat].any()
+        assert clf.gate_columns_ == [0, 1]
+
+
+def test_a_gate_is_relaxed_once_its_columns_are_chosen(data, fitted):
+    X, y = data
+    assert SparseGate(0.01).relaxed().strength == pytest.approx(0.001)
+    importance = Importance(0.3)
+    assert importance.relaxed() is importance
+    # The gradient of the likelihood is that of a tenth of the penalty.
+    clf = fitted[0]
+    module = deepcopy(clf.module_).double().requires_grad_(True)
+    encoded = clf.module_.encode(torch.as_tensor(clf.reader_.read(X, clf))).double()
+    module.table = torch.nn.Identity()
+    loss = -module(encoded).log_proba[torch.arange(len(y)), torch.as_tensor(y)].mean()
+    loss = loss + module.experts.penalty().sum()
+    loss = loss + 1e-4 * SparseGate().penalty_of(module.gate).sum()
+    loss.backward()
+    gradient = module.gate.input_weight.grad[0][:, module.gate.used_inputs]
+    assert gradient.abs().max() < 1e-4
 
 
 # The rest of scikit-learn's ways

@@ -12,7 +12,7 @@ from scipy.stats import chi2, norm
 from sklearn_moe.interpretation.inference import Design, Likelihood, determined
 from sklearn_moe.interpretation.terms import Terms
 from sklearn_moe.mixture import MixtureOfExperts
-from sklearn_moe.training.polish import can_be_polished
+from sklearn_moe.training.polish import can_be_polished, can_be_relaxed, relaxed
 
 COLUMNS = ("part", "expert", "class", "feature", "coefficient", "odds_ratio", "standard_error")
 COLUMNS += ("lower", "upper", "p_value", "method")
@@ -57,8 +57,9 @@ class LinearFit:
             self.gate_design, self.gate_terms, used = part_of(
                 module.gate_columns, _numpy(gate.used_inputs)
             )
+            of_fit = relaxed if can_be_relaxed(model.net_, len(samples)) else lambda each: each
             slopes = [
-                _numpy(each.slope(gate))[0, used]
+                _numpy(of_fit(each).slope(gate))[0, used]
                 for each in model.net_.regularizations
                 if getattr(each, "of_weights", False)
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ CRITERIA = ("log_likelihood_", "n_identifiable_parameters_", "aic_", "bic_", "ic
 # Numbers of columns are counted on at most about this many samples.
 SAMPLES = 4096
 
+# What a parameter costs where hat functions are removed, in twice the log-likelihood: as in the
+# AIC. The BIC would also remove those that a threshold needs.
+COST_OF_HAT = 2.0
+
 # Steps of L-BFGS: before columns are removed, after each attempt to remove some, and in the end.
 FIRST_STEPS, STEPS_OF_ATTEMPT, LAST_STEPS = 15, 15, 100
 
@@ -57,6 +62,19 @@ def can_be_polished(net: MoENet) -> bool:
     )
 
 
+def can_be_relaxed(net: MoENet, n_samples: int) -> bool:
+    """Whether the penalty on a gate's weights is smaller once its columns are chosen."""
+    gate, experts = net.module_.gate, net.module_.experts
+    return is_small_enough(net, n_samples) and experts.is_linear and gate.is_linear
+
+
+def is_small_enough(net: MoENet, n_samples: int) -> bool:
+    """Whether a net can be polished on so many samples."""
+    return can_be_polished(net) and (
+        n_samples * net.module_.gate.input_weight.shape[2] <= LARGEST_TABLE
+    )
+
+
 def finish(
     net: MoENet,
     X: Any,
@@ -70,7 +88,7 @@ def finish(
 
     The score of a restart does not know how many columns the gate can do without. So a sparse gate
     chooses among restarts that divide the samples differently, by their BIC after columns are
-    dropped.
+    dropped. A linear gate of linear experts also drops hat functions, and is relaxed.
 
     Parameters
     ----------
@@ -83,8 +101,7 @@ def finish(
     """
     is_sparse = any(getattr(each, "of_weights", False) for each in net.regularizations)
     data = X, y, sample_weight
-    weight = net.module_.gate.input_weight
-    if can_be_polished(net) and len(X) * weight.shape[2] <= LARGEST_TABLE:
+    if is_small_enough(net, len(X)):
         _polish(net, is_sparse, starts, *data, group)
     elif is_sparse:
         _drop_columns(_Trained(net, *data, group))
@@ -94,6 +111,7 @@ def _polish(net, is_sparse, starts, *data):
     """Bring a net with linear experts to the nearest optimum of its loss, by L-BFGS."""
     objective = _Objective(net, *data)
     before, finished = objective(), {}
+    is_relaxed = is_sparse and can_be_relaxed(net, len(data[0]))
     if is_sparse:
         distinct = [] if starts is None else starts.distinct(MOST_DISTINCT)
         others = [objective.of(starts.ends[i].mixture) for i in distinct[1:]]
@@ -101,10 +119,14 @@ def _polish(net, is_sparse, starts, *data):
         for each in objectives:
             each.minimise(FIRST_STEPS)
             _drop_columns(each)
+            if is_relaxed and each.is_hat is not None:
+                _drop_hats(each)
         ends = [each.end() for each in objectives]
         best = int(np.nan_to_num([-end.score for end in ends], nan=np.inf).argmin())
         objective = objectives[best]
         finished = dict(zip(distinct, ends, strict=False))
+    if is_relaxed:
+        objective.relax()
     objective.minimise(LAST_STEPS)
     after = objective()
     if not (after.isfinite() if is_sparse else after < before):
@@ -142,27 +164,53 @@ def _drop_columns(target: _Trained | _Objective) -> None:
     gate = target.mixture.gate
     norms = gate.column_squares()[0].sqrt()
     order = norms.argsort()
-    best, n_dropped = target.bic(), 0
+    attempt_to_drop, n_dropped = _attempts(target, target.bic), 0
 
     def attempt(n):
-        nonlocal best, n_dropped
-        before = target.dropped, deepcopy(target.mixture.state_dict())
-        target.dropped = torch.isin(gate.column_groups, order[:n])
-        gate.input_weight[:, :, target.dropped] = 0
-        target.minimise(STEPS_OF_ATTEMPT)
-        bic = target.bic()
-        if not bic <= best:  # it may be nan
-            target.dropped, state = before
-            target.mixture.load_state_dict(state)
-            return False
-        best, n_dropped = bic, n
-        return True
+        nonlocal n_dropped
+        is_better = attempt_to_drop(torch.isin(gate.column_groups, order[:n]))
+        n_dropped = n if is_better else n_dropped
+        return is_better
 
     n = int((norms < SMALL * norms.max()).sum())
     while n > 0 and not attempt(n):
         n //= 2
     while n_dropped < len(order) and attempt(n_dropped + 1):
         pass
+
+
+@torch.no_grad()
+def _drop_hats(target: _Objective) -> None:
+    """Make the gate linear in all columns, or in some of them, where this lowers the AIC."""
+    attempt = _attempts(target, lambda: target.bic(COST_OF_HAT))
+    unused = ~target.mixture.gate.used_inputs
+    hats = target.is_hat & ~unused
+    if not hats.any() or attempt(unused | hats):
+        return
+    columns = target.mixture.gate.column_groups
+    for column in columns[hats].unique():
+        attempt(~target.mixture.gate.used_inputs | (hats & (columns == column)))
+
+
+def _attempts(target: Any, criterion: Callable[[], float]) -> Callable[[Tensor], bool]:
+    """Return a function that drops inputs of the gate, unless this raises a criterion."""
+    best = criterion()
+
+    def attempt(dropped):
+        nonlocal best
+        before = target.dropped, deepcopy(target.mixture.state_dict())
+        target.dropped = dropped
+        target.mixture.gate.input_weight[:, :, dropped] = 0
+        target.minimise(STEPS_OF_ATTEMPT)
+        value = criterion()
+        if not value <= best:  # it may be nan
+            target.dropped, state = before
+            target.mixture.load_state_dict(state)
+            return False
+        best = value
+        return True
+
+    return attempt
 
 
 class _Trained:
@@ -201,6 +249,8 @@ class _Objective:
         self.mixture = _in_double(net.module_)
         self.n_units = len(X) if group is None else group.max() + 1
         self.regularizations = net.regularizations
+        is_hat = None if net.table is None else net.table.is_hat_[_columns(net)]
+        self.is_hat = None if is_hat is None else torch.from_numpy(is_hat).to(net.device)
         encoded = torch.from_numpy(net.evaluate(X, MixtureOfExperts.encode))
         self.batch = {
             "x": encoded.to(net.device).double(),
@@ -214,6 +264,10 @@ class _Objective:
         other = copy(self)
         other.mixture = _in_double(mixture)
         return other
+
+    def relax(self) -> None:
+        """Let the penalties be smaller, as the columns are chosen (Meinshausen 2007)."""
+        self.regularizations = [relaxed(each) for each in self.regularizations]
 
     def __call__(self, regularizations: Any = None) -> Tensor:
         loss, *_ = likelihood_gradient(
@@ -244,12 +298,13 @@ class _Objective:
             net.module_.get_parameter(name).copy_(parameter)
 
     @torch.no_grad()
-    def bic(self) -> float:
+    def bic(self, cost: float | None = None) -> float:
         """Return the BIC, as far as it depends on the columns that the gate reads.
 
-        A gate with layers counts as a linear one of its narrowest layer. With each weight of its
-        first layer as a parameter, one of five gates with 16 units lost the columns of planted
-        regions, in which one of three classifiers is right; so, none does.
+        With another ``cost`` of a parameter than the logarithm of the number of samples, it is
+        another criterion. A gate with layers counts as a linear one of its narrowest layer. With
+        each weight of its first layer as a parameter, one of five gates with 16 units lost the
+        columns of planted regions, in which one of three classifiers is right; so, none does.
         """
         gate, x = self.mixture.gate, self.mixture.for_gate(self.batch["x"])
         n_samples, n_outputs = len(x), min(layer.weight.shape[1] for layer in gate.network.layers)
@@ -258,7 +313,8 @@ class _Objective:
         loss, penalty = self([]), self.mixture.experts.penalty()
         if penalty is not None:
             loss = loss - penalty.sum()
-        return float(2 * n_samples * loss) + n_parameters * np.log(self.n_units)
+        cost = np.log(self.n_units) if cost is None else cost
+        return float(2 * n_samples * loss) + n_parameters * cost
 
     @torch.no_grad()
     def end(self) -> End:
@@ -267,6 +323,16 @@ class _Objective:
         rows = evenly(len(x), SAMPLES_TO_AGREE)
         choice = self.mixture.gate_proba(x[rows]).argmax(dim=1).cpu().numpy()
         return End(self.mixture, -self.bic() / (2 * len(x)), choice)
+
+
+def relaxed(regularization: Any) -> Any:
+    """Return what takes the place of a regularization once columns are chosen."""
+    is_of_weights = getattr(regularization, "of_weights", False)
+    return regularization.relaxed() if is_of_weights else regularization
+
+
+def _columns(net):
+    return slice(None) if net.gate_columns is None else net.gate_columns
 
 
 def _in_double(module):
