@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +14,21 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from sklearn_moe.checks import check_shape
-from sklearn_moe.decomposition import (
-    check_labels,
-    final_model,
-    with_last,
-)
+from sklearn_moe.decomposition import with_last
 from sklearn_moe.grouping import cka, divergence, group_experts
-from sklearn_moe.importances import column_importances
-from sklearn_moe.measures import running_cost
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.shrinking import (
+    ShrinkingReport,
+    check_labels_to_fine_tune,
+    compared,
+    describe,
+    fitted_mixture,
+    read_samples,
+    train_on,
+)
 from sklearn_moe.training.batches import evenly
 from sklearn_moe.training.callbacks import AnnealTopK
-from sklearn_moe.training.session import NO_SEARCH
 
 # Experts, and the units of experts, are compared on at most this many evenly spaced samples.
 SAMPLES_TO_COMPARE = 8192
@@ -196,20 +195,14 @@ def prune_experts(
     Pruned from 6 to 2 experts by similarity.
     ...
     """
-    model, samples = final_model(estimator, X)
-    check_is_fitted(model)
-    if y is not None:
-        if X is None:
-            raise ValueError("y was passed without X. Pass both.")
-        y = check_labels(y, model.classes_)
-        check_consistent_length(samples, y)
+    model, samples, y = fitted_mixture(estimator, X, y)
     _check(model, method, n_experts, X, y, stratified=stratified)
     if fine_tune:
         _check_fine_tuning(model, n_experts, y, top_k)
     elif not all(each is None for each in (top_k, max_iter, sample_weight)):
         raise ValueError("top_k, max_iter and sample_weight belong to fine_tune=True.")
 
-    encoded = None if X is None else _encode(model, samples)
+    encoded = None if X is None else read_samples(model, samples)
     if method == "similarity":
         groups, scores = _similar(model, encoded, n_experts, similarity)
     else:
@@ -238,19 +231,18 @@ def prune_experts(
             listed = pruned.net_.experts
             is_list = isinstance(pruned.experts, (list, tuple))
             pruned.experts = listed.estimators if is_list else listed
-        vars(pruned).update(NO_SEARCH)
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
-        pruned._importances = None
-        if X is not None:
-            read = _encode(pruned, samples)
-            gate_proba = pruned.net_.evaluate(read, MixtureOfExperts.gate_proba)
-            usage = gate_proba.mean(axis=0, dtype=np.float64)
-            weight = np.ones(len(read), np.float32)
-            pruned._importances = column_importances(pruned.net_, read, weight)
         pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
+        describe(pruned, samples)
     if fine_tune:
         _fine_tune(pruned, samples, y, sample_weight, regularization, top_k or 1, max_iter)
-    pruned.report_ = _report(model, pruned, samples, y, method, groups, scores)
+    pruned.report_ = PruningReport(
+        **compared(model, pruned, samples, y),
+        method=method,
+        groups=groups,
+        scores=scores,
+        expert_names=model.expert_names_,
+    )
     return with_last(estimator, pruned)
 
 
@@ -274,8 +266,7 @@ def _check(model, method, n_experts, X, y, *, stratified):
 
 
 def _check_fine_tuning(model, n_experts, y, top_k):
-    if y is None:
-        raise ValueError("fine_tune=True needs samples and labels. Pass X and y.")
+    check_labels_to_fine_tune(model, y)
     if top_k is not None and top_k > n_experts:
         raise ValueError(f"top_k={top_k} must not be larger than n_experts={n_experts}.")
     gate = model.net_.gate
@@ -283,11 +274,6 @@ def _check_fine_tuning(model, n_experts, y, top_k):
         raise ValueError(
             "fine_tune=True needs a gate with a parameter top_k that learns by gradients, got "
             f"gate={gate!r}."
-        )
-    if not np.array_equal(np.unique(y), model.classes_):
-        raise ValueError(
-            f"fine_tune=True needs samples of all classes {model.classes_.tolist()} and of no "
-            f"others, got {np.unique(y).tolist()}."
         )
 
 
@@ -351,22 +337,10 @@ def _counts(model, X, y, counting):
     return np.max([got[y == label].mean(axis=0) for label in np.unique(y)], axis=0)
 
 
-def _encode(model, X):
-    X = model.reader_.read(X, model)
-    check_shape("X", X, model.net_.input_shape)
-    return X
-
-
 def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
     """Train a pruned mixture, while fewer and fewer of its experts answer for a sample."""
-    net, warm_start = pruned.net_, pruned.warm_start
-    pruned.set_params(
-        gate=clone(net.gate).set_params(top_k=top_k),
-        regularization=regularization,
-        early_stopping=False,
-        max_iter=pruned.max_iter if max_iter is None else max_iter,
-        warm_start=True,
-    )
+    net = pruned.net_
+    pruned.set_params(gate=clone(net.gate).set_params(top_k=top_k))
     net.gate, gate = pruned.gate, net.module_.gate
     # A gate that takes one expert was trained with all of them, so the fine-tuning starts there.
     first = net.n_experts if gate.top_k in (None, 1) else gate.top_k
@@ -374,27 +348,17 @@ def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
     net.callbacks_.append(annealing)
     net.take(top_k)
     net.module_.experts.check_gate(gate)
-    pruned.fit(X, y, sample_weight)
+    train_on(pruned, X, y, sample_weight, regularization, max_iter)
     callbacks = [each for each in pruned.net_.callbacks_ if each[0] != annealing[0]]
     pruned.net_.callbacks_ = callbacks
-    pruned.warm_start = warm_start
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PruningReport:
+class PruningReport(ShrinkingReport):
     """A mixture before and after :func:`prune_experts`; printing it shows a table.
 
     Attributes
     ----------
-    method : str
-        The method that chose the experts.
-    groups : list of list of int
-        For each remaining expert, the former experts that it stands for. With
-        ``method="similarity"``, each former expert is in one group, and the most used of each
-        group comes first; otherwise a group is the former number of the expert alone.
-    scores : ndarray of shape (n_experts,)
-        For each former expert, the number that decided: its usage for similarity, the growth of
-        its norm, its count, or a random number.
     error_before, error_after : float or None
         Share of the samples with a wrong prediction; None without labels.
     agreement : float or None
@@ -404,6 +368,15 @@ class PruningReport:
     cost_before, cost_after : float or None
         Mean multiply-adds of the experts that run for a sample; None without samples, or if there
         are classifiers of scikit-learn among the experts.
+    method : str
+        The method that chose the experts.
+    groups : list of list of int
+        For each remaining expert, the former experts that it stands for. With
+        ``method="similarity"``, each former expert is in one group, and the most used of each
+        group comes first; otherwise a group is the former number of the expert alone.
+    scores : ndarray of shape (n_experts,)
+        For each former expert, the number that decided: its usage for similarity, the growth of
+        its norm, its count, or a random number.
     expert_names : list of str or None
         Names of the former experts, if ``experts`` was a list.
     """
@@ -411,33 +384,17 @@ class PruningReport:
     method: str
     groups: list[list[int]]
     scores: NDArray[np.float64]
-    error_before: float | None
-    error_after: float | None
-    agreement: float | None
-    n_parameters_before: int
-    n_parameters_after: int
-    cost_before: float | None
-    cost_after: float | None
     expert_names: list[str] | None = None
 
     def __repr__(self) -> str:
         n_before, n_after, names = len(self.scores), len(self.groups), self.expert_names
-        rows: list[tuple[str, Any, Any, str]] = [
-            ("parameters", self.n_parameters_before, self.n_parameters_after, ",")
-        ]
-        if self.error_before is not None:
-            rows.insert(0, ("error", self.error_before, self.error_after, ".4f"))
-        if self.cost_before is not None and self.cost_after is not None:
-            rows.append(("multiply-adds per sample", self.cost_before, self.cost_after, ",.0f"))
         lines = [
             f"Pruned from {n_before} to {n_after} experts by {self.method.replace('_', ' ')}.",
             "",
-            f"{'':26}{'before':>12}{'after':>12}",
-            *(f"{name:26}{one:12{form}}{other:12{form}}" for name, one, other, form in rows),
+            *self._table(),
+            "",
+            "expert  was",
         ]
-        if self.agreement is not None:
-            lines.append(f"They predict the same class for {self.agreement:.1%} of the samples.")
-        lines += ["", "expert  was"]
         for expert, group in enumerate(self.groups):
             former = map(str, group if names is None else [names[each] for each in group])
             lines.append(f"{expert:6}  {', '.join(former)}")
@@ -445,32 +402,3 @@ class PruningReport:
             gone = sorted(set(range(n_before)) - {group[0] for group in self.groups})
             lines += ["", f"Gone: {', '.join(names[expert] for expert in gone) or 'none'}."]
         return "\n".join(lines)
-
-
-def _report(before, after, X, y, method, groups, scores):
-    models = before, after
-    errors, costs, agreement = (None, None), (None, None), None
-    if X is not None:
-        predicted = [model.predict(X) for model in models]
-        agreement = float(np.mean(predicted[0] == predicted[1]))
-        costs = [_cost(model, X) for model in models]
-        if y is not None:
-            errors = [float(np.mean(classes != y)) for classes in predicted]
-    return PruningReport(
-        method,
-        groups,
-        scores,
-        *errors,
-        agreement,
-        *(model.n_parameters_ for model in models),
-        *costs,
-        before.expert_names_,
-    )
-
-
-def _cost(model, X):
-    """Return the mean multiply-adds of the experts that run for a sample; None if not known."""
-    if model.named_experts_:
-        return None
-    gate_proba = model.gate_proba(X)
-    return running_cost(gate_proba, model.expert_costs_, not model.module_.is_conditional)[0]
