@@ -1,6 +1,7 @@
 """Mixture of experts for scikit-learn, with a decomposition that can be measured and shaped."""
 
 from sklearn_moe import encoders, experts, gates, interpretation, regularizers
+from sklearn_moe.compression import CompressionReport, compress_experts
 from sklearn_moe.decomposition import SCORERS, Decomposition, decomposition_entropy
 from sklearn_moe.display import (
     CoefficientDisplay,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AUGMENTATIONS",
     "CoefficientDisplay",
+    "CompressionReport",
     "SCORERS",
     "TRUSTED_TYPES",
     "Decomposition",
@@ -74,6 +76,7 @@ __all__ = [
     "TrainingDisplay",
     "choose_n_experts",
     "compare",
+    "compress_experts",
     "cross_validate",
     "decomposition_entropy",
     "decomposition_report",

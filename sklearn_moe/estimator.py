@@ -246,7 +246,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         The temperature of the probabilities :math:`T` (see ``calibrate``), 1 without calibration.
         The prediction of the mixture :math:`\hat y` becomes
         :math:`\hat y_c^{1/T} / \sum_k \hat y_k^{1/T}`. Warm starts without ``X_val``,
-        ``partial_fit``, :func:`distill`, :func:`prune_experts` and :func:`grow` keep it.
+        ``partial_fit``, :func:`distill`, :func:`prune_experts`, :func:`compress_experts` and
+        :func:`grow` keep it.
     feature_importances_ : ndarray of shape (n_features,)
         Importance of each column of a table, at least 0 and with a sum of 1: how much the log-odds
         of the two most probable classes change, as a root mean square, if the column takes the
@@ -272,8 +273,8 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         that you wrote, and 0 for classifiers of scikit-learn.
     n_parameters_ : int
         Number of parameters of gate, experts and encoder.
-    report_ : DistillationReport, PruningReport or None
-        Compares the mixture with that before :func:`distill` or :func:`prune_experts`.
+    report_ : DistillationReport, PruningReport, CompressionReport or None
+        Compares it with the mixture that was distilled, pruned or compressed.
     input_summary_ : InputSummary or None
         Mean and main directions of each class, as the gate reads it, for :func:`grow`; None after
         ``partial_fit``.

@@ -334,7 +334,7 @@ class FittedMixture(Plain, Documented):
         elif self.named_experts_:
             why = "of a mixture with classifiers of scikit-learn, which need not have any"
         else:
-            why = "after partial_fit, nor after prune_experts without X"
+            why = "after partial_fit, nor after prune_experts or compress_experts without X"
         raise AttributeError(f"There are no feature_importances_ {why}. {advice}")
 
     @property

@@ -182,17 +182,50 @@ class StackedMLP(nn.Module):
                 layer.weight[first] *= weights[0]
                 layer.bias[first] *= weights[0]
             for other, share in zip(others, weights[1:], strict=True):
-                order = None  # the order of the units that a layer reads
-                for i, layer in enumerate(self.layers):
-                    weight, bias = layer.weight[other], layer.bias[other]
-                    if order is not None:
-                        weight = weight[:, order]
-                    if i < len(hidden):
-                        order = matching_units(hidden[i][first], hidden[i][other])
-                        weight, bias = weight[order], bias[order]
+                matched = self.matched(first, other, hidden)
+                for layer, (weight, bias) in zip(self.layers, matched, strict=True):
                     layer.weight[first] += share * weight
                     layer.bias[first] += share * bias
         self.keep([group[0] for group in groups])
+
+    def matched(
+        self, first: int, other: int, hidden: list[Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield weight and bias of each layer of a network, its units in the order of the first's.
+
+        Units are matched by their correlations in ``hidden``, the outputs (E, H, N) of each hidden
+        layer on a batch. Without it, the distance of the weights and biases that lead to the units
+        is minimised; for the last hidden layer, those that lead away from them count, too.
+        """
+        order = None  # the order of the units that a layer reads
+        for i, layer in enumerate(self.layers):
+            weight, bias = layer.weight[other], layer.bias[other]
+            if order is not None:
+                weight = weight[:, order]
+            if i < len(self.layers) - 1:
+                if hidden is None:
+                    order = best_assignment(self._products(i, first, other, weight, bias))
+                else:
+                    order = matching_units(hidden[i][first], hidden[i][other])
+                weight, bias = weight[order], bias[order]
+            yield weight, bias
+
+    def _products(self, i, first, other, weight, bias):
+        """Return the products of the weights of two networks' units, (H, H), in a hidden layer."""
+        layer = self.layers[i]
+        products = layer.weight[first] @ weight.mT + torch.outer(layer.bias[first], bias)
+        if i < len(self.layers) - 2:
+            return products
+        last = self.layers[-1].weight
+        return products + last[first].mT @ last[other]
+
+    @torch.no_grad()
+    def align(self) -> None:
+        """Bring the units of all networks into the order of the first, as ``matched`` does."""
+        for other in range(1, self.n_networks):
+            matched = list(self.matched(0, other))
+            for layer, (weight, bias) in zip(self.layers, matched, strict=True):
+                layer.weight[other], layer.bias[other] = weight, bias
 
     def run(self, x: Tensor, generator: torch.Generator | None = None) -> list[LayerTrail]:
         """Run a batch (N, D), or one per network (E, D, N); return inputs and output per layer."""
@@ -266,8 +299,12 @@ def matching_units(units: Tensor, others: Tensor) -> list[int]:
     standard = [
         F.normalize(values - values.mean(dim=1, keepdim=True), dim=1) for values in (units, others)
     ]
-    correlation = standard[0] @ standard[1].mT
-    return linear_sum_assignment(correlation.cpu().numpy(), maximize=True)[1].tolist()
+    return best_assignment(standard[0] @ standard[1].mT)
+
+
+def best_assignment(similarity: Tensor) -> list[int]:
+    """Return another column for each row, so that the sum of the similarities is largest."""
+    return linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1].tolist()
 
 
 def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

@@ -31,6 +31,7 @@ from sklearn_moe import (
     FlipCrop,
     MLPExperts,
     MoEClassifier,
+    compress_experts,
     distill,
     prune_experts,
 )
@@ -109,6 +110,7 @@ OTHERS = {
         method="heavy_hitters",
         n_experts=5,
     ),
+    "compressed": lambda: compress_experts(make(experts=MLPExperts((8, 8))).fit(*data()), bond=4),
     "merged": merged,
     "merged_twice": lambda: pruned(merged(), data()[0], n_experts=2),
     "merged_and_kept": lambda: pruned(merged(), data()[0], method="random", n_experts=2),

@@ -20,6 +20,7 @@ from sklearn_moe import (
     MoEClassifier,
     TrainingDisplay,
     compare,
+    compress_experts,
     cross_validate,
     decomposition_entropy,
     decomposition_report,
@@ -120,6 +121,8 @@ def test_smaller_and_faster_mixtures(fitted):
         student, method="similarity", n_experts=2, X=X, y=y, fine_tune=True, max_iter=1
     )
     assert pruned.predict_proba(X).shape == (600, 3)
+    compressed = compress_experts(clf, X, y, bond=4, fine_tune=True, max_iter=1)
+    assert compressed.predict_proba(X).dtype == np.float32
     assert grow(student, X, y, n_new=2, max_iter=1).predict_proba(X).shape == (600, 3)
 
 

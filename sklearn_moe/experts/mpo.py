@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_moe.experts.base import Experts, ExpertsModule
-from sklearn_moe.experts.mlp import MLPExperts
+from sklearn_moe.experts.mlp import MLPExperts, MLPExpertsModule
 from sklearn_moe.layers import (
     ACTIVATIONS,
     StackedLinear,
@@ -23,6 +24,12 @@ from sklearn_moe.layers import (
     dropout_mask,
     fill_like_linear,
 )
+
+# Steps of the optimization that finds the tensors for given matrices.
+FIT_STEPS = 100
+
+# What is added to the mean square of the inputs in it, relative to it.
+RIDGE = 1e-3
 
 
 class MPOExperts(Experts):
@@ -210,6 +217,77 @@ class MPOExpertsModule(ExpertsModule):
         return self.head.run_some(out, experts)
 
 
+def compress_mlp(
+    experts: ExpertsModule,
+    *,
+    n_tensors: int,
+    bond: int | None,
+    inputs: tuple[Tensor, Tensor] | None = None,
+    align: bool = True,
+) -> tuple[MPOExperts, MPOExpertsModule, list[float]]:
+    """Return trained experts as matrix product operators.
+
+    Parameters
+    ----------
+    experts : ExpertsModule
+        The module of ``MLPExperts`` with at least one hidden layer.
+    n_tensors, bond
+        As in :class:`MPOExperts`.
+    inputs : tuple of two Tensors, default=None
+        Samples (n_samples, ...) as the experts read them, and gate probabilities (n_samples,
+        n_experts).
+    align : bool, default=True
+        Whether to match the hidden units of the experts first.
+
+    Returns
+    -------
+    experts : MPOExperts
+    module : MPOExpertsModule
+    errors : list of float
+        For each layer, the norm of the error relative to that of the weights, or with samples to
+        that of the weights' products with the inputs.
+    """
+    if type(experts) is not MLPExpertsModule or len(experts.layers) == 1:
+        kind = type(experts).__name__.removesuffix("Module")
+        raise ValueError(
+            "compress_experts needs MLPExperts with at least one hidden layer, got experts of the "
+            f"kind {kind!r}" + (" without any." if kind == "MLPExperts" else ".")
+        )
+    mlp = deepcopy(experts).cpu().double().eval()
+    if align:
+        mlp.align()
+    *layers, head = mlp.layers
+    mpo = MPOExperts(
+        tuple(layer.bias.shape[1] for layer in layers),
+        n_tensors=n_tensors,
+        bond=bond,
+        activation=mlp.activation,
+        dropout=mlp.dropout,
+    )
+    n_in, n_classes = layers[0].weight.shape[2], head.bias.shape[1]
+    module: Any = mpo.build((n_in,), mlp.n_networks, n_classes, torch.Generator())
+    roots = [torch.eye(layer.weight.shape[2], dtype=torch.float64) for layer in layers]
+    with torch.no_grad():
+        if inputs is not None:
+            x, gate_proba = (each.double() for each in inputs)
+            roots = [_root(each.x, gate_proba) for each in mlp.run(x.flatten(1))[:-1]]
+        module.head.load_state_dict(head.state_dict())
+        for own, layer in zip(module.layers, layers, strict=True):
+            own.bias.copy_(layer.bias)
+    pairs = zip(module.layers, layers, roots, strict=True)
+    return mpo, module, [own.fit(layer.weight.detach(), root) for own, layer, root in pairs]
+
+
+def _root(x, gate_proba):
+    """Return a root of the mean products of an expert's inputs, (E, n_in, n_in)."""
+    x = x.mT if x.dim() == 2 else x
+    weighted = x * (gate_proba / len(gate_proba)).mT.sqrt().unsqueeze(1)
+    products = weighted @ weighted.mT
+    diagonal = products.diagonal(dim1=1, dim2=2)
+    diagonal += RIDGE * diagonal.mean()
+    return torch.linalg.cholesky(products)
+
+
 class MPOLinear(nn.Module):
     """The linear layers of all experts, as matrix product operators with one central tensor.
 
@@ -236,13 +314,14 @@ class MPOLinear(nn.Module):
     ):
         super().__init__()
         self.size = n_out, n_in
+        self.bond = bond
         self.centre = n_tensors // 2
-        rows = balanced_factors(n_out, n_tensors)
-        columns = balanced_factors(n_in, n_tensors, mirrored=True)
-        matrix = torch.zeros(math.prod(rows), math.prod(columns))
+        self.rows = balanced_factors(n_out, n_tensors)
+        self.columns = balanced_factors(n_in, n_tensors, mirrored=True)
+        matrix = torch.zeros(math.prod(self.rows), math.prod(self.columns))
         fill_like_linear(matrix[:n_out, :n_in], n_in, generator)
         self.auxiliary = nn.ParameterList()
-        for k, tensor in enumerate(decompose(matrix, rows, columns, bond)):
+        for k, tensor in enumerate(decompose(matrix, self.rows, self.columns, bond)):
             if k == self.centre:
                 self.central = nn.Parameter(tensor)
                 continue
@@ -262,6 +341,44 @@ class MPOLinear(nn.Module):
         tensors.insert(self.centre, self.central.detach() if is_masked else self.central)
         n_out, n_in = self.size
         return contract(tensors)[:, :n_out, :n_in]
+
+    def fit(self, weight: Tensor, root: Tensor) -> float:
+        """Come as near as possible to matrices; return the relative error.
+
+        Parameters
+        ----------
+        weight : Tensor of shape (n_experts, n_out, n_in)
+            The matrices, in double precision.
+        root : Tensor of shape (n_experts, n_in, n_in) or (n_in, n_in)
+            The norm of the difference from ``weight``, times this matrix, is minimised.
+        """
+        mean = weight.new_zeros(math.prod(self.rows), math.prod(self.columns))
+        mean[: self.size[0], : self.size[1]] = weight.mean(dim=0)
+        tensors = decompose(mean, self.rows, self.columns, self.bond)
+        self.central = nn.Parameter(tensors.pop(self.centre).contiguous())
+        self.auxiliary = nn.ParameterList(
+            nn.Parameter(tensor.repeat(len(weight), 1, 1, 1, 1)) for tensor in tensors
+        )
+        total = (weight @ root).square().sum().clamp_min(torch.finfo(weight.dtype).tiny)
+        optimizer = torch.optim.LBFGS(
+            [self.central, *self.auxiliary],
+            max_iter=FIT_STEPS,
+            tolerance_grad=1e-10,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss():
+            optimizer.zero_grad()
+            error = ((self.weight() - weight) @ root).square().sum() / total
+            error.backward()
+            return error
+
+        optimizer.step(loss)
+        with torch.no_grad():
+            error = ((self.weight() - weight) @ root).square().sum() / total
+        self.float()
+        return error.sqrt().item()
 
     def keep(self, experts: list[int]) -> None:
         """Keep only these experts, in this order."""

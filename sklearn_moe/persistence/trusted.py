@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sklearn_moe.committee import Committee
+from sklearn_moe.compression import CompressionReport
 from sklearn_moe.decomposition import Decomposition
 from sklearn_moe.distillation import DistillationReport
 from sklearn_moe.encoders import ENCODERS, CustomEncoder
@@ -25,7 +26,7 @@ CLASSES: list[type] = sorted(
     {type(each) for room in _ROOMS for each in room.values()}
     | {CustomEncoder, CustomExperts, MoEClassifier, MoENet, Reader, TableTransformer}
     | {Committee, EstimatorExperts, FittedExpert, InputSummary, TableColumns}
-    | {Decomposition, DistillationReport, MixtureEnsemble, PruningReport},
+    | {CompressionReport, Decomposition, DistillationReport, MixtureEnsemble, PruningReport},
     key=lambda cls: cls.__name__,
 )
 
