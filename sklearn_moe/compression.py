@@ -76,8 +76,8 @@ def compress_experts(
         A fitted ``MoEClassifier`` with ``MLPExperts``, a pipeline that ends in one, or a search
         with such a ``best_estimator_``. It is not changed.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...), default=None
-        Samples, such as the training samples. They need no labels, and the loss is much smaller
-        with them.
+        Samples, such as the training samples. They need no labels. With a small ``bond``, much
+        less accuracy is lost with them.
     y : array-like of shape (n_samples,), default=None
         Labels, for the errors in the report and for ``fine_tune``.
     bond : int or None

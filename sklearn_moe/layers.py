@@ -220,6 +220,21 @@ class StackedMLP(nn.Module):
         return products + last[first].mT @ last[other]
 
     @torch.no_grad()
+    def distances(self) -> Tensor:
+        """Return the squared distances (E, E) of the networks' weights, with units ``matched``."""
+        distance = torch.zeros(self.n_networks, self.n_networks, dtype=torch.float64)
+        for one in range(self.n_networks):
+            for other in range(one):
+                distance[one, other] = sum(
+                    (layer.weight[one] - weight).square().sum()
+                    + (layer.bias[one] - bias).square().sum()
+                    for layer, (weight, bias) in zip(
+                        self.layers, self.matched(one, other), strict=True
+                    )
+                )
+        return distance + distance.mT
+
+    @torch.no_grad()
     def align(self) -> None:
         """Bring the units of all networks into the order of the first, as ``matched`` does."""
         for other in range(1, self.n_networks):

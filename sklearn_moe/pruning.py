@@ -10,6 +10,7 @@ from numbers import Integral
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
@@ -39,7 +40,7 @@ SAMPLES_TO_MATCH_UNITS = 2048
     {
         "method": [StrOptions({"similarity", "router_norm", "heavy_hitters", "random"})],
         "n_experts": [Interval(Integral, 1, None, closed="left")],
-        "similarity": [StrOptions({"outputs", "cka"})],
+        "similarity": [StrOptions({"outputs", "cka", "weights", "gate"})],
         "reduce": [StrOptions({"auto", "merge", "keep"})],
         "counting": [StrOptions({"soft", "hard"})],
         "stratified": ["boolean"],
@@ -74,18 +75,22 @@ def prune_experts(
     smaller and, if all experts run, faster. The method decides which experts are removed or
     merged:
 
-    - *similarity* groups experts that predict the same for the samples ``X``, without labels, and
-      replaces each group by one expert. This expert gets all samples of the group, unless the gate
-      is attentive, which scores hidden vectors. The distance of two experts is the mean divergence
-      of their probabilities :math:`o` over the samples that the gate gives them, or, with
-      ``similarity="cka"``, 1 minus the linear centred kernel alignment of their logits :math:`F`
-      (samples by classes):
+    - *similarity* groups experts that are alike, without labels, and replaces each group by one
+      expert. This expert gets all samples of the group, unless the gate is attentive, which scores
+      hidden vectors. The distance of two experts is the mean divergence of their probabilities
+      :math:`o` over the samples ``X`` that the gate gives them ("outputs"), 1 minus the linear
+      centred kernel alignment of their logits :math:`F`, samples by classes ("cka"), the squared
+      distance of their weights :math:`\theta`, with the hidden units in the order :math:`\pi` in
+      which they match best ("weights"), or that of their weights in the gate ("gate"):
 
-      .. math:: d_{ef} = \frac{\sum_n (p_{ne} + p_{nf})\, \mathrm{JS}(o_{ne}, o_{nf})}
-                {\sum_n (p_{ne} + p_{nf})}
-                \quad \text{or} \quad
-                1 - \frac{\lVert F_e^T F_f \rVert^2}
-                {\lVert F_e^T F_e \rVert\, \lVert F_f^T F_f \rVert}
+      .. math:: d_{ef}^\mathrm{outputs} &=
+                \frac{\sum_n (p_{ne} + p_{nf})\, \mathrm{JS}(o_{ne}, o_{nf})}
+                {\sum_n (p_{ne} + p_{nf})}, \qquad
+                & d_{ef}^\mathrm{cka} &= 1 - \frac{\lVert F_e^T F_f \rVert^2}
+                {\lVert F_e^T F_e \rVert\, \lVert F_f^T F_f \rVert}, \\
+                d_{ef}^\mathrm{weights} &=
+                \min_\pi \lVert \theta_e - \pi(\theta_f) \rVert^2, \qquad
+                & d_{ef}^\mathrm{gate} &= \lVert w_e - w_f \rVert^2.
 
       The groups :math:`a, b`, with usages :math:`u`, are joined first if their mean distance times
       :math:`u_a u_b / (u_a + u_b)` is the smallest.
@@ -108,18 +113,23 @@ def prune_experts(
         changes nothing.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...), default=None
         Samples, such as the training samples. All methods except "router_norm" and "random" need
-        them. With samples, the report says how often the prediction stays the same.
+        them, "similarity" only for ``similarity="outputs"`` and "cka". With samples, the report
+        says how often the prediction stays the same.
     y : array-like of shape (n_samples,), default=None
         Labels, for the errors in the report, ``stratified`` and ``fine_tune``.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples in the fine-tuning, at least 0.
-    similarity : {"outputs", "cka"}, default="outputs"
+    similarity : {"outputs", "cka", "weights", "gate"}, default="outputs"
         How experts are compared: "outputs" by their predictions for their own samples, "cka" by
-        their logits for all samples, up to rotation and scale.
+        their logits for all samples, up to rotation, sign and scale. "weights" and "gate" need no
+        samples: "weights" compares the weights of ``MLPExperts`` or ``LinearExperts``, "gate" the
+        vectors with which the last layer of the gate scores the experts (not those of an attentive
+        gate, which has none for each expert).
     reduce : {"auto", "merge", "keep"}, default="auto"
         What replaces a group of similar experts: "merge" takes the mean of their weights, weighted
-        by usage, after matching their hidden units; "keep" takes the most used expert. "auto"
-        merges ``MLPExperts`` and keeps the most used of all others, which cannot be merged.
+        by usage, after matching their hidden units on ``X``; "keep" takes the most used expert.
+        "auto" merges ``MLPExperts``, and keeps the most used of all others, which cannot be
+        merged, and without ``X``.
     counting : {"soft", "hard"}, default="soft"
         How heavy hitters are counted.
     stratified : bool, default=False
@@ -161,11 +171,13 @@ def prune_experts(
     -----
     "similarity" follows the idea of the first reference, as its abstract and other papers describe
     it: experts with similar outputs are replaced, together with their part of the gate, by one
-    expert. "outputs", the way of joining groups and the weights of the mean are this package's. A
-    group gets the sum of its members' gate probabilities. So the gate keeps its size, and a
-    k-means gate is no longer refitted; an attentive gate has nothing to sum. In the second
-    reference, pruned experts still take their share of the softmax; here the probabilities of the
-    remaining experts sum to 1.
+    expert. "outputs", the squared distances of "weights" and "gate", the way of joining groups and
+    the weights of the mean are this package's. Experts with several hidden layers have their units
+    matched in one layer after the other, so the distance of their weights need not be the smallest
+    of all orders. A group gets the sum of its members' gate probabilities. So the gate keeps its
+    size, and a k-means gate is no longer refitted; an attentive gate has nothing to sum. In the
+    second reference, pruned experts still take their share of the softmax; here the probabilities
+    of the remaining experts sum to 1.
 
     A pruned mixture that is fitted again, or cloned and fitted, is an ordinary mixture with
     ``n_experts`` experts, if the experts' own parameters allow so many.
@@ -196,7 +208,9 @@ def prune_experts(
     ...
     """
     model, samples, y = fitted_mixture(estimator, X, y)
-    _check(model, method, n_experts, X, y, stratified=stratified)
+    _check(model, method, n_experts, y, stratified=stratified)
+    if X is None:
+        _check_without_samples(method, similarity, reduce)
     if fine_tune:
         _check_fine_tuning(model, n_experts, y, top_k)
     elif not all(each is None for each in (top_k, max_iter, sample_weight)):
@@ -246,7 +260,7 @@ def prune_experts(
     return with_last(estimator, pruned)
 
 
-def _check(model, method, n_experts, X, y, *, stratified):
+def _check(model, method, n_experts, y, *, stratified):
     """Check that the parameters fit together."""
     gate, present = model.module_.gate, model.net_.n_experts
     if n_experts > present:
@@ -259,10 +273,19 @@ def _check(model, method, n_experts, X, y, *, stratified):
             f"n_experts={n_experts} must be at least {gate.top_k}, the number of experts that the "
             f"gate {model.net_.gate!r} takes for a sample."
         )
-    if X is None and method in ("similarity", "heavy_hitters"):
-        raise ValueError(f"method={method!r} needs samples. Pass X.")
     if method == "heavy_hitters" and stratified and y is None:
         raise ValueError("stratified=True needs labels. Pass y.")
+
+
+def _check_without_samples(method, similarity, reduce):
+    if method == "heavy_hitters":
+        raise ValueError("method='heavy_hitters' needs samples. Pass X.")
+    if method == "similarity" and similarity in ("outputs", "cka"):
+        raise ValueError(
+            f"similarity={similarity!r} needs samples. Pass X, or similarity='weights' or 'gate'."
+        )
+    if method == "similarity" and reduce == "merge":
+        raise ValueError("reduce='merge' needs samples. Pass X, or reduce='keep'.")
 
 
 def _check_fine_tuning(model, n_experts, y, top_k):
@@ -279,15 +302,23 @@ def _check_fine_tuning(model, n_experts, y, top_k):
 
 def _similar(model, X, n_experts, similarity):
     """Return groups of similar experts, the most used of each first, and the usage of all."""
-    X = X[evenly(len(X), SAMPLES_TO_COMPARE)]
-    gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba).astype(np.float64)
-    logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
-    usage = gate_proba.mean(axis=0)
-    if similarity == "cka":
-        # The softmax does not depend on the mean of a sample's logits, so CKA should not either.
-        distance = 1 - cka(logits - logits.mean(axis=2, keepdims=True))
+    usage = np.nan_to_num(model.expert_usage_)
+    if X is not None:
+        X = X[evenly(len(X), SAMPLES_TO_COMPARE)]
+        gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba).astype(np.float64)
+        usage = gate_proba.mean(axis=0)
+    if similarity == "weights":
+        distance = model.module_.experts.distances().numpy()
+    elif similarity == "gate":
+        weights = _gate_weights(model)
+        distance = cdist(weights, weights, "sqeuclidean")
     else:
-        distance = divergence(softmax(logits, axis=2), gate_proba)
+        logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
+        if similarity == "cka":
+            # The softmax does not depend on the mean of a sample's logits; neither should CKA.
+            distance = 1 - cka(logits - logits.mean(axis=2, keepdims=True))
+        else:
+            distance = divergence(softmax(logits, axis=2), gate_proba)
     groups = [
         sorted(group, key=lambda expert: -usage[expert])
         for group in group_experts(distance, usage, n_experts)
@@ -295,10 +326,21 @@ def _similar(model, X, n_experts, similarity):
     return sorted(groups), usage
 
 
+def _gate_weights(model):
+    weights = model.module_.gate.expert_weights
+    if weights is None:
+        raise ValueError(
+            "similarity='gate' needs a gate with weights for each expert. "
+            f"{model.net_.gate!r} has none, or had its experts merged. Take another similarity."
+        )
+    return weights.detach().cpu().numpy().astype(np.float64)
+
+
 def _reduce(pruned, groups, usage, X, reduce):
     """Replace each group by one expert, to which all the samples of the group go."""
     net = pruned.net_
-    if reduce == "keep" or (reduce == "auto" and not net.module_.experts.can_merge):
+    can_merge = net.module_.experts.can_merge and X is not None
+    if reduce == "keep" or (reduce == "auto" and not can_merge):
         net.merge(groups)
         return
     shares = [usage[group] for group in groups]

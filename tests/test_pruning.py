@@ -1,6 +1,7 @@
 import pickle
 from copy import deepcopy
 from functools import cache
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -191,7 +192,11 @@ def test_report(data, fitted):
         ({"n_experts": 7}, "n_experts=7 must not be larger than 6, the present number"),
         ({"n_experts": 0}, "The 'n_experts' parameter of prune_experts must be an int in"),
         ({"method": "guess"}, "The 'method' parameter of prune_experts must be a str among"),
-        ({"method": "similarity", "X": None}, "method='similarity' needs samples. Pass X."),
+        ({"method": "similarity", "X": None}, "similarity='outputs' needs samples. Pass X, or"),
+        (
+            {"method": "similarity", "similarity": "gate", "reduce": "merge", "X": None},
+            "reduce='merge' needs samples. Pass X, or reduce='keep'",
+        ),
         ({"method": "heavy_hitters", "X": None}, "method='heavy_hitters' needs samples"),
         ({"stratified": True}, "stratified=True needs labels. Pass y."),
         ({"fine_tune": True}, "fine_tune=True needs samples and labels"),
@@ -318,7 +323,7 @@ def test_groups_against_a_naive_search():
 
 
 @pytest.mark.parametrize("reduce", ["keep", "merge"])
-@pytest.mark.parametrize("similarity", ["outputs", "cka"])
+@pytest.mark.parametrize("similarity", ["outputs", "cka", "weights"])
 @pytest.mark.parametrize("gate", ["softmax", "top_k", "noisy_top_k", "hard", "kmeans"])
 def test_doubles_can_be_merged_without_any_change(gate, similarity, reduce, data, with_gate):
     X, X_test = data[0], data[2][:200]
@@ -366,6 +371,110 @@ def test_units_are_brought_into_one_order(generator):
         merged = networks.logits_and_hidden(x)[0]
     assert error > 0.1
     torch.testing.assert_close(merged, outputs[:, :2], atol=1e-5, rtol=0)
+
+
+def test_distances_of_weights_against_all_orders(generator):
+    networks = StackedMLP(3, (3, 4, 2), generator)
+    first, last = networks.layers
+    expected = np.zeros((3, 3))
+    with torch.no_grad():
+        for e in range(3):
+            for f in range(3):
+                expected[e, f] = min(
+                    sum(
+                        ((first.weight[e, i] - first.weight[f, j]) ** 2).sum()
+                        + (first.bias[e, i] - first.bias[f, j]) ** 2
+                        + ((last.weight[e, :, i] - last.weight[f, :, j]) ** 2).sum()
+                        for i, j in enumerate(order)
+                    )
+                    + ((last.bias[e] - last.bias[f]) ** 2).sum()
+                    for order in permutations(range(4))
+                ).item()
+    assert networks.distances().numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distances_do_not_depend_on_the_order_of_units(generator):
+    networks = StackedMLP(3, (5, 8, 7, 4), generator)
+    before = networks.distances()
+    torch.testing.assert_close(before, before.mT)
+    order = torch.randperm(8, generator=generator)
+    first, second, _ = networks.layers
+    with torch.no_grad():
+        first.weight[1], first.bias[1] = first.weight[1, order], first.bias[1, order]
+        second.weight[1] = second.weight[1][:, order]
+    torch.testing.assert_close(networks.distances(), before)
+
+
+def groups_by(distance, usage, n_experts):
+    groups = group_experts(distance, usage, n_experts)
+    return sorted(sorted(group, key=lambda expert: -usage[expert]) for group in groups)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "noisy_top_k", "cosine", "kmeans", "gumbel"])
+def test_similarity_in_the_gate_by_a_loop(gate, data, with_gate):
+    clf = with_gate(gate)
+    module = clf.module_.gate
+    if gate == "cosine":
+        rows = [row / row.norm() for row in module.directions.weight.detach()]
+    elif gate == "kmeans":
+        rows = list(module.weight)
+    else:
+        rows = list(module.network.layers[-1].weight.detach()[0])
+    distance = np.array([[((e - f) ** 2).sum().item() for f in rows] for e in rows])
+    params = {"method": "similarity", "similarity": "gate", "n_experts": 3}
+    blind = prune_experts(clf, **params).report_
+    assert blind.groups == groups_by(distance, clf.expert_usage_, 3)
+    assert blind.scores == pytest.approx(clf.expert_usage_)
+    X = data[0][:300]
+    usage = clf.gate_proba(X).mean(axis=0)
+    assert prune_experts(clf, **params, X=X).report_.groups == groups_by(distance, usage, 3)
+
+
+def test_what_changes_no_gate_changes_no_group(fitted):
+    """A vector that is added to the weights of all experts does not change the softmax."""
+    params = {"method": "similarity", "similarity": "gate", "n_experts": 3}
+    shifted = deepcopy(fitted)
+    with torch.no_grad():
+        weight = shifted.module_.gate.network.layers[-1].weight
+        weight += torch.linspace(-1, 1, weight.shape[2])
+    groups = [prune_experts(clf, **params).report_.groups for clf in (fitted, shifted)]
+    assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("gate", ["softmax", "hard"])
+def test_doubles_are_found_without_samples(gate, data, with_gate):
+    X_test = data[2][:200]
+    clf = make_twins(with_gate(gate), gate_too=True)
+    for similarity in ("weights", "gate"):
+        pruned = prune_experts(clf, method="similarity", similarity=similarity, n_experts=4)
+        groups = {frozenset(group) for group in pruned.report_.groups}
+        assert groups == {frozenset(group) for group in ((0, 3), (1, 4), (2,), (5,))}
+        np.testing.assert_allclose(
+            pruned.predict_proba(X_test), clf.predict_proba(X_test), rtol=0, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("gate", ["attentive", "constant", "tree", "shared_expert"])
+def test_gates_without_weights_for_each_expert(gate, with_gate):
+    clf = with_gate(gate)
+    with pytest.raises(ValueError, match="similarity='gate' needs a gate with weights for each"):
+        prune_experts(clf, method="similarity", similarity="gate", n_experts=3)
+
+
+@pytest.mark.parametrize("experts", ["complexity", "mpo", "orthogonal"])
+def test_experts_whose_weights_cannot_be_compared(experts, with_experts):
+    clf = with_experts(experts)
+    with pytest.raises(ValueError, match="cannot be compared by their weights"):
+        prune_experts(clf, method="similarity", similarity="weights", n_experts=3)
+
+
+def test_linear_experts_by_their_coefficients(data, with_experts):
+    clf = with_experts("linear")
+    layer = clf.module_.experts
+    rows = torch.cat([layer.weight.flatten(1), layer.bias], dim=1).detach().double()
+    distance = torch.cdist(rows, rows).square().numpy()
+    pruned = prune_experts(clf, method="similarity", similarity="weights", n_experts=3)
+    assert pruned.report_.groups == groups_by(distance, clf.expert_usage_, 3)
 
 
 def test_matching_units_undoes_a_permutation(generator):

@@ -169,6 +169,16 @@ class ExpertsModule(nn.Module):
             "to one. Pass reduce='keep'."
         )
 
+    def distances(self) -> Tensor:
+        """Return the squared distances (E, E) of the experts' weights, with hidden units matched.
+
+        Raises a ValueError if the weights of experts of this kind cannot be compared.
+        """
+        raise ValueError(
+            f"Experts of the kind {type(self).__name__.removesuffix('Module')!r} cannot be "
+            "compared by their weights. Pass another similarity."
+        )
+
     def check_gate(self, gate: nn.Module) -> None:
         """Raise a ValueError if these experts cannot work with this gate."""
 

@@ -148,6 +148,14 @@ class GateModule(nn.Module):
         return None
 
     @property
+    def expert_weights(self) -> Tensor | None:
+        """The weights (n_experts, n_numbers) with which the last layer scores each expert.
+
+        None if the gate has no such weights.
+        """
+        return None
+
+    @property
     def used_inputs(self) -> Tensor:
         """Which inputs (n_inputs,) have a weight that is not zero."""
         weight: Any = self.input_weight

@@ -123,6 +123,10 @@ class CosineGateModule(GateModule):
     def input_weight(self) -> Tensor | None:
         return first_weight(self.encoder, self.trunk, self.projection)
 
+    @property
+    def expert_weights(self) -> Tensor:
+        return F.normalize(self.directions.weight, dim=1)
+
     def keep(self, experts: list[int]) -> None:
         keep_rows(self.directions, experts)
 
@@ -130,11 +134,11 @@ class CosineGateModule(GateModule):
         if self.trunk.layers or type(self.encoder) is not nn.Identity:
             return None
         length = self.projection.weight
-        weight = F.normalize(self.directions.weight, dim=1) @ length
+        weight = self.expert_weights @ length
         weight = weight * torch.exp(-self.log_change) / self.temperature
         return GateFormula(weight, weight.new_zeros(len(weight)), length)
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         own = self.projection(self.trunk(self.encoder(x).flatten(1)))
-        cosine = F.normalize(own, dim=1) @ F.normalize(self.directions.weight, dim=1).mT
+        cosine = F.normalize(own, dim=1) @ self.expert_weights.mT
         return cosine * torch.exp(-self.log_change)

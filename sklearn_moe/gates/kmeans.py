@@ -202,6 +202,10 @@ class KMeansGateModule(GateModule):
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return x.flatten(1) @ self.weight.mT + self.bias
 
+    @property
+    def expert_weights(self) -> Tensor:
+        return self.weight
+
     def formula(self) -> GateFormula:
         return GateFormula(self.weight, self.bias)
 

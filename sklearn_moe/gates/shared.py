@@ -106,6 +106,10 @@ class SharedExpertGateModule(SoftmaxGateModule):
         self.share_logit = nn.Parameter(torch.zeros(()))
         self.shared: int | None = 0  # the place of the shared expert, if there is one
 
+    @property
+    def expert_weights(self) -> None:
+        return None  # those of the shared expert do not count
+
     def formula(self) -> None:
         return None
 

@@ -118,6 +118,10 @@ class SoftmaxGateModule(GateModule):
         return self.network.layers[0].weight if type(self.encoder) is nn.Identity else None
 
     @property
+    def expert_weights(self) -> Tensor | None:
+        return self.network.layers[-1].weight[0]
+
+    @property
     def is_linear(self) -> bool:  # type: ignore[override]
         return type(self.encoder) is nn.Identity and len(self.network.layers) == 1
 
