@@ -224,6 +224,15 @@ def test_equal_experts_are_exact(sizes, with_samples, data, fitted_with, generat
     assert max(compressed.report_.layer_errors) < 1e-6
 
 
+def test_samples_of_zeros(generator):
+    """Nothing is known about the inputs then."""
+    experts = MLPExperts((6, 5)).build((4,), 3, 2, generator)
+    inputs = torch.zeros(10, 4), torch.full((10, 3), 1 / 3)
+    module, errors = compress_mlp(experts, n_tensors=3, bond=2, inputs=inputs)[1:]
+    assert all(torch.isfinite(each).all() for each in module.parameters())
+    assert np.isfinite(errors).all()
+
+
 def test_one_expert_is_exact(data):
     X, y, X_test, _ = data
     clf = clone(MOE).set_params(n_experts=1, max_iter=2).fit(X, y)

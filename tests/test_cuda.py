@@ -16,6 +16,7 @@ from sklearn_moe import (
     FlipCrop,
     MLPExperts,
     MoEClassifier,
+    compress_experts,
     decomposition_entropy,
     distill,
     prune_experts,
@@ -162,6 +163,15 @@ def test_pruning(gate, method, digits):
     assert pruned.device_ == "cuda" and pruned.gate_proba(X).shape == (len(X), 3)
     tuned = prune_experts(clf, method=method, n_experts=3, X=X, y=y, fine_tune=True, max_iter=5)
     assert tuned.score(X, y) > 0.9
+
+
+def test_compress(digits):
+    X, y = digits
+    clf = MoEClassifier(4, device="cuda", max_iter=10, random_state=0).fit(X, y)
+    compressed = compress_experts(clf, X, y, bond=16, fine_tune=True, max_iter=5)
+    assert compressed.device_ == "cuda" and compressed.score(X, y) > 0.9
+    params = {"method": "similarity", "similarity": "weights", "n_experts": 2}
+    assert prune_experts(clf, **params).predict_proba(X).shape == (len(X), 10)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,10 @@ class MPOExperts(Experts):
     balanced factors are padded. To compute the outputs, the tensors are multiplied to full
     matrices first, so this saves parameters, not time.
 
+    See Also
+    --------
+    compress_experts : Gives trained ``MLPExperts`` this form.
+
     References
     ----------
     Z.-F. Gao, P. Liu, W. X. Zhao, Z.-Y. Lu, J.-R. Wen, Parameter-Efficient Mixture-of-Experts
@@ -284,7 +288,7 @@ def _root(x, gate_proba):
     weighted = x * (gate_proba / len(gate_proba)).mT.sqrt().unsqueeze(1)
     products = weighted @ weighted.mT
     diagonal = products.diagonal(dim1=1, dim2=2)
-    diagonal += RIDGE * diagonal.mean()
+    diagonal += RIDGE * diagonal.mean().clamp_min(torch.finfo(x.dtype).eps)
     return torch.linalg.cholesky(products)
 
 
