@@ -1,11 +1,14 @@
+import pickle
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, log_loss
 from torch import nn
 
-from sklearn_moe import KMeansGate, MoEClassifier, decomposition_entropy
-from sklearn_moe.gates.kmeans import least_squares, match, weighted_median
+from sklearn_moe import KMeansGate, MoEClassifier, decomposition_entropy, load, save
+from sklearn_moe.gates.kmeans import KMeansGateModule, least_squares, match, weighted_median
 from sklearn_moe.training.batches import spaced
 
 CORNERS = np.array([[0, 0], [10, 0], [0, 10]])
@@ -246,3 +249,125 @@ def test_partial_fit_and_many_features(digits):
     assert clf.module_.gate.is_fitted and clf.expert_usage_.min() > 0.1
     clf = MoEClassifier(3, gate="kmeans", early_stopping=True, max_iter=5, random_state=0)
     assert clf.fit(X, y).score(X, y) > 0.9
+
+
+def turned(x, turn=1.0):
+    """Return points, turned, stretched and shifted far away."""
+    cos, sin = np.cos(turn), np.sin(turn)
+    return 100 + 3 * x @ np.array([[cos, sin], [-sin, cos]])
+
+
+def test_experts_keep_their_clusters_when_features_move(generator):
+    x, cluster = clusters(CORNERS)
+    best = np.array([2, 0, 1])[cluster]
+    gate, _ = refitted(x, 1 - np.eye(3)[best], generator)
+    for turn in (1.0, 2.0, 3.0):  # epochs, in which other experts become better
+        moved = turned(x, turn)
+        losses = 1 - np.eye(3)[(best + 1) % 3]
+        gate.refit(torch.as_tensor(moved), torch.as_tensor(losses), torch.ones(len(x)), 0)
+        means = [moved[best == e].mean(axis=0) for e in range(3)]
+        np.testing.assert_allclose(gate.centroids, means)
+        moved = torch.as_tensor(moved, dtype=torch.float32)
+        assert (gate.score(moved, None).argmax(dim=1).numpy() == best).all()
+
+
+def test_refits_read_what_the_encoder_makes_now(monkeypatch):
+    X, y, _ = families(200, 0)
+    images = X[:, None].astype(np.float32)  # which no table transformer changes
+    encoders, seen = [], []
+
+    def encoder(input_shape):
+        layers = nn.Flatten(), nn.Linear(2, 8), nn.Dropout(0.5), nn.Tanh()
+        encoders.append(nn.Sequential(*layers))
+        return encoders[-1]
+
+    def refit(gate, x, losses, sample_weight, seed):
+        learn(gate, x, losses, sample_weight, seed)
+        with torch.no_grad():
+            features = encoders[-1](torch.as_tensor(images)).double().numpy()
+        np.testing.assert_allclose(x, features, atol=1e-6)
+        means = [features[gate.former == e].mean(axis=0) for e in range(4)]
+        np.testing.assert_allclose(gate.centroids, means, atol=1e-6)
+        seen.append(features)
+
+    learn = KMeansGateModule.refit
+    monkeypatch.setattr(KMeansGateModule, "refit", refit)
+    clf = MoEClassifier(4, gate="kmeans", encoder=encoder, max_iter=3, random_state=0)
+    clf.fit(images, y)
+    assert len(seen) == 3
+    assert all(np.abs(now - then).max() > 0.01 for then, now in pairwise(seen))
+    assert clf.module_.gate.former is None and clf.module_.gate.before is None
+
+
+def test_two_chunks_equal_their_union(generator):
+    first, second = clusters(CORNERS), clusters(CORNERS, n=30, scale=1.5)
+    second = second[0][30:], second[1][30:]  # of other means and scales, without a cluster
+    x, expert = np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+    gate, _ = refitted(first[0], 1 - np.eye(3)[first[1]], generator, ridge=0.0)
+    gate.remember()
+    for _ in range(2):  # a second epoch changes nothing
+        gate.refit(torch.as_tensor(second[0]), torch.rand(60, 3), torch.ones(60), 0)
+        np.testing.assert_allclose(gate.mean, x.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(gate.scale, x.std(axis=0), rtol=1e-5)
+        means = [x[expert == e].mean(axis=0) for e in range(3)]
+        np.testing.assert_allclose(gate.centroids, means, atol=1e-5)
+        left, right = np.zeros((3, 3)), np.zeros((3, 3))
+        for row, e in zip(x, expert, strict=True):
+            left += np.outer([*row, 1], [*row, 1])
+            right[e] += [*row, 1]
+        linear = np.linalg.solve(left, right.T).T
+        np.testing.assert_allclose(gate.weight, linear[:, :-1], atol=1e-6)
+        np.testing.assert_allclose(gate.bias, linear[:, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("assignment", ["least_squares", "nearest_centroid"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stream_of_one_family_at_a_time(assignment, seed):
+    X, y, family = families(1000, seed)
+    gate = KMeansGate(assignment=assignment)
+    clf = MoEClassifier(4, gate=gate, encoder=None, random_state=seed)
+    chosen = []
+    for part in range(8):  # each family twice
+        rows = np.flatnonzero(family == part % 4)[part // 4 :: 2]
+        clf.partial_fit(X[rows], y[rows], classes=[0, 1])
+        chosen.append(clf.apply(X))
+    for after in chosen[3:]:  # all families were there
+        assert adjusted_rand_score(family, after) > 0.9
+        assert (after == chosen[3]).mean() > 0.99
+    assert clf.module_.gate.sums[:, -1].sum() == len(X)
+
+
+def test_weights_in_a_stream_are_copies(generator):
+    x, cluster = clusters(CORNERS)
+    weight = torch.as_tensor(np.random.RandomState(0).randint(4, size=len(x)))
+    copied = torch.arange(len(x)).repeat_interleave(weight)
+    gates = []
+    for rows, weights in [(torch.arange(len(x)), weight), (copied, torch.ones(len(copied)))]:
+        gate, _ = refitted(x[::2], 1 - np.eye(3)[cluster[::2]], generator)
+        gate.remember()
+        gate.refit(torch.as_tensor(x)[rows], torch.zeros(len(rows), 3), weights.float(), 0)
+        gates.append(gate.state_dict())
+    torch.testing.assert_close(*gates)
+
+
+def test_a_column_that_was_constant_in_the_first_chunk(generator):
+    x, cluster = clusters(CORNERS)
+    x = np.column_stack([x, np.full(len(x), 0.1)])
+    gate, _ = refitted(x, 1 - np.eye(3)[cluster], generator)
+    for value, scale in ((0.1, 1.0), (5.0, 4.9 * np.sqrt(60 * 300) / 360)):
+        gate.remember()
+        x[::2, 2] = value
+        gate.refit(torch.as_tensor(x), torch.zeros(len(x), 3), torch.ones(len(x)), 0)
+        np.testing.assert_allclose(gate.scale[2], scale, rtol=1e-5)
+        assert gate.weight.isfinite().all()
+
+
+def test_a_stream_goes_on_from_a_file(tmp_path):
+    X, y, _ = families(400, 0)
+    clf = MoEClassifier(4, gate="kmeans", random_state=0).partial_fit(X[:200], y[:200], [0, 1])
+    save(clf, tmp_path / "mixture.moe")
+    others = [pickle.loads(pickle.dumps(clf)), load(tmp_path / "mixture.moe")]
+    state = clf.partial_fit(X[200:], y[200:]).module_.gate.state_dict()
+    for other in others:
+        other.partial_fit(X[200:], y[200:])
+        torch.testing.assert_close(other.module_.gate.state_dict(), state, rtol=0, atol=0)

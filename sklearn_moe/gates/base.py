@@ -217,6 +217,9 @@ class GateModule(nn.Module):
     def remember(self) -> None:
         """Called before each training: store what the gate has learned so far, for ``refit``."""
 
+    def forget(self) -> None:
+        """Called after each training: drop what only ``refit`` needed."""
+
     def refit(self, x: Tensor, losses: Tensor, sample_weight: Tensor, seed: int) -> None:
         """Learn from samples (N, ...) and the losses (N, E) of all experts on them."""
         raise NotImplementedError(f"{type(self).__name__} needs refit(), or refits = False.")

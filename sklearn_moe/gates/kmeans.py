@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import randomized_svd
@@ -31,10 +30,11 @@ MAX_DIMENSIONS = 32
 class KMeansGate(Gate):
     r"""A hard gate without gradients: each expert owns a cluster of the samples.
 
-    Before each epoch, k-means divides the samples into as many clusters as there are experts. Each
-    cluster gets a different expert, such that the sum of the experts' median losses is smallest. A
-    linear gate then learns by least squares to send samples to the expert :math:`\pi(n)` of their
-    cluster:
+    Before each epoch, k-means divides the samples into as many clusters as there are experts. In
+    the first epoch, each cluster gets a different expert, such that the sum of the experts' median
+    losses is smallest. After that, k-means starts from the means of the experts' samples, and a
+    cluster keeps the expert of most of its samples. A linear gate then learns by least squares to
+    send samples to the expert :math:`\pi(n)` of their cluster:
 
     .. math:: W = (X^T X + \lambda I)^{-1} X^T Y, \qquad Y_{ne} = [e = \pi(n)], \qquad
               l_n = [x_n, 1] W
@@ -50,10 +50,11 @@ class KMeansGate(Gate):
         the nearest centroid, which is linear, too. Least squares can miss a cluster that lies
         between two others.
     matching : {"hungarian", "greedy"}, default="hungarian"
-        How clusters get experts. "hungarian" finds the smallest sum of losses. "greedy", as in the
-        reference, gives each cluster in turn the best expert that is left.
+        How clusters get experts. "hungarian" finds the best sum, of losses or of samples that
+        stay. "greedy", as in the reference, gives each cluster in turn the best expert that is
+        left.
     max_iter : int, default=20
-        Largest number of iterations of k-means in an epoch. It starts from the last centroids.
+        Largest number of iterations of k-means in an epoch.
     ridge : float, default=0.001
         Weight :math:`\lambda`, at least 0.
     max_samples : int, default=20000
@@ -61,15 +62,26 @@ class KMeansGate(Gate):
 
     Notes
     -----
-    The reference clusters the learned contexts of tasks, after each step. Here the standardised
-    samples are clustered, or their first 32 principal components. While there are fewer clusters
-    than experts, for example because few samples are distinct, all experts learn from all samples.
+    The reference clusters the learned contexts of tasks after each step, and gives the clusters to
+    the experts by their losses each time. Here the standardised samples are clustered, or their
+    first 32 principal components. While there are fewer clusters than experts, for example because
+    few samples are distinct, all experts learn from all samples.
 
-    ``partial_fit`` continues with the clusters that it has. The samples of a chunk go to the
-    nearest centroids, and each centroid moves to the mean of all samples that it ever got, as in
-    scikit-learn's ``MiniBatchKMeans``. The experts keep their clusters. Scaling and components
-    stay those of the first chunk that had enough clusters, and earlier samples count as at most
-    ``max_samples``. So the first chunk should have samples of all families.
+    With ``MoEClassifier(encoder=...)``, what the encoder makes of the samples at the beginning of
+    each epoch is clustered. The encoder learns from the experts alone, as the gate has no
+    gradient. The experts keep their samples when the features move: a shift or another scale of
+    the features changes nothing.
+
+    ``partial_fit`` keeps the clusters that it has. Each of them counts as one point with the
+    weight of all its samples, and k-means divides these points and the samples of the chunk
+    (Guha et al. 2003). It starts from the present centroids and anew, and the division with the
+    smaller sum of squares counts. So a chunk that lacks a cluster leaves it alone, a new family
+    gets a cluster of its own, for which two others merge, and a cluster keeps the expert of most
+    of its samples. The first chunk may hold a single family. Means and scales are those of all
+    samples so far; with more than 32 features, they and the components stay those of the first
+    chunk that had enough clusters. Earlier samples count as at most ``max_samples``, and with the
+    features that they had then. The default encoder of tables keeps the scales of the first chunk:
+    if this lacks families, scale the columns yourself and set ``encoder=None``.
 
     A warm start clusters its samples anew, from the present centroids on, and then gives the
     clusters to the experts. Earlier samples do not count: only the same samples leave the clusters
@@ -80,6 +92,9 @@ class KMeansGate(Gate):
     R. D. Nzoyem, G. Stevens, A. Sahota, D. A. W. Barton, T. Deakin, Towards Foundational Models
     for Dynamical System Reconstruction: Hierarchical Meta-Learning via Mixture of Experts, 2025,
     arXiv 2502.05335.
+
+    S. Guha, A. Meyerson, N. Mishra, R. Motwani, L. O'Callaghan, Clustering Data Streams: Theory
+    and Practice, IEEE Transactions on Knowledge and Data Engineering 15 (3), 2003.
 
     Examples
     --------
@@ -172,7 +187,9 @@ class KMeansGateModule(GateModule):
         self.register_buffer("products", torch.zeros((n_dimensions + 1,) * 2).double())
         self.register_buffer("sums", torch.zeros(n_experts, n_dimensions + 1).double())
         self.is_whole_fit = False
-        self.before: tuple[Tensor, Tensor] | None = None  # products and sums of earlier trainings
+        # While a training lasts: the five buffers above at its start, and the samples' experts.
+        self.before: list[Tensor] | None = None
+        self.former: np.ndarray | None = None
 
     @property
     def centroids(self) -> np.ndarray | None:
@@ -193,11 +210,16 @@ class KMeansGateModule(GateModule):
 
     def remember(self) -> None:
         """Store the sums of earlier trainings, unless this is a whole fit."""
-        if self.is_whole_fit or self.centroids is None:
-            self.before = None
-        else:
-            self.before = self.products.clone(), self.sums.clone()
+        self.forget()
+        if not self.is_whole_fit and self.centroids is not None:
+            self.before = [
+                each.clone()
+                for each in (self.mean, self.scale, self.projection, self.products, self.sums)
+            ]
         self.is_whole_fit = False
+
+    def forget(self) -> None:
+        self.before = self.former = None
 
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return x.flatten(1) @ self.weight.mT + self.bias
@@ -236,24 +258,19 @@ class KMeansGateModule(GateModule):
             for values in (x, losses, sample_weight)
         )
         if self.before is None:
-            basis = self._basis(x, weight, seed)
-            expert = self._cluster(x, losses, weight, basis, seed)
-            if expert is None:
-                self.sums.zero_()
-                return
-            products = sums = 0
+            former, basis = self.former, self._basis(x, weight, seed)
+            points = reduce(x, *basis)
+            products = second_moments(points, weight)
         else:
-            basis = [each.cpu().numpy() for each in (self.mean, self.scale, self.projection)]
-            products, sums = (each.cpu().numpy() for each in self.before)
-            centroids = sums[:, :-1] / sums[:, -1:]
-            expert = pairwise_distances_argmin(reduce(x, *basis), centroids)
-            # Earlier samples count as at most max_samples.
-            share = min(1.0, self.max_samples / sums[:, -1].sum())
-            products, sums = share * products, share * sums
+            former, basis, points, products, weight = self._go_on(x, weight)
+        expert = self._cluster(points, weight, losses, former, basis, seed)
+        if self.before is None:
+            self.former = expert
+        if expert is None:
+            self.sums.zero_()
+            return
         mean, scale, projection = basis
-        design = np.column_stack([reduce(x, *basis), np.ones(len(x))])
-        products = products + design.T @ (design * weight[:, None])
-        sums = sums + (np.eye(losses.shape[1])[expert] * weight[:, None]).T @ design
+        sums = (one_hot(expert, losses.shape[1]) * weight[:, None]).T @ with_ones(points)
         if self.assignment == "nearest_centroid":
             centroids = sums[:, :-1] / sums[:, -1:]
             linear = np.column_stack([2 * centroids, -np.square(centroids).sum(axis=1)])
@@ -285,26 +302,85 @@ class KMeansGateModule(GateModule):
             projection[: len(components)] = components
         return scaler.mean_, scaler.scale_, projection
 
-    def _cluster(self, x, losses, weight, basis, seed):
-        """Return the expert of each sample's cluster, or None if there are too few clusters."""
+    def _go_on(self, x, weight):
+        """Add samples to those of earlier trainings, of which each cluster is one point.
+
+        Return each point's expert so far, -1 for the samples; the mean, scale and components of
+        all; the points; their second moments; and their weights.
+        """
+        mean, scale, projection, products, sums = (each.cpu().numpy() for each in self.before)
+        # Earlier samples count as at most max_samples.
+        share = min(1.0, self.max_samples / sums[:, -1].sum())
+        products, sums = share * products, share * sums
+        new = reduce(x, mean, scale, projection)
+        products = products + second_moments(new, weight)
+        points = np.concatenate([sums[:, :-1] / sums[:, -1:], new])
+        weight = np.concatenate([sums[:, -1], weight])
+        if projection.shape[0] == projection.shape[1]:  # no components: scale by all samples
+            shift = products[-1, :-1] / products[-1, -1]
+            deviation = products.diagonal()[:-1] / products[-1, -1] - shift**2
+            deviation = np.sqrt(deviation.clip(min=0))
+            mean = mean + scale * shift
+            is_constant = scale * deviation <= 1e-6 * np.abs(mean)  # up to rounding in float32
+            factor = np.where(is_constant, 1.0, deviation)
+            scale = scale * factor
+            points = (points - shift) / factor
+            change = np.diag(np.append(1 / factor, 1.0))
+            change[:-1, -1] = -shift / factor
+            products = change @ products @ change.T
+        former = np.append(np.arange(len(sums)), np.full(len(x), -1))
+        return former, (mean, scale, projection), points, products, weight
+
+    def _cluster(self, points, weight, losses, former, basis, seed):
+        """Return the expert of each point's cluster, or None if there are too few clusters."""
         from sklearn.cluster import KMeans  # here, as it takes long
 
         n_experts = losses.shape[1]
-        if len(x) < n_experts:
+        if len(points) < n_experts:
             return None
-        start = {"init": "k-means++", "n_init": 10}
-        if self.centroids is not None:
-            start = {"init": reduce(self.centroids, *basis), "n_init": 1}
+        starts = []
+        if former is not None:
+            members = one_hot(former, n_experts) * weight[:, None]
+            means = members.T @ points / members.sum(axis=0)[:, None]
+            starts.append({"init": means, "n_init": 1})
+        elif self.centroids is not None:
+            starts.append({"init": reduce(self.centroids, *basis), "n_init": 1})
+        if not starts or self.before is not None:
+            starts.append({"init": "k-means++", "n_init": 1 if starts else 10})
+        # A tolerance above 0 would be relative to a variance that ignores the weights.
+        candidates = [
+            KMeans(n_experts, **start, max_iter=self.max_iter, tol=0, random_state=seed)
+            for start in starts
+        ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # if few samples are distinct
-            # A tolerance above 0 would be relative to a variance that ignores the weights.
-            kmeans = KMeans(n_experts, **start, max_iter=self.max_iter, tol=0, random_state=seed)
-            cluster = kmeans.fit_predict(reduce(x, *basis), sample_weight=weight)
-        if len(np.unique(cluster)) < n_experts:
+            for kmeans in candidates:
+                kmeans.fit(points, sample_weight=weight)
+        cluster = min(candidates, key=lambda kmeans: kmeans.inertia_).labels_
+        if not np.bincount(cluster, weight, n_experts).all():
             return None
-        members = [cluster == j for j in range(n_experts)]
-        cost = np.stack([weighted_median(losses[rows], weight[rows]) for rows in members])
+        if former is None:
+            members = [cluster == j for j in range(n_experts)]
+            cost = np.stack([weighted_median(losses[rows], weight[rows]) for rows in members])
+        else:
+            cost = -one_hot(cluster, n_experts).T @ members
         return match(cost, self.matching)[cluster]
+
+
+def one_hot(index: np.ndarray, n: int) -> np.ndarray:
+    """Return indicators (n_samples, n); a row is zero if its index is not among them."""
+    return (index[:, None] == np.arange(n)).astype(float)
+
+
+def with_ones(points: np.ndarray) -> np.ndarray:
+    """Return points with a one as last feature."""
+    return np.column_stack([points, np.ones(len(points))])
+
+
+def second_moments(points: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the weighted sum of the products of each point's features; the last is 1."""
+    design = with_ones(points)
+    return design.T @ (design * weight[:, None])
 
 
 def reduce(

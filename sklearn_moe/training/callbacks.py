@@ -163,6 +163,9 @@ class RefitGate(Callback):
     def on_train_begin(self, net, **kwargs):
         net.module_.gate.remember()
 
+    def on_train_end(self, net, **kwargs):
+        net.module_.gate.forget()
+
     def on_epoch_begin(self, net, dataset_train=None, **kwargs):
         module = net.module_
         if not module.gate.refits:
