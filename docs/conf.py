@@ -55,6 +55,7 @@ sphinx_gallery_conf = {
                 "collapse",
                 "attentive_gate",
                 "kmeans_gate",
+                "dynamical_systems",
                 "mixing",
                 "grid_search",
                 "optuna",
