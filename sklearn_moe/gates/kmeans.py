@@ -76,9 +76,9 @@ class KMeansGate(Gate):
     weight of all its samples, and k-means divides these points and the samples of the chunk
     (Guha et al. 2003). It starts from the present centroids and anew, and the division with the
     smaller sum of squares counts. So a chunk that lacks a cluster leaves it alone, a new family
-    gets a cluster of its own, for which two others merge, and a cluster keeps the expert of most
-    of its samples. The first chunk may hold a single family. Means and scales are those of all
-    samples so far; with more than 32 features, they and the components stay those of the first
+    gets a cluster of its own, for which two others merge for good, and a cluster keeps the expert
+    of most of its samples. The first chunk may hold a single family. Means and scales are those of
+    all samples so far; with more than 32 features, they and the components stay those of the first
     chunk that had enough clusters. Earlier samples count as at most ``max_samples``, and with the
     features that they had then. The default encoder of tables keeps the scales of the first chunk:
     if this lacks families, scale the columns yourself and set ``encoder=None``.
@@ -346,6 +346,7 @@ class KMeansGateModule(GateModule):
         elif self.centroids is not None:
             starts.append({"init": reduce(self.centroids, *basis), "n_init": 1})
         if not starts or self.before is not None:
+            # In a stream, a new family may be far from all centroids.
             starts.append({"init": "k-means++", "n_init": 1 if starts else 10})
         # A tolerance above 0 would be relative to a variance that ignores the weights.
         candidates = [
