@@ -269,12 +269,11 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
     named_experts_ : Bunch
         The fitted classifiers among the experts, by name.
     expert_costs_ : ndarray of shape (n_experts,)
-        Multiply-adds that each expert takes for a sample; the number of parameters of a network
-        that you wrote, and 0 for classifiers of scikit-learn.
+        Multiply-adds for a sample; parameters of your own networks, and 0 for classifiers.
     n_parameters_ : int
         Number of parameters of gate, experts and encoder.
     report_ : DistillationReport, PruningReport, CompressionReport or None
-        Compares it with the mixture that was distilled, pruned or compressed.
+        Compares it with the mixture before it was distilled, pruned or compressed.
     input_summary_ : InputSummary or None
         Mean and main directions of each class, as the gate reads it, for :func:`grow`; None after
         ``partial_fit``.

@@ -63,7 +63,13 @@ def cka(features: NDArray) -> NDArray[np.float64]:
     return np.clip(similarity, 0.0, 1.0)
 
 
-def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list[int]]:
+def group_experts(
+    distance: NDArray,
+    usage: NDArray,
+    n_groups: int,
+    layer: NDArray | None = None,
+    least: list[int] | None = None,
+) -> list[list[int]]:
     """Group the experts: join the cheapest pair of groups, again and again.
 
     Parameters
@@ -75,11 +81,17 @@ def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list
         ab / (a + b), so that experts that are used little are joined first.
     n_groups : int
         How many groups to leave.
+    layer : ndarray of int of shape (n_experts,), default=None
+        The layer of each expert. Experts of different layers are never joined.
+    least : list of int, default=None
+        How many groups each layer keeps at least.
 
     Returns
     -------
     list of list of int
     """
+    layer = np.zeros(len(usage), dtype=int) if layer is None else layer
+    left = np.bincount(layer) - (1 if least is None else least)
     weight = usage + np.finfo(float).eps  # so that unused experts join the most similar group
     total = distance * np.outer(weight, weight)
     groups = [[expert] for expert in range(len(usage))]
@@ -87,7 +99,10 @@ def group_experts(distance: NDArray, usage: NDArray, n_groups: int) -> list[list
         # The total is the mean distance times the product of the weights: only the sum is missing.
         cost = total / np.add.outer(weight, weight)
         np.fill_diagonal(cost, np.inf)
+        own = layer[[group[0] for group in groups]]
+        cost[(own[:, np.newaxis] != own) | (left[own] <= 0)] = np.inf
         one, other = sorted(np.unravel_index(cost.argmin(), cost.shape))
+        left[own[one]] -= 1
         groups[one] += groups.pop(other)
         weight[one] += weight[other]
         total[one] += total[other]

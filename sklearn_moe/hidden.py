@@ -77,6 +77,21 @@ class HiddenMixture(MixtureOfExperts):
         self.gate.keep(experts)
         self.places = [self.places[expert] for expert in experts]
 
+    def merge(
+        self,
+        groups: list[list[int]],
+        shares: list[list[float]] | None = None,
+        x: Tensor | None = None,
+    ) -> None:
+        """Replace each group by its first expert or, with samples ``x``, by its mean."""
+        firsts = [group[0] for group in groups]
+        if x is None or shares is None:
+            self.experts.keep(firsts)
+        else:
+            self.experts.merge(groups, shares, self.for_experts(x))
+        self.gate = self.gate.merge(groups)
+        self.places = [self.places[expert] for expert in firsts]
+
     def _mix(self, gate_log_proba, expert_logits):
         return torch.einsum("ne,neh->nh", gate_log_proba.exp(), expert_logits)
 
@@ -149,6 +164,19 @@ class MoELayersModule(nn.Module):
         """Keep only these experts of each mixture, in this order."""
         for mixture, kept in zip(self.mixtures, experts, strict=True):
             mixture.keep(kept)  # type: ignore[operator]
+
+    def merge(
+        self,
+        groups: list[list[list[int]]],
+        shares: list[list[list[float]]] | None = None,
+        x: list[Tensor] | None = None,
+    ) -> MoELayersModule:
+        """Replace the groups of each mixture by one expert each, as in ``HiddenMixture``."""
+        for number, part in enumerate(self.mixtures):
+            mixture: Any = part
+            own = (None, None) if shares is None or x is None else (shares[number], x[number])
+            mixture.merge(groups[number], *own)
+        return self
 
 
 class HiddenConvExpertsModule(ExpertsModule):

@@ -17,7 +17,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
 from sklearn_moe.decomposition import with_last
+from sklearn_moe.expert_scores import scores_of
 from sklearn_moe.grouping import cka, divergence, group_experts
+from sklearn_moe.hidden_pruning import check_hidden, group_similar, keep_highest
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.shrinking import (
     ShrinkingReport,
@@ -39,7 +41,8 @@ SAMPLES_TO_MATCH_UNITS = 2048
 @validate_params(
     {
         "method": [StrOptions({"similarity", "router_norm", "heavy_hitters", "random"})],
-        "n_experts": [Interval(Integral, 1, None, closed="left")],
+        "n_experts": [Interval(Integral, 1, None, closed="left"), None],
+        "n_hidden_experts": [Interval(Integral, 1, None, closed="left"), None],
         "similarity": [StrOptions({"outputs", "cka", "weights", "gate"})],
         "reduce": [StrOptions({"auto", "merge", "keep"})],
         "counting": [StrOptions({"soft", "hard"})],
@@ -55,7 +58,8 @@ def prune_experts(
     estimator: BaseEstimator,
     *,
     method: str,
-    n_experts: int,
+    n_experts: int | None = None,
+    n_hidden_experts: int | None = None,
     X: ArrayLike | None = None,
     y: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -108,9 +112,14 @@ def prune_experts(
         ``best_estimator_``. It is not changed.
     method : {"similarity", "router_norm", "heavy_hitters", "random"}
         How the experts are chosen.
-    n_experts : int
-        How many experts to keep, at least as many as answer for a sample. The present number
-        changes nothing.
+    n_experts : int, default=None
+        How many experts to keep, at least as many as answer for a sample. None, or the present
+        number, changes nothing.
+    n_hidden_experts : int, default=None
+        How many experts to keep in all hidden layers together (see ``MoELayers``). One ranking of
+        the experts of all layers decides, or one sequence of joins that are relative to the mean
+        distance in a layer; each layer keeps as many as answer for a sample. The outputs of hidden
+        experts are vectors: "outputs" is their mean squared distance. None changes nothing.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...), default=None
         Samples, such as the training samples. All methods except "router_norm" and "random" need
         them, "similarity" only for ``similarity="outputs"`` and "cka". With samples, the report
@@ -162,7 +171,8 @@ def prune_experts(
     Raises
     ------
     ValueError
-        If ``n_experts`` is larger than the number of experts or smaller than the gate's ``top_k``,
+        If neither ``n_experts`` nor ``n_hidden_experts`` is given, if one of them is larger than
+        the number of experts or smaller than the number of experts that answer for a sample,
         data that the method needs are missing or not valid, the method makes no sense for this
         gate or these experts, a parameter of the fine-tuning is given without it, or a parameter
         is not valid.
@@ -208,6 +218,11 @@ def prune_experts(
     ...
     """
     model, samples, y = fitted_mixture(estimator, X, y)
+    if n_experts is None and n_hidden_experts is None:
+        raise ValueError("Pass n_experts, n_hidden_experts, or both.")
+    n_experts = model.net_.n_experts if n_experts is None else n_experts
+    if n_hidden_experts is not None:
+        check_hidden(model, n_hidden_experts)
     _check(model, method, n_experts, y, stratified=stratified)
     if X is None:
         _check_without_samples(method, similarity, reduce)
@@ -217,15 +232,11 @@ def prune_experts(
         raise ValueError("top_k, max_iter and sample_weight belong to fine_tune=True.")
 
     encoded = None if X is None else read_samples(model, samples)
+    random_state, labels = check_random_state(random_state), y if stratified else None
     if method == "similarity":
         groups, scores = _similar(model, encoded, n_experts, similarity)
     else:
-        if method == "router_norm":
-            scores = _norm_changes(model)
-        elif method == "heavy_hitters":
-            scores = _counts(model, encoded, y if stratified else None, counting)
-        else:
-            scores = check_random_state(random_state).random(model.net_.n_experts)
+        scores = scores_of(model.net_, method, encoded, labels, counting, random_state)
         groups = [[int(e)] for e in np.sort(np.argsort(-scores, kind="stable")[:n_experts])]
 
     pruned = deepcopy(model)
@@ -248,6 +259,20 @@ def prune_experts(
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
         pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
         describe(pruned, samples)
+    hidden_groups = None
+    if n_hidden_experts is not None:
+        if method == "similarity":
+            hidden_groups, _ = group_similar(
+                pruned.net_, encoded, n_hidden_experts, similarity, reduce
+            )
+        else:
+            of_layers = [
+                scores_of(model.net_, method, encoded, labels, counting, random_state, layer)
+                for layer in range(len(model.module_.layers))
+            ]
+            hidden_groups = keep_highest(pruned.net_, of_layers, n_hidden_experts)
+        pruned.net_.initialize_optimizer()
+        describe(pruned, samples)
     if fine_tune:
         _fine_tune(pruned, samples, y, sample_weight, regularization, top_k or 1, max_iter)
     pruned.report_ = PruningReport(
@@ -256,6 +281,7 @@ def prune_experts(
         groups=groups,
         scores=scores,
         expert_names=model.expert_names_,
+        hidden_groups=hidden_groups,
     )
     return with_last(estimator, pruned)
 
@@ -353,32 +379,6 @@ def _reduce(pruned, groups, usage, X, reduce):
     net.merge(groups, shares, torch.from_numpy(x).to(net.device))
 
 
-def _norm_changes(model):
-    change = model.module_.gate.norm_change()
-    if change is None:
-        raise ValueError(
-            "method='router_norm' needs a gate with trained weights for each expert. "
-            f"{model.net_.gate!r} has none (no norm_change), or had its experts merged. Distil an "
-            "attentive gate first, or take another method."
-        )
-    return change.cpu().numpy().astype(np.float64)
-
-
-def _counts(model, X, y, counting):
-    """Return how many samples each expert gets; with labels, its largest share of a class."""
-    if counting == "soft":
-        logits = model.net_.evaluate(X, lambda module, x: module.route(x).logits)
-        got = softmax(logits.astype(np.float64), axis=1)
-    else:
-        gate_proba = model.net_.evaluate(X, MixtureOfExperts.gate_proba)
-        got = gate_proba > 0
-        if model.module_.gate.top_k is None:
-            got = np.eye(gate_proba.shape[1])[gate_proba.argmax(axis=1)]
-    if y is None:
-        return got.sum(axis=0)
-    return np.max([got[y == label].mean(axis=0) for label in np.unique(y)], axis=0)
-
-
 def _fine_tune(pruned, X, y, sample_weight, regularization, top_k, max_iter):
     """Train a pruned mixture, while fewer and fewer of its experts answer for a sample."""
     net = pruned.net_
@@ -421,12 +421,15 @@ class PruningReport(ShrinkingReport):
         its norm, its count, or a random number.
     expert_names : list of str or None
         Names of the former experts, if ``experts`` was a list.
+    hidden_groups : list of list of list of int, or None
+        The groups of each hidden layer, if hidden layers were pruned.
     """
 
     method: str
     groups: list[list[int]]
     scores: NDArray[np.float64]
     expert_names: list[str] | None = None
+    hidden_groups: list[list[list[int]]] | None = None
 
     def __repr__(self) -> str:
         n_before, n_after, names = len(self.scores), len(self.groups), self.expert_names
@@ -443,4 +446,7 @@ class PruningReport(ShrinkingReport):
         if names is not None:
             gone = sorted(set(range(n_before)) - {group[0] for group in self.groups})
             lines += ["", f"Gone: {', '.join(names[expert] for expert in gone) or 'none'}."]
+        for number, groups in enumerate(self.hidden_groups or ()):
+            kept = "; ".join(", ".join(map(str, group)) for group in groups)
+            lines += ["", f"hidden layer {number} was  {kept}"]
         return "\n".join(lines)

@@ -26,8 +26,10 @@ from sklearn_moe import (
     decomposition_report,
     distill,
     load,
+    prune_experts,
     save,
 )
+from sklearn_moe.hidden_pruning import vector_distance
 from sklearn_moe.training.session import likelihood
 
 X, y = load_digits(return_X_y=True)
@@ -282,3 +284,99 @@ def test_a_layer_that_is_not_there_raises(layer):
         fitted("moe", max_iter=1).gate_proba(X, layer=layer)
     with pytest.raises(ValueError, match="no hidden layers"):
         fitted("auto", max_iter=1).gate_proba(X, layer=layer)
+
+
+# Pruning
+
+
+def layered(**params):
+    encoder = MoELayers(2, n_experts=5, hidden_size=8, **params)
+    return fitted(encoder, max_iter=6, regularization="importance")
+
+
+def sizes(clf):
+    return [len(layer.experts.costs) for layer in clf.module_.layers]
+
+
+def test_one_ranking_decides_in_all_layers():
+    clf = layered()
+    pruned = prune_experts(clf, method="heavy_hitters", n_hidden_experts=6, X=X, y=y)
+    counts = []
+    with torch.no_grad():
+        output = clf.module_(torch.as_tensor(clf.reader_.read(X, clf)))
+    for number, layer in enumerate(output.layers):
+        shares = layer.gate_logits.double().softmax(dim=1).sum(dim=0)
+        counts += [(share.item(), number, expert) for expert, share in enumerate(shares)]
+    # Two of each layer, and then the best of those that are left.
+    ranked = sorted(counts, reverse=True)
+    kept = [*[c for c in ranked if c[1] == 0][:2], *[c for c in ranked if c[1] == 1][:2]]
+    kept += [c for c in ranked if c not in kept][:2]
+    for number, groups in enumerate(pruned.report_.hidden_groups):
+        assert [expert for (expert,) in groups] == sorted(e for _, n, e in kept if n == number)
+    assert sum(sizes(pruned)) == 6
+    assert sizes(clf) == [5, 5]
+    assert "hidden layer 1 was" in repr(pruned.report_)
+    assert pruned.n_experts == clf.n_experts == 3
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"method": "router_norm"},
+        {"method": "random", "random_state": 0},
+        {"method": "heavy_hitters", "counting": "hard", "stratified": True},
+        {"method": "similarity"},
+        {"method": "similarity", "reduce": "keep", "similarity": "cka"},
+        {"method": "similarity", "similarity": "weights", "n_experts": 2},
+        {"method": "similarity", "similarity": "gate"},
+    ],
+    ids=str,
+)
+def test_pruned_layers_predict_train_and_travel(params, tmp_path):
+    pruned = prune_experts(layered(), n_hidden_experts=5, X=X, y=y, **params)
+    assert sum(sizes(pruned)) == 5
+    assert min(sizes(pruned)) >= 2
+    assert pruned.n_experts == params.get("n_experts", 3)
+    proba = pruned.predict_proba(X)
+    save(pruned, tmp_path / "pruned.moe")
+    for other in (pickle.loads(pickle.dumps(pruned)), load(tmp_path / "pruned.moe")):
+        np.testing.assert_array_equal(proba, other.predict_proba(X))
+    assert pruned.gate_proba(X, layer=1).shape == (len(X), sizes(pruned)[1])
+    assert sizes(pruned.partial_fit(X, y)) == sizes(pruned)
+
+
+def test_merged_copies_in_a_layer_predict_the_same():
+    clf = fitted(MoELayers(1, n_experts=3, hidden_size=8, gate="softmax"))
+    (layer,) = clf.module_.layers
+    with torch.no_grad():
+        for own in layer.experts.layers:
+            own.weight[2], own.bias[2] = own.weight[0], own.bias[0]
+    before = clf.predict_proba(X)
+    for reduce in ("keep", "merge"):
+        pruned = prune_experts(clf, method="similarity", n_hidden_experts=2, X=X, reduce=reduce)
+        assert sorted(map(sorted, pruned.report_.hidden_groups[0])) == [[0, 2], [1]]
+        np.testing.assert_allclose(pruned.predict_proba(X), before, atol=1e-6)
+
+
+def test_distance_of_vectors():
+    rng = np.random.default_rng(0)
+    vectors, gate_proba = rng.normal(size=(20, 3, 4)), rng.dirichlet([1, 1, 1], 20)
+    found = vector_distance(vectors, gate_proba)
+    for one in range(3):
+        for other in range(3):
+            total = weight = 0.0
+            for n in range(20):
+                both = gate_proba[n, one] + gate_proba[n, other]
+                total += both * ((vectors[n, one] - vectors[n, other]) ** 2).sum()
+                weight += both
+            assert found[one, other] == pytest.approx(total / weight, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "message"), [(3, "must be between 4"), (11, "and 10"), (None, "Pass n_experts")]
+)
+def test_numbers_of_hidden_experts_that_cannot_be(n, message):
+    with pytest.raises(ValueError, match=message):
+        prune_experts(layered(), method="router_norm", n_hidden_experts=n)
+    with pytest.raises(ValueError, match=r"no hidden layers|Pass n_experts"):
+        prune_experts(fitted("auto", max_iter=1), method="router_norm", n_hidden_experts=n)

@@ -468,6 +468,7 @@ def test_experts_whose_weights_cannot_be_compared(experts, with_experts):
         prune_experts(clf, method="similarity", similarity="weights", n_experts=3)
 
 
+@pytest.mark.filterwarnings("ignore:The best of")
 def test_linear_experts_by_their_coefficients(data, with_experts):
     clf = with_experts("linear")
     layer = clf.module_.experts

@@ -415,6 +415,18 @@ class MoENet(Plain, NeuralNetClassifier):
         self.steps_["encoder"].append(("keep", experts))
         self._work = None
 
+    def merge_in_layers(
+        self,
+        groups: list[list[list[int]]],
+        shares: list[list[list[float]]] | None = None,
+        x: list[Tensor] | None = None,
+    ) -> None:
+        """Replace groups of experts of each hidden layer by one expert, as :meth:`merge` does."""
+        with usual_defaults(self.device):
+            self.module_.encoder.merge(groups, shares, x)
+        self.steps_["encoder"].append(("merge", groups))
+        self._work = None
+
     def merge(
         self,
         groups: list[list[int]],

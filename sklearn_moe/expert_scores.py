@@ -1,0 +1,67 @@
+"""The scores by which pruning keeps experts, in the mixture or in a hidden layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from sklearn_moe.gates import GateModule
+
+
+def norm_change(gate: GateModule, name: str) -> NDArray[np.float64]:
+    """Return how much the norm of each expert's weights in a gate has grown in training."""
+    change = gate.norm_change()
+    if change is None:
+        raise ValueError(
+            "method='router_norm' needs a gate with trained weights for each expert. "
+            f"{name} has none (no norm_change), or had its experts merged. Distil an attentive "
+            "gate first, or take another method."
+        )
+    return change.cpu().numpy().astype(np.float64)
+
+
+def heavy_hitters(
+    net: Any, X: Any, y: NDArray | None, counting: str, layer: int | None = None
+) -> NDArray[np.float64]:
+    """Return how many samples each expert gets; with labels, its largest share of a class."""
+
+    def scores(module, x):
+        output = module.route(x) if layer is None else module(x).layers[layer]
+        if counting == "soft":
+            return output.logits if layer is None else output.gate_logits
+        # The logarithm of the probabilities, as all of a batch may be 0 for an expert.
+        return output.log_proba if layer is None else output.gate_proba.log()
+
+    found = net.evaluate(X, scores)
+    gate = net.module_.gate if layer is None else net.module_.layers[layer].gate
+    if counting == "soft":
+        got = softmax(found.astype(np.float64), axis=1)
+    elif gate.top_k is None:
+        got = np.eye(found.shape[1])[found.argmax(axis=1)]
+    else:
+        got = found > -np.inf
+    if y is None:
+        return got.sum(axis=0)
+    return np.max([got[y == label].mean(axis=0) for label in np.unique(y)], axis=0)
+
+
+def scores_of(
+    net: Any,
+    method: str,
+    X: Any,
+    y: NDArray | None,
+    counting: str,
+    random_state: np.random.RandomState,
+    layer: int | None = None,
+) -> NDArray[np.float64]:
+    """Return the score of each expert of a mixture, or of a hidden layer, by a method."""
+    mixture = net.module_ if layer is None else net.module_.layers[layer]
+    if method == "router_norm":
+        name = repr(net.gate) if layer is None else f"The gate of hidden layer {layer}"
+        return norm_change(mixture.gate, name)
+    if method == "heavy_hitters":
+        return heavy_hitters(net, X, y, counting, layer)
+    return random_state.random(len(mixture.experts.costs))
