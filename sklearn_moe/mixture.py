@@ -234,7 +234,7 @@ class MixtureOfExperts(nn.Module):
     @property
     def is_conditional(self) -> bool:
         """Whether only the experts that the gate chooses for a sample have to run."""
-        is_choosing = self.gate.top_k is not None and not self.gate.needs_hidden
+        is_choosing = self.gate.n_answers is not None and not self.gate.needs_hidden
         return is_choosing and self.experts.independent
 
     def predict_log_proba(self, x: Tensor) -> Tensor:
@@ -269,8 +269,9 @@ class MixtureOfExperts(nn.Module):
             if self.gate.top_k == 1:  # max is faster than topk
                 gate_log_proba, chosen = gate_log_proba.max(dim=1, keepdim=True)
             else:
-                gate_log_proba, chosen = gate_log_proba.topk(self.gate.top_k, dim=1)
-            # A merged gate, or experts that take no part, may leave fewer than k.
+                k = self.gate.top_k or gate_log_proba.shape[1]
+                gate_log_proba, chosen = gate_log_proba.topk(k, dim=1)
+            # A sparse or merged gate, or experts that take no part, may leave fewer than k.
             answers = None if self.gate.top_k == 1 else gate_log_proba > -torch.inf
             return gate, gate_log_proba, self._run_chosen(x, chosen, answers)
         expert_logits, hidden = self.run_experts(x)
@@ -299,9 +300,9 @@ class MixtureOfExperts(nn.Module):
         if not self.experts.runs_at_once:  # they run in turn anyway
             return True
         costs = self.experts.costs
-        n_experts = len(costs)
-        saved = len(x) * (n_experts - self.gate.top_k) * sum(costs) / n_experts
-        n_used = min(n_experts, len(x) * self.gate.top_k)
+        n_experts, n_answers = len(costs), self.gate.n_answers
+        saved = len(x) * (n_experts - n_answers) * sum(costs) / n_experts
+        n_used = min(n_experts, len(x) * n_answers)
         return saved > WORTH_AN_EXPERT[x.device.type] * n_used
 
     def _mix(self, gate_log_proba, expert_logits):

@@ -138,6 +138,7 @@ PAIRS = {
     "basis": ("mlp", SMALL),
     "tree": ("mlp", SMALL),
     "gumbel": ("mlp", SMALL),
+    "sparsemax": ("mlp", SMALL),
     "balanced": ("mlp", SMALL),
     "shared_expert": ("mlp", SMALL),
 }
@@ -313,7 +314,7 @@ def test_the_reader_of_the_guide(mixed_table, fresh):
 # Plain forms
 
 # Gates whose scores have no short formula.
-WITHOUT_FORMULA = ["attentive", "basis", "tree", "balanced", "shared_expert"]
+WITHOUT_FORMULA = ["attentive", "basis", "tree", "balanced", "shared_expert", "sparsemax"]
 
 
 def by_python(path, X):

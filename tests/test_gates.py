@@ -13,10 +13,12 @@ from sklearn_moe import (
     GumbelGate,
     SharedExpertGate,
     SoftmaxGate,
+    SparsemaxGate,
     TableEncoder,
     TreeGate,
 )
 from sklearn_moe.gates import mask_all_but_top_k
+from sklearn_moe.gates.sparsemax import sparsemax
 
 N, D, E, H = 9, 6, 4, 5
 
@@ -43,7 +45,7 @@ def test_probabilities(name, training, batch, generator):
     top_k = GATES[name].top_k
     if top_k is not None and not (training and top_k == 1):
         assert ((proba > 0).sum(dim=1) == top_k).all()
-    else:
+    elif name != "sparsemax":
         assert (proba > 0).all()
 
 
@@ -249,6 +251,73 @@ def test_gumbel_draws_from_the_softmax(generator):
     assert (
         module(x.expand(500, D), None, generator).log_proba.exp().max(dim=1).values.mean() < sure
     )
+
+
+# A sparse softmax
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_sparsemax_equals_a_search_for_the_threshold(scale, generator):
+    scores = scale * torch.randn(20, 5, generator=generator, dtype=torch.float64)
+    proba = sparsemax(scores)
+    for n in range(20):
+        low, high = scores[n].min().item() - 1, scores[n].max().item()
+        for _ in range(100):  # the sum falls while the threshold rises
+            threshold = (low + high) / 2
+            total = sum(max(score - threshold, 0.0) for score in scores[n].tolist())
+            low, high = (threshold, high) if total > 1 else (low, threshold)
+        expected = [max(score - low, 0.0) for score in scores[n].tolist()]
+        torch.testing.assert_close(proba[n].tolist(), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(sparsemax(scores + 3), proba)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(sparsemax(scores[:, order]), proba[:, order])
+
+
+@pytest.mark.parametrize(
+    "scores, expected",
+    [
+        ([0.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]),
+        ([0.5, 0.0, 0.0, -9.0], [2 / 3, 1 / 6, 1 / 6, 0.0]),
+        ([1e6 + 0.25, 1e6, 3.0, 2.0], [0.625, 0.375, 0.0, 0.0]),
+        ([0.5, -torch.inf, 0.0, -torch.inf], [0.75, 0.0, 0.25, 0.0]),
+    ],
+)
+def test_sparsemax_by_hand(scores, expected):
+    torch.testing.assert_close(sparsemax(torch.tensor([scores])), torch.tensor([expected]))
+
+
+def test_gradient_of_sparsemax(generator):
+    scores = torch.randn(20, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(sparsemax, scores)
+
+
+@pytest.mark.parametrize("n_active", [1, 1.5, 3, 99])
+def test_sparsemax_gate_asks_as_many_as_wanted(n_active, generator):
+    module = build(SparsemaxGate(n_active=n_active), generator).train()
+    x = torch.randn(500, D, generator=generator)
+    for _ in range(800):
+        in_training = module(x, None).log_proba
+    module.eval()
+    temperature, in_prediction = module.temperature, module(x, None).log_proba
+    answers = in_training.isfinite().sum(dim=1)
+    assert answers.float().mean().item() == pytest.approx(min(n_active, E), abs=0.05)
+    if 1 < n_active < E:
+        assert answers.min() < answers.max()
+    torch.testing.assert_close(in_prediction, in_training, atol=0.01, rtol=0.05)
+    assert torch.equal(module.temperature, temperature)  # prediction leaves it
+    assert module.formula() is None
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_sparsemax_gate_has_a_limit(top_k, generator):
+    module = build(SparsemaxGate(n_active=4, top_k=top_k), generator).eval()
+    x = torch.randn(200, D, generator=generator)
+    logits, log_proba, _ = module(x, None)
+    assert log_proba.isfinite().sum(dim=1).max() == top_k == module.n_answers
+    expected = sparsemax(mask_all_but_top_k(logits, top_k))
+    torch.testing.assert_close(log_proba.exp(), expected)
+    in_training = module.train()(x, None).log_proba.isfinite().sum(dim=1)
+    assert in_training.max() == (E if top_k == 1 else top_k)
 
 
 # Balance without a loss

@@ -9,6 +9,7 @@ from sklearn_moe import (
     CustomExperts,
     MLPExperts,
     SoftmaxGate,
+    SparsemaxGate,
 )
 from sklearn_moe.mixture import WORTH_AN_EXPERT, MixtureOfExperts
 
@@ -151,10 +152,14 @@ def test_prediction_equals_the_whole_mixture(
     torch.testing.assert_close(module.route(x).log_proba.softmax(dim=1), whole.gate_proba)
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_only_the_chosen_experts_run_in_prediction(top_k, generator):
+@pytest.mark.parametrize(
+    "gate, n_runs",
+    [(SoftmaxGate(top_k=1), 50), (SoftmaxGate(top_k=2), 100), (SparsemaxGate(), None)],
+    ids=["one", "two", "one or more"],
+)
+def test_only_the_chosen_experts_run_in_prediction(gate, n_runs, generator):
     experts = CustomExperts(CountingExpert).build((D,), E, C, generator)
-    gate = SoftmaxGate(top_k=top_k).build((D,), E, experts.hidden_size, generator)
+    gate = gate.build((D,), E, experts.hidden_size, generator)
     module, x = MixtureOfExperts(experts, gate).eval(), torch.randn(50, D, generator=generator)
     chosen = module(x).gate_proba > 0
     for expert in experts.experts:
@@ -163,7 +168,7 @@ def test_only_the_chosen_experts_run_in_prediction(top_k, generator):
     assert [expert.n_rows for expert in experts.experts] == [0] * E
     module.predict_proba(x)
     assert [expert.n_rows for expert in experts.experts] == chosen.sum(dim=0).tolist()
-    assert chosen.sum() == 50 * top_k
+    assert chosen.sum() == n_runs or (n_runs is None and 50 < chosen.sum() < 50 * E)
 
 
 @pytest.mark.parametrize("gate", ["softmax", "top_k", "attentive"])

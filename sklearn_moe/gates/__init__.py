@@ -23,6 +23,7 @@ from sklearn_moe.gates.gumbel import GumbelGate
 from sklearn_moe.gates.kmeans import KMeansGate
 from sklearn_moe.gates.shared import SharedExpertGate
 from sklearn_moe.gates.softmax import SoftmaxGate, SoftmaxGateModule
+from sklearn_moe.gates.sparsemax import SparsemaxGate
 from sklearn_moe.gates.tree import TreeGate
 
 GATES: dict[str, Gate] = {
@@ -36,6 +37,7 @@ GATES: dict[str, Gate] = {
     "constant": ConstantGate(),
     "kmeans": KMeansGate(),
     "tree": TreeGate(),
+    "sparsemax": SparsemaxGate(),
     "gumbel": GumbelGate(),
     "balanced": BalancedGate(),
     "shared_expert": SharedExpertGate(),

@@ -178,6 +178,11 @@ class GateModule(nn.Module):
         """Approximate number of multiply-adds of the gate for one sample."""
         return multiply_adds(self)
 
+    @property
+    def n_answers(self) -> float | None:
+        """About how many experts answer for a sample in prediction; None if all do."""
+        return self.top_k
+
     def formula(self) -> GateFormula | None:
         """Return the formula of the scores divided by the temperature, or None if it is long."""
         return None
@@ -245,13 +250,17 @@ class GateModule(nn.Module):
         """Return -inf in place of the logits of experts that do not answer."""
         return mask_all_but_top_k(logits, self.top_k)  # type: ignore[arg-type]
 
+    def normalize(self, logits: Tensor) -> Tensor:
+        """Return log-probabilities for the logits of the experts that may answer."""
+        # The softmax is vectorised if the samples are the last axis, as they are in the experts.
+        return logits.mT.log_softmax(dim=0).mT
+
     def route(self, logits: Tensor, generator: torch.Generator | None = None) -> GateOutput:
         """Return the output of the gate for these logits, after noise and masking."""
         routed, routing = self.perturb(logits, generator) if self.training else (logits, None)
         if self.top_k is not None and not (self.training and self.top_k == 1):
             routed = self.select(routed)
-        # The softmax is vectorised if the samples are the last axis, as they are in the experts.
-        return GateOutput(logits, routed.mT.log_softmax(dim=0).mT, routing)
+        return GateOutput(logits, self.normalize(routed), routing)
 
 
 class MergedGateModule(GateModule):

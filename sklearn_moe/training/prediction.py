@@ -70,8 +70,8 @@ class Work(NamedTuple):
         others = multiply_adds(module.gate) + max(multiply_adds(module.encoder), in_layers)
         is_conditional = module.is_conditional
         n_experts = len(module.experts.costs)
-        top_k: Any = module.gate.top_k
-        running = experts * top_k / n_experts if is_conditional else experts
+        n_answers: Any = module.gate.n_answers
+        running = experts * n_answers / n_experts if is_conditional else experts
         return cls(experts + others, running + others, _chunk_size(module, device))
 
 
