@@ -12,6 +12,7 @@ from sklearn_moe import (
     MoEClassifier,
     SampleSimilarity,
     ScoreVariance,
+    SoftNearestNeighbor,
     ZLoss,
 )
 from sklearn_moe.gates import Routing
@@ -270,6 +271,69 @@ def test_score_variance(make_mixture, generator):
     assert penalty(ScoreVariance(1.0), make_mixture(same)).item() == pytest.approx(0, abs=1e-12)
 
 
+# Soft nearest neighbours
+
+
+@pytest.mark.parametrize("max_samples, rows", [(512, range(9)), (5, [0, 2, 4, 6, 8])])
+def test_soft_nearest_neighbor_equals_a_loop(max_samples, rows, make_mixture, generator):
+    x = torch.randn(9, 2, 4, generator=generator, dtype=torch.float64)
+    mixture = make_mixture(torch.randn(9, 3, generator=generator, dtype=torch.float64))
+    weight = torch.rand(9, generator=generator, dtype=torch.float64)
+    y = torch.arange(9) // 2 % 3
+    total = 0.0
+    for n in rows:
+        alike = near = 0.0
+        for m in rows:
+            cosine = torch.cosine_similarity(x[n].flatten(), x[m].flatten(), dim=0)
+            similarity = weight[m] * torch.exp((cosine - 1) / 0.7)
+            near += similarity
+            if y[n] == y[m]:
+                alike += similarity * (mixture.gate_proba[n] @ mixture.gate_proba[m])
+        total -= 2.0 * weight[n] * torch.log(alike / near) / len(rows)
+    regularizer = SoftNearestNeighbor(2.0, temperature=0.7, max_samples=max_samples)
+    torch.testing.assert_close(regularizer(mixture, x, y, weight), total)
+    torch.testing.assert_close(regularizer(mixture, 1e3 * x, y, weight), total)
+
+
+@pytest.mark.parametrize(
+    "gate_proba, y, expected",
+    [
+        ([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 0, 1, 1], 0.0),  # the neighbour has both
+        ([[1, 0], [0, 1], [1, 0], [0, 1]], [0, 0, 1, 1], math.log(2)),  # another expert
+        ([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 1, 0, 1], math.log(2)),  # another class
+        ([[0.5, 0.5]] * 4, [0, 0, 1, 1], math.log(2)),
+        ([[1, 0]] * 4, [0, 0, 1, 1], 0.0),  # it does not balance
+    ],
+)
+def test_soft_nearest_neighbor_by_hand(gate_proba, y, expected, make_mixture):
+    x = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]]  # each sample has one neighbour
+    regularizer = SoftNearestNeighbor(1.0, temperature=1e-3)
+    mixture = make_mixture(gate_proba=gate_proba)
+    value = regularizer(mixture, x, torch.tensor(y), torch.ones(4).double())
+    assert value.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_soft_nearest_neighbor_trains_the_features(make_mixture, generator):
+    x = torch.randn(12, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    mixture = make_mixture(torch.randn(12, 3, generator=generator, dtype=torch.float64))
+    y, weight = torch.arange(12) % 2, torch.ones(12).double()
+    before = SoftNearestNeighbor(1.0)(mixture, x, y, weight)
+    (gradient,) = torch.autograd.grad(before, x)
+    assert SoftNearestNeighbor(1.0)(mixture, x - gradient, y, weight) < before
+
+
+@pytest.mark.parametrize(
+    "regularizer, message",
+    [
+        (SoftNearestNeighbor(temperature=0.0), "'temperature' parameter"),
+        (SoftNearestNeighbor(max_samples=1), "'max_samples' parameter"),
+    ],
+)
+def test_wrong_parameters_of_soft_nearest_neighbor(regularizer, message, iris):
+    with pytest.raises(ValueError, match=message):
+        MoEClassifier(regularization=regularizer).fit(*iris)
+
+
 # What they have in common, at the edges
 
 
@@ -279,6 +343,7 @@ def test_score_variance(make_mixture, generator):
         ("importance", "p"),
         ("sample_similarity", "p"),
         ("score_variance", "p"),
+        ("soft_nearest_neighbor", "p"),
         ("entropy", "q"),
         ("z_loss", "q"),
     ],
@@ -321,6 +386,7 @@ def test_defaults():
         "importance": 0.2,
         "load": 0.1,
         "sample_similarity": 0.3,
+        "soft_nearest_neighbor": 0.1,
         "entropy": 0.01,
         "competence": 1.0,
         "score_variance": 0.3,

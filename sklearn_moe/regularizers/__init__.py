@@ -16,6 +16,7 @@ from sklearn_moe.regularizers.complexity import ComplexityBalance
 from sklearn_moe.regularizers.confidence import Entropy, ScoreVariance, ZLoss
 from sklearn_moe.regularizers.orthogonality import SoftOrthogonality
 from sklearn_moe.regularizers.sample_similarity import SampleSimilarity
+from sklearn_moe.regularizers.soft_nearest_neighbor import SoftNearestNeighbor
 from sklearn_moe.regularizers.sparse_gate import SparseGate
 from sklearn_moe.regularizers.zero_computation import ZeroComputationBalance
 
@@ -23,6 +24,7 @@ REGULARIZERS: dict[str, Regularizer] = {
     "importance": Importance(),
     "load": Load(),
     "sample_similarity": SampleSimilarity(),
+    "soft_nearest_neighbor": SoftNearestNeighbor(),
     "entropy": Entropy(),
     "competence": Competence(),
     "score_variance": ScoreVariance(),
