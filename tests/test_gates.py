@@ -408,6 +408,14 @@ def test_basis_gate(batch, generator):
         np.testing.assert_allclose(logits[:, expert].detach(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_basis_gate_is_the_same_in_training(size, batch, generator):
+    module = build(BasisGate(size=size), generator).double()
+    x = batch[0].double()
+    in_training, in_prediction = module.train()(x, None).logits, module.eval()(x, None).logits
+    torch.testing.assert_close(in_training, in_prediction)
+
+
 def test_basis_of_all_directions_tells_nothing(generator):
     module = build(BasisGate(size=99), generator)
     proba = module(torch.randn(5, D, generator=generator), None).log_proba.exp()

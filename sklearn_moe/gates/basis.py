@@ -34,7 +34,9 @@ class BasisGate(Gate):
         Sizes of the layers of :math:`g`, with ReLU between them and none after the last. Without
         layers, :math:`g(x) = x`.
     size : int, default=8
-        Number of directions of each basis; all that there are, if there are fewer.
+        Number of directions of each basis; all that there are, if there are fewer. More of them
+        can be better, as long as they are far fewer than the features: a basis of all directions
+        describes all samples.
     temperature : float, default=0.05
         Initial value of :math:`T`, which is learned.
     top_k : int or None, default=None
@@ -46,7 +48,9 @@ class BasisGate(Gate):
 
     Notes
     -----
-    In ERMoE the basis is also that of the expert's own weights. Here the experts are free.
+    In ERMoE the basis is also that of the expert's own weights. Here the experts are free, because
+    bases of their own first layers were hardly better (see the guide's page "All methods side by
+    side").
 
     References
     ----------
@@ -133,11 +137,17 @@ class BasisGateModule(GateModule):
         for name in ("directions", "bias"):
             setattr(self, name, nn.Parameter(getattr(self, name).data[experts]))
 
+    def bases(self) -> Tensor:
+        """Return the bases (n_experts, size, n_inputs)."""
+        if self.training:  # this is many times faster, but ONNX does not know it
+            return torch.linalg.qr(self.directions.mT).Q.mT
+        return orthogonalize(self.directions)
+
     def score(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         x = self.trunk(self.encoder(x).flatten(1)) - self.centre
         # Squares of large numbers would be infinite, and only the direction counts.
         x = x / x.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-        basis = orthogonalize(self.directions)
+        basis = self.bases()
         along = torch.einsum("nd,esd->nes", x, basis).square().sum(dim=2)
         # The root has no gradient at zero, where all scores are the same.
         squares = along / x.square().sum(dim=1, keepdim=True).clamp_min(1e-30)
