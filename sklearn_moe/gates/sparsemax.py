@@ -48,7 +48,7 @@ class SparsemaxGate(Gate):
     -----
     ReMoE has a ReLU whose outputs do not sum to 1, and reaches its number of experts by a penalty
     on them with a variable strength. Here they have to be probabilities. Dividing them by their
-    sum was worse than the threshold, and left samples without any expert.
+    sum leaves samples without any expert, and had a higher log loss than the threshold.
 
     References
     ----------
