@@ -37,7 +37,7 @@ class Mixture:
             regularizations=[REGULARIZERS[e] if isinstance(e, str) else e for e in names],
             mixing=mixing,
         )
-        self.module_ = SimpleNamespace(is_conditional=True)
+        self.module_ = SimpleNamespace(is_conditional=True, layers=())
         self.expert_costs_ = np.arange(1, self.proba.shape[1] + 1)
         self.n_parameters_ = 1234
 
