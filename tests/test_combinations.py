@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from kinds import OF_IMAGES
 
 from sklearn_moe import (
     EXPERTS,
@@ -37,8 +38,6 @@ KINDS = {
     "complexity_conv": ComplexityConvExperts(1, 4, hidden_layer_sizes=(), pooling=1),
     "zero_computation": ZeroComputationExperts((5,)),
 }
-
-OF_IMAGES = ("conv", "complexity_conv")
 
 ALONE = "a gate with top_k=1 makes no sense"
 SENSELESS = {

@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from kinds import OF_TABLES
 from torch import nn
 
 from sklearn_moe import (
-    EXPERTS,
     GATES,
     AttentiveGate,
     ConvEncoder,
@@ -133,7 +133,7 @@ def test_distillation_and_tracking(target, digits):
         assert torch.equal(value, experts[name])
 
 
-@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"}))
+@pytest.mark.parametrize("experts", OF_TABLES)
 def test_experts_and_their_regularizations(experts, digits):
     X, y = digits
     regularization = {"orthogonal": "orthogonality", "mlp": None, "mpo": None}.get(

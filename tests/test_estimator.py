@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from kinds import OF_TABLES
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
@@ -18,7 +19,6 @@ from skorch.callbacks import Callback, TrainEndCheckpoint
 from torch import nn
 
 from sklearn_moe import (
-    EXPERTS,
     GATES,
     REGULARIZERS,
     AttentiveGate,
@@ -535,7 +535,7 @@ def test_a_stream_of_single_classes_does_not_warn_of_collapse(iris):
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("experts", sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"}))
+@pytest.mark.parametrize("experts", OF_TABLES)
 def test_interruption_leaves_a_usable_model(experts, iris):
     X, y = iris
 

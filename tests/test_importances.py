@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kinds import OF_TABLES
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
@@ -16,7 +17,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from sklearn_moe import (
-    EXPERTS,
     GATES,
     LinearExperts,
     MoEClassifier,
@@ -86,10 +86,7 @@ def test_weights_of_zero_count_as_removed(frame):
     "params",
     [
         *({"gate": gate} for gate in sorted(GATES)),
-        *(
-            {"experts": kind}
-            for kind in sorted(set(EXPERTS) - {"conv", "complexity_conv", "strong"})
-        ),
+        *({"experts": kind} for kind in OF_TABLES),
         {"mixing": "logit"},
         {"encoder": lambda shape: nn.Linear(*shape, 5)},
         {"experts": lambda shape, n_classes: nn.Linear(*shape, n_classes)},

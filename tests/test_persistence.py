@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import skops.io
 import torch
+from kinds import OF_TABLES
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +22,6 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_moe import (
-    EXPERTS,
     GATES,
     REGULARIZERS,
     TRUSTED_TYPES,
@@ -148,10 +148,7 @@ IMAGES = {
     "params",
     [
         *({"gate": gate} for gate in GATES),
-        *(
-            {"experts": experts}
-            for experts in sorted({"auto", *EXPERTS} - {"conv", "complexity_conv", "strong"})
-        ),
+        *({"experts": experts} for experts in ["auto", *OF_TABLES]),
         *({"regularization": regularization} for regularization in ("auto", *REGULARIZERS)),
     ],
     ids=str,

@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from kinds import OF_IMAGES
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -110,7 +111,7 @@ def with_experts(data):
 
     @cache
     def fitted(experts):
-        input_shape = (8, 8) if experts in ("conv", "complexity_conv") else None
+        input_shape = (8, 8) if experts in OF_IMAGES else None
         clf = clone(MOE).set_params(
             experts=experts, input_shape=input_shape, max_iter=2, batch_size=200
         )

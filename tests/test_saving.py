@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kinds import OF_TABLES
 from safetensors import safe_open
 from safetensors.numpy import save as serialize
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -23,7 +24,6 @@ from test_persistence import IMAGES, OTHERS, data, images, linear, make
 from torch import nn
 
 from sklearn_moe import (
-    EXPERTS,
     GATES,
     REGULARIZERS,
     AttentiveGate,
@@ -84,10 +84,7 @@ def assert_same(clf, twin, X):
     "params",
     [
         *({"gate": gate} for gate in GATES),
-        *(
-            {"experts": experts}
-            for experts in sorted({*EXPERTS} - {"conv", "complexity_conv", "strong"})
-        ),
+        *({"experts": experts} for experts in OF_TABLES),
         *({"regularization": regularization} for regularization in REGULARIZERS),
     ],
     ids=str,

@@ -26,12 +26,15 @@ class Experts(Documented, BaseEstimator):
     n_outside : int, default=0
         Number of experts that answer outside of the net. Their log-probabilities come with the
         samples.
+    needs_images : bool, default=False
+        Whether it reads images only.
     is_list : bool, default=False
         Whether it is a list of named experts, as :class:`EstimatorExperts` is.
     """
 
     is_linear = False
     n_outside = 0
+    needs_images = False
     is_list = False
 
     def build(

@@ -146,6 +146,8 @@ class ComplexityConvExperts(Experts):
     [2496, 14080, 77568]
     """
 
+    needs_images = True
+
     _parameter_constraints: dict = {
         "smallest": [Interval(Integral, 1, None, closed="left")],
         "largest": [Interval(Integral, 1, None, closed="left")],

@@ -60,6 +60,8 @@ class ConvExperts(Experts):
     True
     """
 
+    needs_images = True
+
     _parameter_constraints: dict = {
         **CONVOLUTION_CONSTRAINTS,
         "hidden_layer_sizes": MLPExperts._parameter_constraints["hidden_layer_sizes"],
