@@ -479,6 +479,21 @@ def test_linear_experts_by_their_coefficients(data, with_experts):
     assert pruned.report_.groups == groups_by(distance, clf.expert_usage_, 3)
 
 
+@pytest.mark.filterwarnings("ignore:The best of")
+def test_a_sparse_gate_of_merged_experts_goes_on(iris):
+    X, y = iris
+    clf = MoEClassifier(4, experts="linear", n_init=2, max_iter=3, random_state=0).fit(X, y)
+    pruned = prune(clf, X, "similarity", 2)
+    assert pruned.gate_columns_ == clf.gate_columns_
+    (penalty,) = clf.net_.regularizations
+    assert penalty.penalty_of(pruned.module_.gate) == penalty.penalty_of(clf.module_.gate)
+    proba = deepcopy(pruned).partial_fit(X, y).predict_proba(X)
+    assert np.isfinite(proba).all()
+    assert np.abs(proba - pruned.predict_proba(X)).max() > 0
+    again = deepcopy(pruned).set_params(warm_start=True).fit(X, y)
+    assert set(again.gate_columns_) <= set(range(4))
+
+
 def test_matching_units_undoes_a_permutation(generator):
     units = torch.randn(6, 50, generator=generator)
     order = torch.randperm(6, generator=generator)

@@ -282,6 +282,12 @@ class MergedGateModule(GateModule):
         super().__init__(temperature=1.0, top_k=gate.top_k)
         self.gate = gate
         self.groups = groups
+        for name in ("sources", "column_groups", "group_sizes"):
+            setattr(self, name, getattr(gate, name))
+
+    @property
+    def input_weight(self) -> Tensor | None:
+        return self.gate.input_weight
 
     def forward(
         self, x: Tensor, hidden: Tensor | None, generator: torch.Generator | None = None
