@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,7 +142,8 @@ class FittedMixture(Plain, Documented):
             return self._evaluate_proba(X, MixtureOfExperts.gate_proba, asks=_nobody)
         check_is_fitted(self)
         n_layers = len(self.module_.layers)
-        if layer not in range(n_layers):
+        is_number = isinstance(layer, Integral) and not isinstance(layer, bool)
+        if not is_number or layer not in range(n_layers):
             raise ValueError(
                 f"layer={layer!r} must be a number from 0 to {n_layers - 1}, of a hidden layer of "
                 "experts."

@@ -212,8 +212,9 @@ def _columns(estimator, data):
     encoder = encoder_of(estimator)
     mixes = encoder is not None and not (encoder.needs_tables and table is not None)
     if selected and mixes:
+        given = [name for name in sorted(selected) if getattr(estimator, name) is not None]
         raise ValueError(
-            f"{min(selected)} needs gate and experts that read the columns of a table, but "
+            f"{given[0] if given else 'groups'} needs gate and experts that read the columns of a table, but "
             f"encoder={estimator.encoder!r} mixes them. Leave encoder='auto'."
         )
     columns = {}

@@ -265,7 +265,9 @@ def test_a_zero_expert_keeps_its_share_in_a_hidden_layer():
         ({"encoder": MoELayers(n_experts=True)}, "encoder__n_experts must be an integer"),
         ({"encoder": "conv_moe"}, "Convolutions need images"),
         ({"gate": SoftmaxGate(encoder="moe")}, "has gates and experts of its own"),
-        ({"regularization": "load", "encoder": "moe"}, "noise"),
+        ({"encoder": MoELayers(experts="mlps")}, "encoder__experts='mlps' is not known"),
+        ({"regularization": "load", "encoder": "moe", "gate": "noisy_top_k"}, "hidden layers"),
+        ({"regularization": "sparse_gate", "encoder": "moe"}, "with encoder='auto'"),
     ],
 )
 def test_bad_input_raises(params, message):
@@ -278,7 +280,13 @@ def test_images_can_be_too_small_for_the_layers():
         fitted(ConvMoELayers(4), IMAGES)
 
 
-@pytest.mark.parametrize("layer", [-1, 2, "first"])
+def test_groups_need_columns_that_the_gate_reads():
+    group = np.arange(len(X)) // 4
+    with pytest.raises(ValueError, match="groups needs gate and experts that read the columns"):
+        MoEClassifier(encoder="moe").fit(np.column_stack([X, group]), y, groups=group)
+
+
+@pytest.mark.parametrize("layer", [-1, 2, "first", 0.0, True])
 def test_a_layer_that_is_not_there_raises(layer):
     with pytest.raises(ValueError, match="from 0 to 1"):
         fitted("moe", max_iter=1).gate_proba(X, layer=layer)

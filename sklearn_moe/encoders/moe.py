@@ -109,7 +109,7 @@ class MoELayers(Encoder):
         from sklearn_moe.hidden import HiddenMixture, MoELayersModule
 
         self._validate_params()
-        given = as_experts(self.experts)
+        given = as_experts(self.experts, "encoder__experts")
         if getattr(given, "is_list", False):
             raise ValueError(
                 f"The experts of MoELayers must be of one kind, not a list, got {self.experts!r}."

@@ -43,10 +43,10 @@ __all__ = [
 ]
 
 
-def as_experts(experts: Any) -> Any:
+def as_experts(experts: Any, parameter: str = "experts") -> Any:
     """Return experts as an object: a name, a list or a function is looked up or wrapped."""
     if isinstance(experts, (list, tuple)):
         experts = EstimatorExperts(experts)
     elif callable(experts) and not hasattr(experts, "build"):
         experts = CustomExperts(experts)
-    return resolve("experts", experts, EXPERTS)
+    return resolve(parameter, experts, EXPERTS)

@@ -105,7 +105,8 @@ class Load(Regularizer):
         if mixture.routing is None or mixture.routing.top_k is None:
             raise ValueError(
                 "regularization='load' needs a gate that draws noise and keeps the top k experts, "
-                "such as gate='noisy_top_k' or gate=SoftmaxGate(top_k=2, noise=1.0)."
+                "such as gate='noisy_top_k' or gate=SoftmaxGate(top_k=2, noise=1.0). So do the "
+                "gates of hidden layers of experts."
             )
         return squared_variation(mean_load(mixture, sample_weight))
 

@@ -92,7 +92,7 @@ class SparseGate(Regularizer):
         if gate.input_weight is None or gate.column_groups is None:
             raise ValueError(
                 "regularization='sparse_gate' needs a gate whose first layer reads the columns of "
-                f"a table, such as gate='softmax', got {type(gate).__name__}."
+                f"a table, such as gate='softmax' with encoder='auto', got {type(gate).__name__}."
             )
         # So far from zero that the slope stays finite.
         return (gate.column_squares() + 1e-10).sqrt(), gate.group_sizes
