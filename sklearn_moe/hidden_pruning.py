@@ -40,10 +40,13 @@ def _least(layers):
 def keep_highest(net: Any, scores: list[NDArray], n_experts: int) -> list[list[list[int]]]:
     """Keep the experts with the highest scores of all hidden layers, and return them as groups.
 
-    Each layer keeps as many as answer for a sample.
+    Each layer keeps as many as answer for a sample, and its best ordinary expert among them.
     """
-    least = _least(net.module_.layers)
-    ranks = [np.argsort(np.argsort(-own, kind="stable")) for own in scores]
+    layers = net.module_.layers
+    least = _least(layers)
+    ranks = [
+        _ranks(own, layer.experts.is_ordinary) for own, layer in zip(scores, layers, strict=True)
+    ]
     is_needed = np.concatenate([own < n for own, n in zip(ranks, least, strict=True)])
     layer = np.repeat(np.arange(len(scores)), [len(own) for own in scores])
     # Those that a layer needs come first.
@@ -52,6 +55,13 @@ def keep_highest(net: Any, scores: list[NDArray], n_experts: int) -> list[list[l
     kept = [np.sort(order[layer[order] == i] - first[i]).tolist() for i in range(len(scores))]
     net.keep_in_layers(kept)
     return [[[expert] for expert in own] for own in kept]
+
+
+def _ranks(scores, is_ordinary):
+    """Return the ranks of a layer's experts: the best ordinary one first, then by their scores."""
+    order = np.argsort(-scores, kind="stable")
+    best = order[np.asarray(is_ordinary)[order]][0]
+    return np.argsort([best, *order[order != best]])
 
 
 def group_similar(
@@ -81,6 +91,8 @@ def group_similar(
         i = of_layer[group[0]]
         own = [int(each - first[i]) for each in group]
         groups[i].append(sorted(own, key=lambda each: -usages[i][each]))
+    for own, usage, layer in zip(groups, usages, layers, strict=True):
+        _let_one_be_ordinary(own, usage, layer.experts.is_ordinary)
     groups = [sorted(own) for own in groups]
     shares = [_shares(own, usage) for own, usage in zip(groups, usages, strict=True)]
     can_merge = X is not None and all(layer.experts.can_merge for layer in layers)
@@ -90,6 +102,17 @@ def group_similar(
         inputs = [torch.from_numpy(output[2]).to(net.device) for output in outputs]
     net.merge_in_layers(groups, shares, inputs)
     return groups, usages
+
+
+def _let_one_be_ordinary(groups, usage, is_ordinary):
+    """Let an ordinary expert stand for its group, unless one stands for another group."""
+    if any(is_ordinary[group[0]] for group in groups):
+        return
+    best = max(np.flatnonzero(is_ordinary), key=lambda expert: usage[expert])
+    for group in groups:
+        if best in group:
+            group.remove(best)
+            group.insert(0, int(best))
 
 
 def _outputs(net, X):

@@ -214,8 +214,8 @@ def _columns(estimator, data):
     if selected and mixes:
         given = [name for name in sorted(selected) if getattr(estimator, name) is not None]
         raise ValueError(
-            f"{given[0] if given else 'groups'} needs gate and experts that read the columns of a table, but "
-            f"encoder={estimator.encoder!r} mixes them. Leave encoder='auto'."
+            f"{given[0] if given else 'groups'} needs gate and experts that read the columns of a "
+            f"table, but encoder={estimator.encoder!r} mixes them. Leave encoder='auto'."
         )
     columns = {}
     for part in ("gate", "expert"):

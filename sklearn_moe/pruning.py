@@ -118,8 +118,9 @@ def prune_experts(
     n_hidden_experts : int, default=None
         How many experts to keep in all hidden layers together (see ``MoELayers``). One ranking of
         the experts of all layers decides, or one sequence of joins that are relative to the mean
-        distance in a layer; each layer keeps as many as answer for a sample. The outputs of hidden
-        experts are vectors: "outputs" is their mean squared distance. None changes nothing.
+        distance in a layer; each layer keeps as many as answer for a sample, of zero-computation
+        experts one ordinary expert. The outputs of hidden experts are vectors: "outputs" is their
+        mean squared distance. None changes nothing.
     X : array-like of shape (n_samples, n_features) or (n_samples, ...), default=None
         Samples, such as the training samples. All methods except "router_norm" and "random" need
         them, "similarity" only for ``similarity="outputs"`` and "cka". With samples, the report

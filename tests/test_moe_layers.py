@@ -29,7 +29,7 @@ from sklearn_moe import (
     prune_experts,
     save,
 )
-from sklearn_moe.hidden_pruning import vector_distance
+from sklearn_moe.hidden_pruning import _ranks, vector_distance
 from sklearn_moe.training.session import likelihood
 
 X, y = load_digits(return_X_y=True)
@@ -351,6 +351,28 @@ def test_pruned_layers_predict_train_and_travel(params, tmp_path):
         np.testing.assert_array_equal(proba, other.predict_proba(X))
     assert pruned.gate_proba(X, layer=1).shape == (len(X), sizes(pruned)[1])
     assert sizes(pruned.partial_fit(X, y)) == sizes(pruned)
+
+
+@pytest.mark.parametrize("method", ["heavy_hitters", "similarity", "random"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_an_ordinary_expert_stays_in_each_layer(method, top_k):
+    clf = layered(experts="zero_computation", gate=SoftmaxGate(top_k=top_k))
+    for layer in clf.module_.layers:  # the cheap experts get the samples
+        (last,) = layer.gate.network.layers
+        last.bias.data += 20 * ~torch.tensor(layer.experts.is_ordinary)
+    for seed in range(3):
+        pruned = prune_experts(
+            clf, method=method, n_hidden_experts=2 * top_k, X=X, random_state=seed
+        )
+        assert sizes(pruned) == [top_k, top_k]
+        assert all(any(layer.experts.is_ordinary) for layer in pruned.module_.layers)
+        assert np.isfinite(pruned.predict_proba(X)).all()
+
+
+def test_the_best_ordinary_expert_comes_first():
+    scores, is_ordinary = np.array([1.0, 3.0, 5.0, 4.0]), [True, True, False, False]
+    assert _ranks(scores, is_ordinary).tolist() == [3, 0, 1, 2]
+    assert _ranks(scores, [True] * 4).tolist() == [3, 2, 0, 1]
 
 
 def test_merged_copies_in_a_layer_predict_the_same():
