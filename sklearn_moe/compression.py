@@ -203,7 +203,8 @@ class CompressionReport(ShrinkingReport):
     n_parameters_before, n_parameters_after : int
         Number of parameters.
     cost_before, cost_after : float or None
-        Mean multiply-adds of the experts that run for a sample; None without samples.
+        Mean multiply-adds of the experts that run for a sample, in hidden layers, too; None
+        without samples.
     n_experts : int
         Number of experts.
     layer_errors : list of float

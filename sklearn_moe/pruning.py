@@ -409,8 +409,8 @@ class PruningReport(ShrinkingReport):
     n_parameters_before, n_parameters_after : int
         Number of parameters.
     cost_before, cost_after : float or None
-        Mean multiply-adds of the experts that run for a sample; None without samples, or if there
-        are classifiers of scikit-learn among the experts.
+        Mean multiply-adds of the experts that run for a sample, in hidden layers, too; None
+        without samples, or if there are classifiers of scikit-learn among the experts.
     method : str
         The method that chose the experts.
     groups : list of list of int
@@ -434,8 +434,11 @@ class PruningReport(ShrinkingReport):
 
     def __repr__(self) -> str:
         n_before, n_after, names = len(self.scores), len(self.groups), self.expert_names
+        n_hidden = sum(map(len, self.hidden_groups or ()))
+        hidden = f", and to {n_hidden} in hidden layers," if n_hidden else ""
+        method = self.method.replace("_", " ")
         lines = [
-            f"Pruned from {n_before} to {n_after} experts by {self.method.replace('_', ' ')}.",
+            f"Pruned from {n_before} to {n_after} experts{hidden} by {method}.",
             "",
             *self._table(),
             "",

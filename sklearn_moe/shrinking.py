@@ -136,8 +136,16 @@ def compared(before: Any, after: Any, X: ArrayLike | None, y: NDArray | None) ->
 
 
 def _cost(model, X):
-    """Return the mean multiply-adds of the experts that run for a sample; None if not known."""
+    """Return the mean multiply-adds of the experts that run for a sample, hidden ones, too.
+
+    None if not known.
+    """
     if model.named_experts_:
         return None
-    gate_proba = model.gate_proba(X)
-    return running_cost(gate_proba, model.expert_costs_, not model.module_.is_conditional)[0]
+    module = model.module_
+    return sum(
+        running_cost(
+            model.gate_proba(X, layer=layer), part.experts.costs, not part.is_conditional
+        )[0]
+        for layer, part in [(None, module), *enumerate(module.layers)]
+    )

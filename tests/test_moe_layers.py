@@ -375,6 +375,17 @@ def test_the_best_ordinary_expert_comes_first():
     assert _ranks(scores, [True] * 4).tolist() == [3, 2, 0, 1]
 
 
+def test_the_report_counts_hidden_experts():
+    clf = layered(gate="softmax")
+    report = prune_experts(clf, method="heavy_hitters", n_hidden_experts=6, X=X).report_
+    cost = clf.module_.layers[0].experts.costs[0]
+    others = 3 * clf.expert_costs_[0]
+    assert (report.cost_before, report.cost_after) == (others + 10 * cost, others + 6 * cost)
+    assert repr(report).startswith(
+        "Pruned from 3 to 3 experts, and to 6 in hidden layers, by heav"
+    )
+
+
 def test_merged_copies_in_a_layer_predict_the_same():
     clf = fitted(MoELayers(1, n_experts=3, hidden_size=8, gate="softmax"))
     (layer,) = clf.module_.layers
