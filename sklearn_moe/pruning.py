@@ -221,7 +221,8 @@ def prune_experts(
     model, samples, y = fitted_mixture(estimator, X, y)
     if n_experts is None and n_hidden_experts is None:
         raise ValueError("Pass n_experts, n_hidden_experts, or both.")
-    n_experts = model.net_.n_experts if n_experts is None else n_experts
+    present, only_hidden = model.net_.n_experts, n_experts is None
+    n_experts = present if n_experts is None else n_experts
     if n_hidden_experts is not None:
         check_hidden(model, n_hidden_experts)
     _check(model, method, n_experts, y, stratified=stratified)
@@ -234,14 +235,16 @@ def prune_experts(
 
     encoded = None if X is None else read_samples(model, samples)
     random_state, labels = check_random_state(random_state), y if stratified else None
-    if method == "similarity":
+    if only_hidden:
+        groups, scores = [[expert] for expert in range(present)], np.full(present, np.nan)
+    elif method == "similarity":
         groups, scores = _similar(model, encoded, n_experts, similarity)
     else:
         scores = scores_of(model.net_, method, encoded, labels, counting, random_state)
         groups = [[int(e)] for e in np.sort(np.argsort(-scores, kind="stable")[:n_experts])]
 
     pruned = deepcopy(model)
-    if n_experts < model.net_.n_experts:
+    if n_experts < present:
         if pruned.expert_names_ is not None:  # a list for this table stays so without some
             numbers_only = np.zeros(model.n_features_in_, dtype=bool)
             is_categorical = getattr(model.reader_, "is_categorical", numbers_only)
@@ -419,7 +422,7 @@ class PruningReport(ShrinkingReport):
         group comes first; otherwise a group is the former number of the expert alone.
     scores : ndarray of shape (n_experts,)
         For each former expert, the number that decided: its usage for similarity, the growth of
-        its norm, its count, or a random number.
+        its norm, its count, or a random number. NaN if only hidden layers were pruned.
     expert_names : list of str or None
         Names of the former experts, if ``experts`` was a list.
     hidden_groups : list of list of list of int, or None

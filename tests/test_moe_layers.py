@@ -386,6 +386,21 @@ def test_the_report_counts_hidden_experts():
     )
 
 
+@pytest.mark.parametrize(
+    "params",
+    [{"method": "router_norm"}, {"method": "similarity", "similarity": "gate"}],
+    ids=str,
+)
+def test_hidden_layers_alone_do_not_ask_the_gate_above(params):
+    clf = fitted(MoELayers(2, n_experts=4, hidden_size=8), gate="attentive")
+    pruned = prune_experts(clf, n_hidden_experts=5, **params)
+    assert sum(sizes(pruned)) == 5
+    assert np.isnan(pruned.report_.scores).all()
+    assert pruned.report_.groups == [[0], [1], [2]]
+    with pytest.raises(ValueError, match="needs a gate with"):
+        prune_experts(clf, n_experts=2, n_hidden_experts=5, **params)
+
+
 def test_merged_copies_in_a_layer_predict_the_same():
     clf = fitted(MoELayers(1, n_experts=3, hidden_size=8, gate="softmax"))
     (layer,) = clf.module_.layers
