@@ -313,6 +313,18 @@ def test_soft_nearest_neighbor_by_hand(gate_proba, y, expected, make_mixture):
     assert value.item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-30])
+def test_soft_nearest_neighbor_takes_the_nearest_alone(temperature, make_mixture, generator):
+    x = torch.randn(40, 30, generator=generator)
+    gate_proba = torch.rand(40, 3, generator=generator).softmax(dim=1)
+    mixture = make_mixture(gate_proba=gate_proba.tolist())
+    y, weight = torch.zeros(40, dtype=torch.long), torch.ones(40)
+    value = SoftNearestNeighbor(1.0, temperature=temperature)(mixture, x, y, weight)
+    # That is the sample itself.
+    expected = -(mixture.gate_proba**2).sum(dim=1).log().mean()
+    torch.testing.assert_close(value, expected.to(value.dtype))
+
+
 def test_soft_nearest_neighbor_trains_the_features(make_mixture, generator):
     x = torch.randn(12, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     mixture = make_mixture(torch.randn(12, 3, generator=generator, dtype=torch.float64))

@@ -76,7 +76,10 @@ class SoftNearestNeighbor(Regularizer):
         gate_proba = mixture.gate_proba[::step]
         tiny = torch.finfo(x.dtype).tiny
         directions = F.normalize(x, dim=1)
-        near = torch.exp((directions @ directions.mT - 1) / self.temperature) * weight
+        closeness = directions @ directions.mT / self.temperature
+        # A cosine can be larger than 1 by rounding.
+        largest = closeness.detach().amax(dim=1, keepdim=True)
+        near = torch.exp(closeness - largest) * weight
         alike = (gate_proba @ gate_proba.mT) * (y == y.unsqueeze(1))
         share = (near * alike).sum(dim=1) / near.sum(dim=1).clamp_min(tiny)
         return -(weight * share.clamp_min(tiny).log()).mean()
