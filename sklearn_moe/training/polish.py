@@ -119,14 +119,14 @@ def _polish(net, is_sparse, starts, *data):
         for each in objectives:
             each.minimise(FIRST_STEPS)
             _drop_columns(each)
-            if is_relaxed and each.is_hat is not None:
+            if is_relaxed:
                 _drop_hats(each)
+                each.relax()
+                each.minimise(FIRST_STEPS)
         ends = [each.end() for each in objectives]
         best = int(np.nan_to_num([-end.score for end in ends], nan=np.inf).argmin())
         objective = objectives[best]
         finished = dict(zip(distinct, ends, strict=False))
-    if is_relaxed:
-        objective.relax()
     objective.minimise(LAST_STEPS)
     after = objective()
     if not (after.isfinite() if is_sparse else after < before):
@@ -182,6 +182,8 @@ def _drop_columns(target: _Trained | _Objective) -> None:
 @torch.no_grad()
 def _drop_hats(target: _Objective) -> None:
     """Make the gate linear in all columns, or in some of them, where this lowers the AIC."""
+    if target.is_hat is None:
+        return
     attempt = _attempts(target, lambda: target.bic(COST_OF_HAT))
     unused = ~target.mixture.gate.used_inputs
     hats = target.is_hat & ~unused
