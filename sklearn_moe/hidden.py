@@ -84,6 +84,8 @@ class HiddenMixture(MixtureOfExperts):
         x: Tensor | None = None,
     ) -> None:
         """Replace each group by its first expert or, with samples ``x``, by its mean."""
+        if len(groups) == len(self.places):  # none is joined, and the gate keeps its weights
+            return
         firsts = [group[0] for group in groups]
         if x is None or shares is None:
             self.experts.keep(firsts)

@@ -74,10 +74,10 @@ def group_similar(
     layers = net.module_.layers
     outputs: Any = [None] * len(layers) if X is None else _outputs(net, X)
     distances, usages = [], []
-    for layer, output in zip(layers, outputs, strict=True):
+    for number, (layer, output) in enumerate(zip(layers, outputs, strict=True)):
         n_own = len(layer.experts.costs)
         usages.append(np.full(n_own, 1 / n_own) if output is None else output[0].mean(axis=0))
-        distance = _distance(layer, output, similarity)
+        distance = _distance(layer, number, output, similarity)
         # Weights of layers of other scales would not be comparable.
         distances.append(distance / (distance.mean() or 1.0))
     sizes = [len(own) for own in usages]
@@ -128,7 +128,7 @@ def _outputs(net, X):
     ]
 
 
-def _distance(layer, output, similarity):
+def _distance(layer, number, output, similarity):
     """Return how different each pair of a layer's experts is."""
     if similarity == "weights":
         return layer.experts.distances().numpy()
@@ -136,8 +136,8 @@ def _distance(layer, output, similarity):
         weights = layer.gate.expert_weights
         if weights is None:
             raise ValueError(
-                "similarity='gate' needs hidden layers with gates that have weights for each "
-                "expert. Take another similarity."
+                "similarity='gate' needs gates with weights for each expert. That of hidden layer "
+                f"{number} has none, or had its experts merged. Take another similarity."
             )
         weights = weights.detach().cpu().numpy().astype(np.float64)
         return cdist(weights, weights, "sqeuclidean")

@@ -21,6 +21,7 @@ from sklearn_moe import (
     MoEClassifier,
     SoftmaxGate,
     expert_summary,
+    grow,
 )
 from sklearn_moe.gates import CosineGate
 from sklearn_moe.interpretation.inference import Design, Likelihood
@@ -403,6 +404,8 @@ def test_errors(fitted):
     flexible = MoEClassifier(2, max_iter=1).fit(X, y)
     with pytest.raises(TypeError, match="experts='linear'"):
         expert_summary(flexible, X, y)
+    with pytest.raises(TypeError, match="experts of the kind 'GrownExperts'"):
+        expert_summary(grow(light, X, y), X, y)
     weighted = MoEClassifier(
         2, experts=LinearExperts(), class_weight="balanced", n_init=1, max_iter=1
     )

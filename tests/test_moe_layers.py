@@ -386,6 +386,14 @@ def test_the_report_counts_hidden_experts():
     )
 
 
+def test_merged_layers_have_no_weights_for_each_expert():
+    pruned = prune_experts(layered(), method="similarity", n_hidden_experts=9, X=X)
+    merged = sizes(pruned).index(4)
+    for params in ({"method": "router_norm"}, {"method": "similarity", "similarity": "gate"}):
+        with pytest.raises(ValueError, match=f"hidden layer {merged} has none"):
+            prune_experts(pruned, n_hidden_experts=6, **params)
+
+
 @pytest.mark.parametrize(
     "params",
     [{"method": "router_norm"}, {"method": "similarity", "similarity": "gate"}],

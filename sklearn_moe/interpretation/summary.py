@@ -382,8 +382,8 @@ def _summary(fit, maximum, errors, notes, confidence):
 def _check_kind(model):
     module = model.module_
     if not module.experts.is_linear:
-        names = model.expert_names_
-        got = f"experts={model.experts!r}" if names is None else f"a list of experts, {names}"
+        names, kind = model.expert_names_, type(module.experts).__name__.removesuffix("Module")
+        got = f"experts of the kind {kind!r}" if names is None else f"a list of experts, {names}"
         raise TypeError(
             "expert_summary needs experts='linear', as other experts have no coefficients; this "
             f"mixture has {got}. expert_importance and ExpertEffectDisplay "
