@@ -13,7 +13,8 @@ from sklearn_moe.containers import as_objects
 
 def indexable_samples(X):
     """Return samples whose rows can be selected: sparse rows, a frame or an array."""
-    return indexable(X if hasattr(X, "shape") else np.asarray(as_objects(X)))[0]
+    has_rows = hasattr(X, "shape") and not isinstance(X, memoryview)
+    return indexable(X if has_rows else np.asarray(as_objects(X)))[0]
 
 
 def make_folds(cv, X, y, rows, group, random_state):

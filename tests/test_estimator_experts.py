@@ -237,7 +237,9 @@ def test_text_and_categories_reach_them_as_they_came():
         clf.predict(frame.rename(columns={"a": "other"}))
 
 
-@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.coo_array, np.ndarray.tolist])
+@pytest.mark.parametrize(
+    "make", [sparse.csr_matrix, sparse.coo_array, np.ndarray.tolist, memoryview]
+)
 def test_other_containers(make):
     listed = [("line", LogisticRegression()), ("net", MLPExperts(hidden_layer_sizes=(4,)))]
     clf = MoEClassifier(experts=listed, max_iter=2, random_state=0).fit(make(X), y)
