@@ -77,7 +77,8 @@ class KMeansGate(Gate):
     (Guha et al. 2003). It starts from the present centroids and anew, and the division with the
     smaller sum of squares counts. So a chunk that lacks a cluster leaves it alone, a new family
     gets a cluster of its own, for which two others merge for good, and a cluster keeps the expert
-    of most of its samples. The first chunk may hold a single family. Means and scales are those of
+    of most of its samples. The first chunk may hold a single family, but there are no clusters
+    before a chunk has as many distinct samples as there are experts. Means and scales are those of
     all samples so far; with more than 32 features, they and the components stay those of the first
     chunk that had enough clusters. Earlier samples count as at most ``max_samples``, and with the
     features that they had then. The default encoder of tables keeps the scales of the first chunk:
