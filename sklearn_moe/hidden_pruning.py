@@ -53,7 +53,7 @@ def keep_highest(net: Any, scores: list[NDArray], n_experts: int) -> list[list[l
     order = np.lexsort((-np.concatenate(scores), ~is_needed))[:n_experts]
     first = np.cumsum([0, *map(len, scores)])
     kept = [np.sort(order[layer[order] == i] - first[i]).tolist() for i in range(len(scores))]
-    net.keep_in_layers(kept)
+    net.change_layers("keep", kept)
     return [[[expert] for expert in own] for own in kept]
 
 
@@ -100,7 +100,7 @@ def group_similar(
     inputs = None
     if merges:
         inputs = [torch.from_numpy(output[2]).to(net.device) for output in outputs]
-    net.merge_in_layers(groups, shares, inputs)
+    net.change_layers("merge", groups, shares, inputs)
     return groups, usages
 
 

@@ -161,14 +161,10 @@ class MoENet(Plain, NeuralNetClassifier):
 
     def initialize_module(self):
         if self.steps_ is None:
-            # How to build experts and gate again: with how many experts and classes they were
-            # built, and what pruning or growing has changed since.
-            sizes = self.n_experts, self.n_classes
-            self.steps_ = {
-                "encoder": [("build", None)],
-                "experts": [("build", sizes)],
-                "gate": [("build", self.n_experts)],
-            }
+            # How to build the parts again: their sizes, and what pruning or growing has changed.
+            n_experts, n_classes = self.n_experts, self.n_classes
+            sizes = {"encoder": None, "experts": (n_experts, n_classes), "gate": n_experts}
+            self.steps_ = {part: [("build", size)] for part, size in sizes.items()}
         self.module_ = self.build(self.seed)
         return self
 
@@ -409,22 +405,11 @@ class MoENet(Plain, NeuralNetClassifier):
         keep_in_list(self, experts)
         self._work = None
 
-    def keep_in_layers(self, experts: list[list[int]]) -> None:
-        """Keep only these experts of each hidden layer, in this order."""
-        self.module_.encoder.keep(experts)
-        self.steps_["encoder"].append(("keep", experts))
-        self._work = None
-
-    def merge_in_layers(
-        self,
-        groups: list[list[list[int]]],
-        shares: list[list[list[float]]] | None = None,
-        x: list[Tensor] | None = None,
-    ) -> None:
-        """Replace groups of experts of each hidden layer by one expert, as :meth:`merge` does."""
+    def change_layers(self, change: str, experts: list, *how: Any) -> None:
+        """Keep experts of the hidden layers, or merge groups of them (see ``MoELayersModule``)."""
         with usual_defaults(self.device):
-            self.module_.encoder.merge(groups, shares, x)
-        self.steps_["encoder"].append(("merge", groups))
+            getattr(self.module_.encoder, change)(experts, *how)
+        self.steps_["encoder"].append((change, experts))
         self._work = None
 
     def merge(
