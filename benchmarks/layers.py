@@ -62,6 +62,7 @@ ROWS = {
         clone(TWO).set_params(experts="orthogonal"),
         Importance(0.2),
     ),
+    "two layers, orthogonal outputs": (clone(TWO).set_params(orthogonal=True), Importance(0.2)),
     "two layers, MPO experts": (clone(TWO).set_params(experts="mpo"), Importance(0.2)),
     "two layers, cheap experts, tau 0.75": cheap(0.75),
     "two layers, cheap experts, tau 0.25": cheap(0.25),

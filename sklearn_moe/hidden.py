@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sklearn_moe.experts import ExpertsModule
 from sklearn_moe.gates import GateModule
-from sklearn_moe.layers import fill_like_linear, keep_rows
+from sklearn_moe.layers import fill_like_linear, keep_rows, orthogonalize
 from sklearn_moe.mixture import MixtureOfExperts, MixtureOutput
 
 
@@ -31,6 +31,8 @@ class HiddenMixture(MixtureOfExperts):
         The gate. It reads the normalised vector, or the mean of each channel, and the scores.
     shape : tuple of int
         Shape of :math:`v`: the number of units, or channels, height and width.
+    orthogonal : bool, default=False
+        Whether the outputs of the experts that answer are made orthogonal, the surest one first.
 
     Attributes
     ----------
@@ -41,9 +43,16 @@ class HiddenMixture(MixtureOfExperts):
     has_known_gradient = False
     can_be_captured = False
 
-    def __init__(self, experts: ExpertsModule, gate: GateModule, shape: tuple[int, ...]):
+    def __init__(
+        self,
+        experts: ExpertsModule,
+        gate: GateModule,
+        shape: tuple[int, ...],
+        orthogonal: bool = False,
+    ):
         super().__init__(experts, gate, encoder=_Norm(shape))
         self.shape = shape
+        self.orthogonal = orthogonal
         self.n_units = math.prod(shape)
         self.places = list(range(len(experts.costs)))
         self.n_places = len(self.places)
@@ -95,6 +104,13 @@ class HiddenMixture(MixtureOfExperts):
         self.places = [self.places[expert] for expert in firsts]
 
     def _mix(self, gate_log_proba, expert_logits):
+        if self.orthogonal:
+            n_experts = gate_log_proba.shape[1]
+            order = gate_log_proba.argsort(dim=1, descending=True, stable=True)
+            order = order[:, : self.gate.top_k or n_experts]
+            gate_log_proba = gate_log_proba.gather(1, order)
+            places = order.unsqueeze(2).expand(-1, -1, expert_logits.shape[2])
+            expert_logits = orthogonalize(expert_logits.gather(1, places), normalize=False)
         return torch.einsum("ne,neh->nh", gate_log_proba.exp(), expert_logits)
 
 

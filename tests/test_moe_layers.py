@@ -133,6 +133,30 @@ def test_convolutional_blocks_are_those_of_the_equations():
         torch.testing.assert_close(out[n], (v + mixed).flatten(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("gate", ["top_k", "softmax"])
+def test_outputs_of_the_experts_that_answer_are_orthogonal(gate):
+    layers = MoELayers(1, n_experts=4, hidden_size=6, gate=gate, orthogonal=True)
+    x, encoder = encoded_input(fitted(layers), X)
+    out, (mixture,) = encoder(x), encoder.mixtures
+    dense = []
+    torch.testing.assert_close(encoder(x, None, dense), out)  # only those that answer ran above
+    first, last = encoder.first[1], encoder.between[-1]
+    for n in range(len(x)):
+        v = first.weight @ x[n] + first.bias
+        normed = normalize(v, mixture.encoder)
+        k = 2 if gate == "top_k" else 4
+        weights = top_k_weights(scores_by_hand(mixture.gate, normed), k)
+        mixed, found = torch.zeros(6, dtype=torch.float64), []
+        for e, weight in weights.items():  # the surest first
+            u = mlp_by_hand(mixture.experts, e, normed)
+            for other in found:
+                u = u - (u @ other) / (other @ other) * other
+            found.append(u)
+            mixed += weight * u
+        expected = F.layer_norm(v + mixed, (6,), last.weight, last.bias)
+        torch.testing.assert_close(out[n], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_gating_residual_of_zeros_is_none():
     with_residual = fitted(MoELayers(2, n_experts=4, hidden_size=6)).module_.encoder
     without = fitted(MoELayers(2, n_experts=4, hidden_size=6, gating_residual=False))
@@ -154,10 +178,11 @@ def test_a_gating_residual_of_zeros_is_none():
         (MoELayers(n_experts=3, gate="attentive", experts="orthogonal"), X),
         (MoELayers(n_experts=3, gate="hard", experts="mpo", gating_residual=False), X),
         (MoELayers(1, gate="tree", experts="linear"), X),
+        (MoELayers(n_experts=3, orthogonal=True), X),
         (MoELayers(1, n_experts=3, gate="softmax"), IMAGES),
         (ConvMoELayers(gate="balanced"), IMAGES),
     ],
-    ids=["top_k", "zero", "attentive", "hard", "tree", "images", "conv"],
+    ids=["top_k", "zero", "attentive", "hard", "tree", "orthogonal", "images", "conv"],
 )
 def test_predictions_files_and_determinism(encoder, samples, tmp_path):
     torch.manual_seed(3)

@@ -49,6 +49,13 @@ class MoELayers(Encoder):
         learned vector. "orthogonal" makes the experts' hidden vectors orthogonal.
     gating_residual : bool, default=True
         Whether a gate reads the scores of the gate below.
+    orthogonal : bool, default=False
+        Whether the outputs of the experts that answer for a sample are made orthogonal, by Gram
+        and Schmidt: the surest expert keeps its output, and each next one what is new in its own,
+
+        .. math:: u_i = f_i - \sum_{j < i} \frac{f_i \cdot u_j}{u_j \cdot u_j}\, u_j.
+
+        Only these experts have to run, in contrast to ``experts="orthogonal"``.
 
     Notes
     -----
@@ -63,6 +70,9 @@ class MoELayers(Encoder):
 
     P. Jin, B. Zhu, L. Yuan, S. Yan, MoE++: Accelerating Mixture-of-Experts Methods with
     Zero-Computation Experts, 2024, arXiv 2410.07348 (gating residuals).
+
+    J. Feng, Z. Pu, T. Hu, D. Li, X. Ai, H. Wang, OMoE: Diversifying Mixture of Low-Rank Adaptation
+    by Orthogonal Finetuning, 2025, arXiv 2501.10062 (orthogonal outputs).
 
     Examples
     --------
@@ -82,6 +92,7 @@ class MoELayers(Encoder):
         "gate": [str, HasMethods("build")],
         "experts": [str, HasMethods("build"), callable],
         "gating_residual": ["boolean"],
+        "orthogonal": ["boolean"],
     }
 
     has_mixtures = True
@@ -95,6 +106,7 @@ class MoELayers(Encoder):
         gate: str | object = "top_k",
         experts: Any = "mlp",
         gating_residual: bool = True,
+        orthogonal: bool = False,
     ):
         self.n_layers = n_layers
         self.n_experts = n_experts
@@ -102,6 +114,7 @@ class MoELayers(Encoder):
         self.gate = gate
         self.experts = experts
         self.gating_residual = gating_residual
+        self.orthogonal = orthogonal
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Return the torch module of this encoder."""
@@ -120,7 +133,7 @@ class MoELayers(Encoder):
         for layer in range(self.n_layers):
             experts = build_experts(hidden, shape, self.n_experts, self.hidden_size, generator)
             gate = _build_gate(self, layer, self.hidden_size, experts.hidden_size, generator)
-            mixtures.append(HiddenMixture(experts, gate, shape))
+            mixtures.append(HiddenMixture(experts, gate, shape, self.orthogonal))
         first = nn.Sequential(
             nn.Flatten(), linear(math.prod(input_shape), self.hidden_size, generator)
         )
