@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -18,6 +18,7 @@ from sklearn_moe import (
     ConvMoELayers,
     EstimatorExperts,
     Importance,
+    MLPExperts,
     MoEClassifier,
     MoELayers,
     SoftmaxGate,
@@ -252,6 +253,18 @@ def test_reports_know_the_layers():
         assert f"hidden layer {layer}" in repr(decomposition)
     assert "layer 1" in str(decomposition_report(clf, X, y))
     assert decomposition_entropy(MoEClassifier(2, max_iter=1).fit(X, y), X, y).layers == ()
+
+
+class Least(BaseEstimator):
+    """Experts of a user who knows nothing of hidden layers."""
+
+    def build(self, *sizes):
+        return MLPExperts((4,)).build(*sizes)
+
+
+def test_layers_take_experts_that_can_only_be_built():
+    clf = fitted(MoELayers(1, n_experts=3, hidden_size=6, experts=Least()))
+    assert clf.module_.layers[0].experts.hidden_size == 4
 
 
 def test_searches_clones_and_students():

@@ -7,7 +7,6 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval
 from torch import nn
 
@@ -128,10 +127,11 @@ class MoELayers(Encoder):
                 f"The experts of MoELayers must be of one kind, not a list, got {self.experts!r}."
             )
         shape = (self.hidden_size,)
-        hidden = _Hidden(given)
         mixtures = []
         for layer in range(self.n_layers):
-            experts = build_experts(hidden, shape, self.n_experts, self.hidden_size, generator)
+            experts = build_experts(
+                given, shape, self.n_experts, self.hidden_size, generator, hidden=True
+            )
             gate = _build_gate(self, layer, self.hidden_size, experts.hidden_size, generator)
             mixtures.append(HiddenMixture(experts, gate, shape, self.orthogonal))
         first = nn.Sequential(
@@ -235,16 +235,6 @@ class ConvMoELayers(Encoder):
                 )
         first = nn.Sequential(stem, nn.Unflatten(1, (self.channels, *stem.sizes[-1])))
         return MoELayersModule(first, mixtures, between, self.gating_residual)
-
-
-class _Hidden(BaseEstimator):
-    """Experts that are built for a hidden layer."""
-
-    def __init__(self, experts):
-        self.experts = experts
-
-    def build(self, *args):
-        return self.experts.build_hidden(*args)
 
 
 def _build_gate(encoder, layer, n_inputs, hidden_size, generator):

@@ -196,9 +196,16 @@ def build_experts(
     n_experts: int,
     n_classes: int,
     generator: torch.Generator,
+    *,
+    hidden: bool = False,
 ) -> ExpertsModule:
-    """Build the module of some experts, and check its output for two samples of zeros."""
-    module = experts.build(input_shape, n_experts, n_classes, generator)
+    """Build the module of some experts, and check its output for two samples of zeros.
+
+    For a hidden layer, ``n_classes`` is the number of outputs.
+    """
+    # Experts of a user may have no more than ``build``.
+    build = getattr(experts, "build_hidden", experts.build) if hidden else experts.build
+    module = build(input_shape, n_experts, n_classes, generator)
     if not isinstance(module, ExpertsModule):
         raise TypeError(
             f"build of the experts {experts!r} must return a sklearn_moe.experts.ExpertsModule, "
