@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from sklearn_moe.gates import GateModule
+from sklearn_moe.gates import GateModule, GateOutput
 
 
 def norm_change(gate: GateModule, name: str) -> NDArray[np.float64]:
@@ -23,17 +23,34 @@ def norm_change(gate: GateModule, name: str) -> NDArray[np.float64]:
     return change.cpu().numpy().astype(np.float64)
 
 
+def gate_weights(gate: GateModule, name: str) -> NDArray[np.float64]:
+    """Return the weights (n_experts, n_numbers) with which a gate scores the experts."""
+    weights = gate.expert_weights
+    if weights is None:
+        raise ValueError(
+            "similarity='gate' needs a gate with weights for each expert. "
+            f"{name} has none, or had its experts merged. Take another similarity."
+        )
+    return weights.detach().cpu().numpy().astype(np.float64)
+
+
+def name_of_gate(net: Any, layer: int | None = None) -> str:
+    """Return what errors call the gate of a mixture, or of a hidden layer."""
+    return repr(net.gate) if layer is None else f"The gate of hidden layer {layer}"
+
+
 def heavy_hitters(
     net: Any, X: Any, y: NDArray | None, counting: str, layer: int | None = None
 ) -> NDArray[np.float64]:
     """Return how many samples each expert gets; with labels, its largest share of a class."""
 
     def scores(module, x):
-        output = module.route(x) if layer is None else module(x).layers[layer]
-        if counting == "soft":
-            return output.logits if layer is None else output.gate_logits
-        # The logarithm of the probabilities, as all of a batch may be 0 for an expert.
-        return output.log_proba if layer is None else output.gate_proba.log()
+        if layer is None:
+            output = module.route(x)
+        else:
+            part = module(x).layers[layer]
+            output = GateOutput(part.gate_logits, part.gate_proba.log(), part.routing)
+        return output.logits if counting == "soft" else output.log_proba
 
     found = net.evaluate(X, scores)
     gate = net.module_.gate if layer is None else net.module_.layers[layer].gate
@@ -60,8 +77,7 @@ def scores_of(
     """Return the score of each expert of a mixture, or of a hidden layer, by a method."""
     mixture = net.module_ if layer is None else net.module_.layers[layer]
     if method == "router_norm":
-        name = repr(net.gate) if layer is None else f"The gate of hidden layer {layer}"
-        return norm_change(mixture.gate, name)
+        return norm_change(mixture.gate, name_of_gate(net, layer))
     if method == "heavy_hitters":
         return heavy_hitters(net, X, y, counting, layer)
     return random_state.random(len(mixture.experts.costs))

@@ -112,6 +112,15 @@ def group_experts(
     return groups
 
 
+def shares_of(groups: list[list[int]], usage: NDArray) -> list[list[float]]:
+    """Return the shares of the members of each group in its usage; equal ones if it is unused."""
+    used = [usage[group] for group in groups]
+    return [
+        (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
+        for own in used
+    ]
+
+
 def match_experts(one: NDArray, other: NDArray) -> NDArray[np.intp]:
     """Return the expert of the other fit that matches each expert of one fit.
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag
 from scipy.spatial.distance import cdist
 
-from sklearn_moe.grouping import cka, group_experts
+from sklearn_moe.expert_scores import gate_weights, name_of_gate
+from sklearn_moe.grouping import cka, group_experts, shares_of
 from sklearn_moe.training.batches import evenly
 
 # Experts, and the units of experts, are compared on at most this many evenly spaced samples.
@@ -66,18 +67,15 @@ def _ranks(scores, is_ordinary):
 
 def group_similar(
     net: Any, X: Any, n_experts: int, similarity: str, reduce: str
-) -> tuple[list[list[list[int]]], list[NDArray]]:
-    """Group the similar experts of each hidden layer, and replace each group by one expert.
-
-    Returns the groups of each layer, and the usage of its experts.
-    """
+) -> list[list[list[int]]]:
+    """Group the similar experts of each hidden layer, and replace each group by one expert."""
     layers = net.module_.layers
     outputs: Any = [None] * len(layers) if X is None else _outputs(net, X)
     distances, usages = [], []
     for number, (layer, output) in enumerate(zip(layers, outputs, strict=True)):
         n_own = len(layer.experts.costs)
         usages.append(np.full(n_own, 1 / n_own) if output is None else output[0].mean(axis=0))
-        distance = _distance(layer, number, output, similarity)
+        distance = _distance(net, number, output, similarity)
         # Weights of layers of other scales would not be comparable.
         distances.append(distance / (distance.mean() or 1.0))
     sizes = [len(own) for own in usages]
@@ -94,14 +92,14 @@ def group_similar(
     for own, usage, layer in zip(groups, usages, layers, strict=True):
         _let_one_be_ordinary(own, usage, layer.experts.is_ordinary)
     groups = [sorted(own) for own in groups]
-    shares = [_shares(own, usage) for own, usage in zip(groups, usages, strict=True)]
+    shares = [shares_of(own, usage) for own, usage in zip(groups, usages, strict=True)]
     can_merge = X is not None and all(layer.experts.can_merge for layer in layers)
     merges = reduce == "merge" or (reduce == "auto" and can_merge)
     inputs = None
     if merges:
         inputs = [torch.from_numpy(output[2]).to(net.device) for output in outputs]
     net.change_layers("merge", groups, shares, inputs)
-    return groups, usages
+    return groups
 
 
 def _let_one_be_ordinary(groups, usage, is_ordinary):
@@ -128,18 +126,13 @@ def _outputs(net, X):
     ]
 
 
-def _distance(layer, number, output, similarity):
+def _distance(net, number, output, similarity):
     """Return how different each pair of a layer's experts is."""
+    layer = net.module_.layers[number]
     if similarity == "weights":
         return layer.experts.distances().numpy()
     if similarity == "gate":
-        weights = layer.gate.expert_weights
-        if weights is None:
-            raise ValueError(
-                "similarity='gate' needs gates with weights for each expert. That of hidden layer "
-                f"{number} has none, or had its experts merged. Take another similarity."
-            )
-        weights = weights.detach().cpu().numpy().astype(np.float64)
+        weights = gate_weights(layer.gate, name_of_gate(net, number))
         return cdist(weights, weights, "sqeuclidean")
     gate_proba, vectors = (each.astype(np.float64) for each in output[:2])
     if similarity == "cka":
@@ -158,9 +151,3 @@ def vector_distance(vectors: NDArray, gate_proba: NDArray) -> NDArray[np.float64
             if weight.any():
                 distance[one, other] = distance[other, one] = np.average(squares, weights=weight)
     return distance
-
-
-def _shares(groups, usage):
-    """Return the weights of the members of each group, which sum to 1."""
-    weights = [np.maximum(usage[group], np.finfo(float).tiny) for group in groups]
-    return [(own / own.sum()).tolist() for own in weights]

@@ -199,7 +199,7 @@ class MixtureOfExperts(nn.Module):
         if augmentation is not None:
             x = augment(augmentation, x, generator)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        wants_layers = self.layers and layers is not None
+        wants_layers = layers is not None and self.layers
         x = self.encoder(x, generator, layers) if wants_layers else self.encoder(x)
         return x if given is None else torch.cat([x.flatten(1), given.to(x.dtype)], dim=1)
 

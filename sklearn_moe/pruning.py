@@ -17,8 +17,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
 from sklearn_moe.decomposition import with_last
-from sklearn_moe.expert_scores import scores_of
-from sklearn_moe.grouping import cka, divergence, group_experts
+from sklearn_moe.expert_scores import gate_weights, name_of_gate, scores_of
+from sklearn_moe.grouping import cka, divergence, group_experts, shares_of
 from sklearn_moe.hidden_pruning import check_hidden, group_similar, keep_highest
 from sklearn_moe.mixture import MixtureOfExperts
 from sklearn_moe.shrinking import (
@@ -254,7 +254,6 @@ def prune_experts(
         else:
             pruned.net_.keep([expert for (expert,) in groups])
         pruned.n_experts = pruned.net_.n_experts = n_experts
-        pruned.net_.initialize_optimizer()
         if pruned.expert_names_ is not None:
             pruned.reader_.keep(pruned.expert_names_)
             listed = pruned.net_.experts
@@ -262,11 +261,10 @@ def prune_experts(
             pruned.experts = listed.estimators if is_list else listed
         usage = np.array([model.expert_usage_[group].sum() for group in groups])
         pruned.expert_usage_ = usage / usage.sum() if usage.any() else np.full(n_experts, np.nan)
-        describe(pruned, samples)
     hidden_groups = None
     if n_hidden_experts is not None:
         if method == "similarity":
-            hidden_groups, _ = group_similar(
+            hidden_groups = group_similar(
                 pruned.net_, encoded, n_hidden_experts, similarity, reduce
             )
         else:
@@ -275,6 +273,7 @@ def prune_experts(
                 for layer in range(len(model.module_.layers))
             ]
             hidden_groups = keep_highest(pruned.net_, of_layers, n_hidden_experts)
+    if n_experts < present or hidden_groups is not None:
         pruned.net_.initialize_optimizer()
         describe(pruned, samples)
     if fine_tune:
@@ -340,7 +339,7 @@ def _similar(model, X, n_experts, similarity):
     if similarity == "weights":
         distance = model.module_.experts.distances().numpy()
     elif similarity == "gate":
-        weights = _gate_weights(model)
+        weights = gate_weights(model.module_.gate, name_of_gate(model.net_))
         distance = cdist(weights, weights, "sqeuclidean")
     else:
         logits = model.net_.evaluate(X, MixtureOfExperts.expert_logits).astype(np.float64)
@@ -356,16 +355,6 @@ def _similar(model, X, n_experts, similarity):
     return sorted(groups), usage
 
 
-def _gate_weights(model):
-    weights = model.module_.gate.expert_weights
-    if weights is None:
-        raise ValueError(
-            "similarity='gate' needs a gate with weights for each expert. "
-            f"{model.net_.gate!r} has none, or had its experts merged. Take another similarity."
-        )
-    return weights.detach().cpu().numpy().astype(np.float64)
-
-
 def _reduce(pruned, groups, usage, X, reduce):
     """Replace each group by one expert, to which all the samples of the group go."""
     net = pruned.net_
@@ -373,11 +362,7 @@ def _reduce(pruned, groups, usage, X, reduce):
     if reduce == "keep" or (reduce == "auto" and not can_merge):
         net.merge(groups)
         return
-    shares = [usage[group] for group in groups]
-    shares = [
-        (own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / len(own))).tolist()
-        for own in shares
-    ]
+    shares = shares_of(groups, usage)
     X = X[evenly(len(X), SAMPLES_TO_MATCH_UNITS)]
     x = net.evaluate(X, MixtureOfExperts.encode)
     net.merge(groups, shares, torch.from_numpy(x).to(net.device))

@@ -74,6 +74,10 @@ class GateFormula(NamedTuple):
     length: Tensor | None = None
 
 
+# What a gate knows about the columns that its inputs come from.
+OF_COLUMNS = ("sources", "column_groups", "group_sizes")
+
+
 class GateModule(nn.Module):
     """The torch module of a gate: it turns scores of the experts into gate probabilities.
 
@@ -129,7 +133,7 @@ class GateModule(nn.Module):
         self.temperature = temperature
         self.top_k = top_k
         self.noise = noise
-        for name in ("sources", "column_groups", "group_sizes", "stages"):
+        for name in (*OF_COLUMNS, "stages"):
             self.register_buffer(name, None, persistent=False)
 
     def group_columns(self, sources: ArrayLike) -> None:
@@ -282,7 +286,7 @@ class MergedGateModule(GateModule):
         super().__init__(temperature=1.0, top_k=gate.top_k)
         self.gate = gate
         self.groups = groups
-        for name in ("sources", "column_groups", "group_sizes"):
+        for name in OF_COLUMNS:
             setattr(self, name, getattr(gate, name))
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_moe.gates.base import GateModule, GateOutput
+from sklearn_moe.gates.base import OF_COLUMNS, GateModule, GateOutput
 
 # The logarithm of the probability that a change of the gate can at least start from.
 LOG_FLOOR = math.log(0.01)
@@ -79,7 +79,7 @@ class GrownGateModule(GateModule):
         for gate in gates:
             gate.take(None)
             gate.noise = 0.0
-        for name in ("sources", "column_groups", "group_sizes"):
+        for name in OF_COLUMNS:
             setattr(self, name, getattr(gates[0], name))
         self.register_buffer("stages", torch.tensor(stages))
         self.register_buffer("means", torch.zeros(len(stages), n_inputs))

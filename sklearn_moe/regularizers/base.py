@@ -45,10 +45,10 @@ class Regularizer(Documented, BaseEstimator):
     sharpens : bool, default=False
         Whether a higher strength makes the gate surer. The report then advises it if the gate is
         unsure.
-    sums_over_layers : bool, default=False
-        Whether the penalties on the hidden mixtures of ``MoELayers`` are added, as those of
-        ``gate_only`` always are. The ``expert_logits`` and ``log_proba`` of hidden mixtures are
-        vectors, so the penalty must not read them.
+    sums_over_layers : bool, default=gate_only
+        Whether the penalties on the hidden mixtures of ``MoELayers`` are added. The
+        ``expert_logits`` and ``log_proba`` of hidden mixtures are vectors, so the penalty must not
+        read them.
     can_be_captured : bool, default=False
         Whether the penalty never waits for the device, so that CUDA graphs can replay it. A
         subclass has to set it again.
@@ -72,7 +72,6 @@ class Regularizer(Documented, BaseEstimator):
     of_weights = False
     balances = False
     sharpens = False
-    sums_over_layers = False
     can_be_captured = False
 
     def __init_subclass__(cls, **kwargs):
@@ -83,6 +82,10 @@ class Regularizer(Documented, BaseEstimator):
                     setattr(cls, promise, getattr(Regularizer, promise))
 
     _parameter_constraints: dict = {"strength": [Interval(Real, 0, None, closed="left")]}
+
+    @property
+    def sums_over_layers(self) -> bool:
+        return self.gate_only
 
     def relaxed(self) -> Regularizer:
         """Return what takes the place of this penalty once it has chosen columns."""

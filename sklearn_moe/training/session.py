@@ -74,9 +74,7 @@ def likelihood(
         if of_experts is not None:
             loss = loss + of_experts.sum()
     for regularization in net.regularizations:
-        sums_over_layers = any(
-            getattr(regularization, name, False) for name in ("sums_over_layers", "gate_only")
-        )
+        sums_over_layers = getattr(regularization, "sums_over_layers", False)
         for part in (mixture, *(mixture.layers if sums_over_layers else ())):
             penalty = regularization(part, part.x, y, sample_weight)
             loss = loss + check_penalty(regularization, penalty)
