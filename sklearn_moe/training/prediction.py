@@ -41,10 +41,10 @@ ROWS_AT_ONCE = 16
 WORK_TO_PAD_A_ROW = 6e4
 
 # A second thread pays if a batch takes at least this many multiply-adds and the process may have
-# one. Two threads add in another order, which rounds differently. So that results can be repeated,
-# the choice depends on the work and on what the process was given, never on how busy the machine
-# is.
-WORK_FOR_TWO_THREADS = 2e8
+# one. In training that is less, as all that follows the products is divided, too. Two threads add
+# in another order, which rounds differently. So that results can be repeated, the choice depends
+# on the work and on what the process was given, never on how busy the machine is.
+WORK_FOR_TWO_THREADS = {"training": 1.2e7, "prediction": 2e8}
 
 
 class Work(NamedTuple):
@@ -98,8 +98,9 @@ def threads_for(
     """Return a context in which torch uses the right number of threads for batches of n_rows."""
     if net.n_threads != "auto":
         return intra_op_threads(net.n_threads)
-    work = net.work.prediction if predicting else net.work.training
-    n_threads = 2 if n_rows * work >= WORK_FOR_TWO_THREADS else 1
+    purpose = "prediction" if predicting else "training"
+    work = n_rows * getattr(net.work, purpose)
+    n_threads = 2 if work >= WORK_FOR_TWO_THREADS[purpose] else 1
     return intra_op_threads(n_threads, within_limits=True)
 
 
