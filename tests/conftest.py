@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_moe import MixtureOutput, MoEClassifier
+from sklearn_moe.experts import strong
 from sklearn_moe.recipes import RECIPES
 from sklearn_moe.training.net import MoENet
 
@@ -56,6 +57,23 @@ def table():
     score = np.sin(2 * X[:, 0]) + np.where(X[:, 1] > 0, X[:, 2], (X[:, 3] - 100) / 10)
     y = np.digitize(score + 0.1 * rng.normal(size=600), [-0.6, 0.6])
     return X, y
+
+
+@pytest.fixture(scope="module")
+def small_strong_experts():
+    """Make the four classifiers of ``experts="strong"`` small."""
+    make = strong._experts_for
+
+    def small_experts_for(is_categorical):
+        experts = dict(make(is_categorical))
+        experts["boosting"][-1].set_params(max_iter=5)
+        experts["forest"][-1].set_params(n_estimators=5)
+        experts["mixture"].set_params(n_experts=2, max_iter=3)
+        return list(experts.items())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strong, "_experts_for", small_experts_for)
+        yield
 
 
 @pytest.fixture(scope="session")

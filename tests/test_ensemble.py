@@ -8,6 +8,7 @@ import pytest
 from joblib import parallel_config
 from optuna.distributions import IntDistribution
 from optuna.pruners import ThresholdPruner
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
@@ -27,10 +28,13 @@ from sklearn_moe import (
     MixtureEnsemble,
     MoEClassifier,
     decomposition_report,
+    save,
     tune,
 )
+from sklearn_moe.experts import strong
 from sklearn_moe.model_selection.ensemble import MOST_TRIALS, FoldModels, Library, select
-from sklearn_moe.model_selection.trials import ReportEpochs
+from sklearn_moe.model_selection.spaces import Space
+from sklearn_moe.model_selection.trials import Evaluation, ReportEpochs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The gate has collapsed")
 
@@ -40,8 +44,11 @@ DEPTH = {"max_depth": IntDistribution(1, 5)}
 go = partial(tune, n_trials=3, cv=2, refit="ensemble", random_state=0, verbose=0)
 
 
+STRONG = {"experts": "strong", "gate": "softmax", "regularization": "auto"}
+
+
 @pytest.fixture(scope="module")
-def search(iris):
+def search(iris, small_strong_experts):
     """A search for a pipeline, with text labels, weights and a callback of the user's own."""
     X, y = iris
     clf = MoEClassifier(n_experts=2, max_iter=4, batch_size=100, random_state=0)
@@ -61,7 +68,10 @@ def test_is_the_weighted_mean_of_folds_and_refits(search, iris):
     assert ensemble.weights_.sum() == pytest.approx(1)
     results, expected = search.cv_results_, 0
     for trial, share in zip(dict.fromkeys(ensemble.trials_), ensemble.weights, strict=True):
-        params = results["params"][results["trial"].tolist().index(trial)]
+        if trial == -1:
+            params = {f"moeclassifier__{name}": value for name, value in STRONG.items()}
+        else:
+            params = results["params"][results["trial"].tolist().index(trial)]
         parts = [(train, share / 6) for train, _ in StratifiedKFold(3).split(X, y)]
         for rows, part in (*parts, (np.arange(len(y)), share / 2)):
             model = clone(search.estimator).set_params(**params)
@@ -87,6 +97,69 @@ def test_members_are_mixtures_of_their_own(search, iris):
     assert isinstance(own, EpochTimer)
     kept = [each for _, each in mixture.net_.callbacks_] + mixture.net_.callbacks
     assert not any(isinstance(each, ReportEpochs) for each in kept)
+
+
+def test_strong_experts_take_part(mixed_table, small_strong_experts, tmp_path):
+    """Beside trials that are no better than chance, they have all weight."""
+    X, y = mixed_table
+    weak = MoEClassifier(n_experts=2, max_iter=1, learning_rate=1e-9, random_state=0)
+    search = go(weak, X, y, n_trials=1, cv=3)
+    ensemble = search.best_estimator_
+    assert ensemble.trials_.tolist() == [-1] * 4 and len(search.cv_results_["params"]) == 1
+    (estimator,) = ensemble.estimators
+    assert {name: getattr(estimator, name) for name in STRONG} == STRONG
+    assert list(ensemble.members_[-1].named_experts_) == [
+        "boosting",
+        "forest",
+        "mixture",
+        "regression",
+    ]
+    assert ensemble.score(X, y) > weak.fit(X, y).score(X, y) + 0.1
+    twin = pickle.loads(pickle.dumps(ensemble))
+    np.testing.assert_array_equal(twin.predict_proba(X), ensemble.predict_proba(X))
+    with pytest.raises(TypeError, match="Pickle the mixture or save it with skops"):
+        save(ensemble, tmp_path / "ensemble.safetensors")
+
+
+@pytest.mark.parametrize(
+    "params, space, convert",
+    [
+        ({"experts": "linear"}, None, np.asarray),
+        ({"experts": [("tree", TREE), ("net", "mlp")]}, None, np.asarray),
+        ({}, {"n_experts": IntDistribution(2, 3)}, np.asarray),
+        ({}, None, sparse.csr_matrix),  # which would become dense
+        ({}, None, lambda X: X.reshape(-1, 2, 2)),
+        ({"input_shape": (2, 2)}, None, np.asarray),
+    ],
+)
+def test_where_strong_experts_take_no_part(params, space, convert, iris):
+    X, y = iris
+    clf = MoEClassifier(max_iter=1, **params)
+    assert Space(space, clf, convert(X), y, wide=False).strong is None
+    assert Space(None, MoEClassifier(), X, y, wide=False).strong == STRONG
+
+
+def test_strong_experts_that_fail_are_left_out(iris, monkeypatch):
+    def fail(is_categorical):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(strong, "_experts_for", fail)
+    clf = MoEClassifier(n_experts=2, max_iter=1, random_state=0)
+    with pytest.warns(UserWarning, match=r"no mixture with experts='strong'.*out of memory"):
+        search = go(clf, *iris, n_trials=1)
+    assert set(search.best_estimator_.trials_) == {0}
+
+
+def test_strong_experts_need_time_and_a_trial(iris, monkeypatch):
+    monkeypatch.setattr(Evaluation, "_evaluate", lambda *args, **kwargs: 1 / 0)
+    clf = MoEClassifier()
+    space = Space(None, clf, *iris, wide=False)
+    evaluation = Evaluation(clf, space, [], None, {}, {}, "score", False, False, True)
+    library = Library()
+    evaluation.add_strong_experts(library, *iris, deadline=np.inf)
+    library.add(FoldModels(0, True, 0.0, TREE, (), ()))
+    evaluation.add_strong_experts(library, *iris, deadline=0.0)
+    assert len(library.trials) == 1
 
 
 def test_groups_repeated_folds_and_parallel_trials(iris):
@@ -146,7 +219,7 @@ def test_selection():
 def test_a_library_keeps_the_best_and_the_default():
     library = Library()
     for number in range(MOST_TRIALS + 5):
-        library.add(FoldModels(number, number == 0, float(number), (), ()))
+        library.add(FoldModels(number, number == 0, float(number), TREE, (), ()))
     assert {each.trial for each in library.trials} == {0, *range(5, MOST_TRIALS + 5)}
 
 

@@ -37,6 +37,7 @@ from sklearn_moe import (
 )
 from sklearn_moe.encoders import Encoder
 from sklearn_moe.experts import ConvExperts, MLPExperts
+from sklearn_moe.model_selection import suggest_parameters
 from sklearn_moe.persistence.files import CHECKSUM_KEY, CONTENT_KEY, FORM, FORM_KEY, checksum
 from sklearn_moe.plain import CLASS
 
@@ -149,7 +150,8 @@ def test_labels_of_all_kinds(path):
 
 def test_ensemble_of_a_search(path):
     X, y = data()
-    search = MoESearchCV(make(), n_trials=2, cv=2, refit="ensemble", random_state=0).fit(X, y)
+    options = {"n_trials": 2, "cv": 2, "refit": "ensemble", "random_state": 0}
+    search = MoESearchCV(make(), suggest_parameters, **options).fit(X, y)
     ensemble = search.best_estimator_
     twin = through_file(ensemble, path)
     assert type(twin) is MixtureEnsemble

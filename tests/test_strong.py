@@ -23,27 +23,12 @@ from sklearn_moe import (
     decomposition_report,
     prune_experts,
 )
-from sklearn_moe.experts import strong
 from sklearn_moe.experts.strong import TableColumns
 
 NAMES = ["boosting", "forest", "mixture", "regression"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small():
-    """Make the four classifiers small."""
-    make = strong._experts_for
-
-    def small_experts_for(is_categorical):
-        experts = dict(make(is_categorical))
-        experts["boosting"][-1].set_params(max_iter=5)
-        experts["forest"][-1].set_params(n_estimators=5)
-        experts["mixture"].set_params(n_experts=2, max_iter=3)
-        return list(experts.items())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strong, "_experts_for", small_experts_for)
-        yield
+pytestmark = pytest.mark.usefixtures("small_strong_experts")
 
 
 def mixture(**params):

@@ -17,7 +17,7 @@ from sklearn_moe.documentation import Documented
 from sklearn_moe.plain import Plain
 from sklearn_moe.predicting import MostProbable
 
-# How many trials may keep the models of their folds, beside the estimator's own.
+# How many trials may keep the models of their folds, beside those that stay.
 MOST_TRIALS = 15
 
 # Steps of the greedy selection, so that weights are multiples of at least a 50th.
@@ -50,7 +50,8 @@ class MixtureEnsemble(Plain, Documented, MostProbable, BaseEstimator):
         Their weights, which sum to 1. A refit has half of the weight of its trial, and the models
         of the folds share the other half.
     trials_ : ndarray of shape (n_members,)
-        The number of each member's trial in the study; only after a search.
+        The number of each member's trial in the study, and -1 for members with
+        ``experts="strong"``, which are no trial; only after a search.
     classes_ : ndarray of shape (n_classes,)
         The class labels. A member that has not seen a class gives it a probability of 0.
     n_features_in_, feature_names_in_ : int, ndarray
@@ -195,11 +196,13 @@ class FoldModels:
     Attributes
     ----------
     trial : int
-        Number of the trial in the study.
-    is_default : bool
-        Whether it is the trial of the estimator's own parameters.
+        Number of the trial in the study; -1 for strong experts, which are no trial of it.
+    stays : bool
+        Whether it is kept whatever its score is, as the estimator as it is and strong experts are.
     score : float
         The mean score that compares it with others.
+    estimator : classifier
+        The estimator with the parameters of the trial, not fitted.
     models : tuple of classifiers
         The model of each fold.
     likelihoods : tuple of ndarray
@@ -207,14 +210,15 @@ class FoldModels:
     """
 
     trial: int
-    is_default: bool
+    stays: bool
     score: float
+    estimator: BaseEstimator
     models: tuple[BaseEstimator, ...]
     likelihoods: tuple[NDArray[np.float64], ...]
 
 
 class Library:
-    """The models of the folds of the best trials and of the default."""
+    """The models of the folds of the best trials, and of those that stay."""
 
     def __init__(self):
         self.trials: list[FoldModels] = []
@@ -222,7 +226,7 @@ class Library:
     def add(self, trial: FoldModels) -> None:
         """Add a trial, and forget the worst if there are too many."""
         self.trials = sorted([*self.trials, trial], key=lambda each: (-each.score, each.trial))
-        others = [each for each in self.trials if not each.is_default]
+        others = [each for each in self.trials if not each.stays]
         if len(others) > MOST_TRIALS:
             self.trials.remove(others[-1])
 
@@ -249,31 +253,21 @@ class Library:
         refit : callable
             Fits an estimator on all samples, and returns it.
         """
-        results = search.cv_results_
         if not self.trials:
             raise ValueError(
-                f"refit='ensemble' needs a complete trial of this search, but all "
-                f"{len(results['params'])} complete trials of the study {search.study_name!r} are "
-                "from earlier searches or other processes, which leave no models. Raise n_trials, "
-                "or take another study_name."
+                "refit='ensemble' needs a complete trial of this search, but all "
+                f"{len(search.cv_results_['params'])} complete trials of the study "
+                f"{search.study_name!r} are from earlier searches or other processes, which leave "
+                "no models. Raise n_trials, or take another study_name."
             )
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)[np.concatenate([test for _, test in folds])]
         weights = select([np.concatenate(each.likelihoods) for each in self.trials], sample_weight)
-        params = dict(zip(results["trial"].tolist(), results["params"], strict=True))
         chosen = [each for each, weight in zip(self.trials, weights, strict=True) if weight > 0]
         weights = weights[weights > 0]
-        ensemble = MixtureEnsemble(
-            [
-                clone(search.estimator).set_params(**clone(params[each.trial], safe=False))
-                for each in chosen
-            ],
-            weights,
-        )
+        ensemble = MixtureEnsemble([each.estimator for each in chosen], weights)
         models = [
-            model
-            for each, estimator in zip(chosen, ensemble.estimators, strict=True)
-            for model in (*each.models, refit(clone(estimator)))
+            model for each in chosen for model in (*each.models, refit(clone(each.estimator)))
         ]
         shares = np.r_[np.full(len(folds), 0.5 / len(folds)), 0.5]  # within a trial
         ensemble._take_over(models, np.outer(weights, shares).ravel())

@@ -176,9 +176,10 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     With ``refit="ensemble"``, trials are chosen, again and again and with replacement, so that the
     mean of their probabilities has the lowest log loss on the left-out samples (Caruana et al.
     2004). The 15 best trials and the first one take part, and their fold models stay in memory.
-    Each chosen trial is fitted once more, on all samples; this fit has half of the weight of the
-    trial, and its folds the other half. Predictions take longer by the number of all these models.
-    Trials that were stopped, or are of earlier searches or other processes, leave no models.
+    Trials that were stopped, or are of earlier searches or other processes, leave none. If the
+    default space searches the experts of a table, ``experts="strong"`` takes part, too: no trial,
+    but fitted after the last one; :func:`save` refuses it. All that are chosen are fitted again on
+    all samples; this fit has half of the weight, and the folds the other half.
 
     Single trials may fail; the study keeps their errors in ``user_attrs["error"]``. If a process
     is killed, its trial counts as dead after 30 seconds without a heartbeat, and another trial
@@ -310,23 +311,24 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
             "data": joblib.hash([folds, values_of(X), np.asarray(y)]),
         }
         library = Library()
+        deadline = math.inf if self.timeout is None else time.time() + self.timeout
         try:
-            self._search(evaluation, X, y, shape, library)
+            self._search(evaluation, X, y, shape, library, deadline)
         except KeyboardInterrupt:
             with suppress(ValueError):  # no trial was complete
                 self._collect(evaluation, refit_metric)
             raise
         self._collect(evaluation, refit_metric)
         if self.refit:
-            start = time.perf_counter()
-            labels = {} if y is None else {"y": y}
+            start, labels = time.perf_counter(), {} if y is None else {"y": y}
             refit = methodcaller("fit", X, **labels, **routed.estimator.fit)
             if evaluation.keeps_models:
+                evaluation.add_strong_experts(library, X, y, deadline)
                 weight = _check_method_params(X, routed.scorer.score).get("sample_weight")
                 best = library.ensemble(self, folds, weight, refit)
             else:
-                best = clone(self.estimator)
-                refit(best.set_params(**clone(self.best_params_, safe=False)))
+                parameters = clone(self.best_params_, safe=False)
+                best = refit(clone(self.estimator).set_params(**parameters))
             self.best_estimator_ = best
             self.refit_time_ = time.perf_counter() - start
             if hasattr(best, "feature_names_in_"):
@@ -379,14 +381,13 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
             return self.scorer_[metric](self.best_estimator_, X, y, **params)
         return super().score(X, y, **params)
 
-    def _search(self, evaluation, X, y, shape, library):
+    def _search(self, evaluation, X, y, shape, library, deadline):
         """Fill the study with trials, and the library with their models."""
         import optuna
 
         from sklearn_moe.model_selection.samplers import TrialSampler
 
         n_jobs = effective_n_jobs(self.n_jobs)
-        deadline = math.inf if self.timeout is None else time.time() + self.timeout
         with quiet_optuna(), TemporaryDirectory() as folder:
             where = self._where()
             is_temporary = where is None and n_jobs > 1  # other processes cannot see it
@@ -406,9 +407,8 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
                 evaluation.suggest.first,
                 joint=evaluation.compared_by is not None,
             )
-            # Delete the results of an earlier search.
             for name in [name for name in vars(self) if name.endswith("_")]:
-                delattr(self, name)
+                delattr(self, name)  # of an earlier search
             self.study_ = study
             self.n_splits_ = len(evaluation.folds)
             self.scorer_ = getattr(evaluation.scorer, "_scorers", evaluation.scorer)

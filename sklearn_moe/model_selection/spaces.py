@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 from sklearn.base import BaseEstimator
 
 from sklearn_moe.experts import MLPExperts
@@ -127,11 +128,17 @@ class Space:
     wide : bool
         Whether the default space is wide. Without a table or with experts of your own, it always
         is.
+
+    Attributes
+    ----------
+    strong : dict or None
+        Parameters that give the mixture the experts that predict tables best, which an ensemble
+        tries, too. None: not a table, not the default space, or experts of the user's own.
     """
 
     def __init__(self, space, estimator, X, y, *, wide):
         self.space, self.estimator = space, estimator
-        self.prefix = self.left_alone = self.first = None
+        self.prefix = self.left_alone = self.first = self.strong = None
         if space is None:
             self.prefix, mixture = _mixture_of(estimator)
             is_table = np.ndim(X) == 2 and mixture.input_shape is None
@@ -146,6 +153,12 @@ class Space:
             }
             self.first = first_suggestion(mixture, self.around)
             self.left_alone = {"experts"} if has_own_experts else set()
+            if not (has_own_experts or sparse.issparse(X)):  # which would become dense
+                self.strong = {
+                    f"{self.prefix}experts": "strong",
+                    f"{self.prefix}gate": "softmax",
+                    f"{self.prefix}regularization": "auto",
+                }
             if listed_experts(mixture) is not None:  # whose number the list decides
                 self.left_alone.add("n_experts")
         elif isinstance(space, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from sklearn.utils.validation import _check_method_params
 from skorch.callbacks import Callback
 
 from sklearn_moe.fitted import is_mixture
-from sklearn_moe.model_selection.ensemble import FoldModels
+from sklearn_moe.model_selection.ensemble import FoldModels, Library
 from sklearn_moe.model_selection.selection import LOG_LIKELIHOOD, last_step, likelihood
 from sklearn_moe.model_selection.spaces import Space
 from sklearn_moe.model_selection.studies import (
@@ -36,6 +37,9 @@ MANY_FAILURES = 10
 
 # Number of steps that a trial reports for a fold, whatever the number of epochs.
 STEPS = 100
+
+# In the place of the number of a trial, for strong experts, which are no trial of the study.
+STRONG = -1
 
 
 class MedianPruner:
@@ -121,11 +125,32 @@ class Evaluation:
         The models of a complete trial become the only element of ``kept``.
         """
         is_first = self.suggest.first is not None and begins(trial)
-        parameters = clone(self.suggest(trial), safe=False)
-        clone(self.estimator).set_params(**parameters)  # raises at once for an unknown name
-        results, models, progress = [], [], _Progress(trial, may_end=not is_first)
+        return self._evaluate(trial, self.suggest(trial), X, y, kept, stays=is_first)
+
+    def add_strong_experts(self, library: Library, X: Any, y: ArrayLike, deadline: float) -> None:
+        """Add models with strong experts to a library, if the space has them and there is time."""
+        from optuna.trial import FixedTrial
+
+        if self.suggest.strong is None or not library.trials or time.time() >= deadline:
+            return
+        trial: Any = FixedTrial({}, number=STRONG)
+        kept: list[FoldModels] = []
+        try:
+            self._evaluate(trial, self.suggest.strong, X, y, kept, stays=True)
+        except TrialFailed as error:
+            warnings.warn(
+                f"The ensemble has no mixture with experts='strong', as it failed: {error}",
+                stacklevel=3,
+            )
+        for models in kept:
+            library.add(models)
+
+    def _evaluate(self, trial, parameters, X, y, kept, *, stays):
+        # An unknown name raises at once.
+        estimator = clone(self.estimator).set_params(**clone(parameters, safe=False))
+        results, models, progress = [], [], _Progress(trial, may_end=not stays)
         for train, test in self.folds:
-            candidate = clone(self.estimator).set_params(**clone(parameters, safe=False))
+            candidate = clone(estimator)
             progress.begin_fold()
             try:
                 results.append(self._fold(candidate, X, y, train, test, progress))
@@ -150,7 +175,9 @@ class Evaluation:
             return tuple(means.values())
         if self.keeps_models:
             score = means[self.compared_by]
-            kept[:] = [FoldModels(trial.number, is_first, score, *zip(*models, strict=True))]
+            kept[:] = [
+                FoldModels(trial.number, stays, score, estimator, *zip(*models, strict=True))
+            ]
         return means[self.compared_by]
 
     def _fold(self, candidate, X, y, train, test, progress):
