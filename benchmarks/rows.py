@@ -3,7 +3,7 @@
     python benchmarks/rows.py                                       # made tables
     python benchmarks/rows.py --data FOLDER --tables adult covertype --rows 1000 4000 15000 50000
     python benchmarks/rows.py --tables thresholds --weight-decay auto 0.2 0.02
-    python benchmarks/rows.py --rows 500000 --max-iter 8 --batch-size auto 2048
+    python benchmarks/rows.py --tables rules --rows 500000 --batch-size auto 2048
 
 FOLDER is as in tabular.py; a quarter of a table's rows is left for the test. Two tables need
 none: "thresholds", six columns whose classes change at sharp thresholds, and "rules", 30 columns
@@ -94,11 +94,11 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--weight-decay", type=auto_or(float), nargs="+", default=["auto"])
     parser.add_argument("--batch-size", type=auto_or(int), nargs="+", default=["auto"])
-    parser.add_argument("--max-iter", type=int, default=40)
+    parser.add_argument("--max-iter", type=auto_or(int), default="auto")
     args = parser.parse_args()
     markdown(
         [
-            "table, rows, weight decay, batches",
+            "table, rows, epochs, weight decay, batches",
             *("error, %", "log loss", "of boosting's"),
             *("boosting's error, %", "log loss"),
             *("seconds", "times boosting's", "subnormal, %"),
@@ -131,7 +131,8 @@ def rows(args):
             error, loss, seconds = np.mean(ours, axis=0)
             net = clf.net_
             yield [
-                f"{name}, {len(each[0])}, {net.optimizer__weight_decay:.2g}, {net.batch_size}",
+                f"{name}, {len(each[0])}, {net.max_epochs}, {net.optimizer__weight_decay:.2g}, "
+                f"{net.batch_size}",
                 *(100 * error, f"{loss:.3f}", error / peer_error),
                 *(100 * peer_error, f"{peer_loss:.3f}"),
                 *(seconds, seconds / peer_seconds, 100 * max(shares)),

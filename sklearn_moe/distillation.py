@@ -90,7 +90,7 @@ def distill(
     top_k : int or None, default=1
         How many experts of the student answer for a sample. None keeps the soft mixture of all.
     max_iter : int, default=None
-        Number of epochs; None takes the teacher's ``max_iter``, even if it stopped earlier.
+        Number of epochs; None takes those of the teacher's fit, even if it stopped earlier.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples, at least 0. With ``target="labels"``, the teacher's
         ``class_weight`` multiplies them.
@@ -161,7 +161,7 @@ def distill(
         ),
         regularization=None,
         early_stopping=False,
-        max_iter=teacher.max_iter if max_iter is None else max_iter,
+        max_iter=teacher.net_.max_epochs if max_iter is None else max_iter,
         net_params=net_params or None,
     )
     build_seed, train_seed = check_random_state(student.random_state).randint(

@@ -105,13 +105,14 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Decoupled weight decay of AdamW, which is multiplied by the learning rate. "auto" is 2 for
         tables with two classes, 0.7 for tables with more classes, and 0 for everything else.
         ``fit`` multiplies it by 16 / steps if an epoch has more than 16 steps, by
-        (4,000 / samples) to the power of 3/4 above 4,000 samples, and by 120 / epochs above 120
+        (4,000 / samples) to the power of 1/4 above 4,000 samples, and by 120 / epochs above 120
         epochs; ``partial_fit`` takes a 40th of it. A number is used unchanged.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
         least 32 and at most 256. The batches of an epoch are as equal in size as possible.
-    max_iter : int, default=40
-        Number of epochs.
+    max_iter : int or "auto", default="auto"
+        Number of epochs. "auto" is 40; for tables of more than 4,000 samples it is multiplied by
+        (4,000 / samples) to the power of 2/5, but is at least 5.
     n_init : int or "auto", default="auto"
         Number of random starts. The mixture that ends with the highest score is kept: for linear
         experts the likelihood of the training samples less the penalties on weights, for others
@@ -147,8 +148,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         Early stopping waits for this many epochs without a fall of the loss, or a rise of the
         score.
     tol : float, default=1e-4
-        Early stopping only counts a fall of the loss by more than this, in nats, or a rise of the
-        score.
+        Early stopping only counts larger falls of the loss, in nats, or rises of the score.
     calibrate : bool, default=False
         Whether to calibrate the probabilities: :meth:`predict_proba` divides the log-probabilities
         of the mixture by one temperature, ``temperature_``, and normalises them again. This
@@ -334,7 +334,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         learning_rate_schedule: str = "one_cycle",
         weight_decay: float | str = "auto",
         batch_size: int | str = "auto",
-        max_iter: int = 40,
+        max_iter: int | str = "auto",
         n_init: int | str = "auto",
         annealing: float | str | None = "auto",
         class_weight: dict | str | None = None,

@@ -444,7 +444,7 @@ def _train(grown, settings, X, y, weight, freeze, seed):
         y,
         normalize(weight),
         seed=seed,
-        callbacks=usual_callbacks(grown, grown.max_iter),
+        callbacks=usual_callbacks(grown, net.max_epochs),
         objective=_objective,
     )
     if session.run():

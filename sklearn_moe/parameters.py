@@ -27,7 +27,12 @@ from sklearn_moe.encoders import ENCODERS, Encoder, TableEncoder, as_encoder
 from sklearn_moe.experts import EXPERTS, EstimatorExperts, as_experts
 from sklearn_moe.gates import GATES
 from sklearn_moe.images import AUGMENTATIONS
-from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
+from sklearn_moe.recipes import (
+    RECIPES,
+    automatic_batch_size,
+    automatic_epochs,
+    automatic_weight_decay,
+)
 from sklearn_moe.regularizers import REGULARIZERS
 from sklearn_moe.training.net import MoENet
 from sklearn_moe.training.stopping import REFINED
@@ -56,7 +61,7 @@ CONSTRAINTS: dict[str, list] = {
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
     "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "n_init": [StrOptions({"auto"}), Interval(Integral, 1, 2**16, closed="both")],
     "annealing": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right"), None],
     "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -286,6 +291,8 @@ def settings_of(
     if "optimizer" in net_params:  # a user's optimizer keeps its own default
         del settings["optimizer__weight_decay"]
     settings = {name: net_params.get(name, value) for name, value in settings.items()}
+    if _is_auto(settings["max_epochs"]):
+        settings["max_epochs"] = automatic_epochs(recipe, n_samples)
     if _is_auto(settings["batch_size"]):
         settings["batch_size"] = automatic_batch_size(recipe, n_samples)
     if _is_auto(settings.get("optimizer__weight_decay")):

@@ -1,6 +1,13 @@
 import pytest
 
-from sklearn_moe.recipes import RECIPES, automatic_batch_size, automatic_weight_decay
+from sklearn_moe import MoEClassifier
+from sklearn_moe.parameters import settings_of
+from sklearn_moe.recipes import (
+    RECIPES,
+    automatic_batch_size,
+    automatic_epochs,
+    automatic_weight_decay,
+)
 
 
 def decay(n_samples, *, n_classes=2, batch_size=None, epochs=40):
@@ -48,3 +55,23 @@ def test_other_networks_have_no_weight_decay():
     sizes = {"n_classes": 2, "n_samples": 10**6, "batch_size": 256, "epochs": 40}
     for epochs in (40, None):
         assert automatic_weight_decay(RECIPES["other"], **{**sizes, "epochs": epochs}) == 0.0
+
+
+def test_large_tables_have_fewer_epochs():
+    for name in ("table", "attentive"):
+        seen = [automatic_epochs(RECIPES[name], n) for n in (1, 4000, 15_000, 50_000, 10**6)]
+        assert seen == [40, 40, 24, 15, 5]
+    assert automatic_epochs(RECIPES["other"], 10**6) == automatic_epochs(RECIPES["linear"], 10**6)
+
+
+def test_epochs_of_a_fit():
+    few, many = ({"is_flat": True, "n_classes": 2, "n_samples": n} for n in (100, 10**6))
+    for params, shape, expected in (
+        ({}, few, 40),
+        ({}, many, 5),
+        ({"max_iter": 7}, many, 7),
+        ({"net_params": {"max_epochs": 3}}, many, 3),
+        ({"experts": "linear"}, many, 40),
+        ({}, {**many, "is_flat": False}, 40),
+    ):
+        assert settings_of(MoEClassifier(**params), **shape)["max_epochs"] == expected

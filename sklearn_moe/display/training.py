@@ -114,7 +114,7 @@ class TrainingDisplay:
             expert_class_information=curve("expert_class_information"),
             n_experts=len(model.expert_usage_),
             n_classes=len(model.classes_),
-            n_annealed=0 if search_of(model)[1] is None else model.max_iter // 2,
+            n_annealed=0 if search_of(model)[1] is None else model.net_.max_epochs // 2,
         ).plot(ax=ax)
 
     def plot(self, ax: Any = None) -> TrainingDisplay:
