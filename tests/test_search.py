@@ -158,7 +158,7 @@ def test_the_best_must_beat_the_default():
     def best(*scores, default=0):
         scores = np.transpose(scores)
         results = {f"split{fold}_test_score": scores[fold] for fold in range(len(scores))}
-        results["rank_test_score"] = np.argsort(np.argsort(-scores.mean(axis=0))) + 1
+        results["mean_test_score"] = scores.mean(axis=0)
         return best_candidate(results, "score", default, ratio=0.5)
 
     default = [0.5, 0.7, 0.9]
@@ -168,6 +168,17 @@ def test_the_best_must_beat_the_default():
     assert best(default, [0.6, 0.7, 1.0]) == 1  # .067, and .053
     assert best(default, [0.4, 0.6, 0.8]) == 0
     assert best([0.5], [0.6]) == 1  # one fold has no standard error
+
+
+def test_the_best_has_no_lower_score_than_the_default():
+    results = {
+        "mean_test_score": np.array([0.8, 0.7, 0.8, 0.9]),
+        "split0_test_log_likelihood": np.array([-0.5, -0.1, -0.2, -0.3]),
+        "split1_test_log_likelihood": np.array([-0.5, -0.1, -0.2, -0.3]),
+        "mean_test_log_likelihood": np.array([-0.5, -0.1, -0.2, -0.3]),
+    }
+    assert best_candidate(results, "log_likelihood", 0, ratio=0.5) == 2
+    assert best_candidate(results, "log_likelihood", None, ratio=0.5) == 1
 
 
 def test_reproducible(clf, iris):

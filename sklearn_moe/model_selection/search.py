@@ -162,9 +162,9 @@ class MoESearchCV(KeepsStudy, BaseSearchCV):
     Notes
     -----
     In the default space, the best trial must beat the first one, which is the estimator as it is.
-    The mean of the differences :math:`d_k` of their scores in the :math:`K` folds must be larger
-    than its standard error, which allows for the training samples that folds share (see
-    :func:`compare`):
+    Its score must not be lower. The mean of the differences :math:`d_k` in the :math:`K` folds, of
+    the score or the log-likelihood that compares the trials, must be larger than its standard
+    error, which allows for the training samples that folds share (see :func:`compare`):
 
     .. math:: \bar d > \sqrt{\left(\frac{1}{K} + \frac{n_\mathrm{test}}{n_\mathrm{train}}\right)
               s_d^2}

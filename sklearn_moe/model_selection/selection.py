@@ -72,7 +72,7 @@ def best_candidate(
     Parameters
     ----------
     results : dict of ndarray
-        ``cv_results_`` of a search.
+        ``cv_results_`` of a search, with the mean of the score, ``mean_test_score``.
     name : str
         The score that compares the candidates.
     default : int or None
@@ -84,7 +84,11 @@ def best_candidate(
     -------
     int
     """
-    best = int(results[f"rank_test_{name}"].argmin())
+    mean = results[f"mean_test_{name}"]
+    if default is not None:  # what compares them may rise while the score falls
+        score = results["mean_test_score"]
+        mean = np.where(score < score[default], -np.inf, mean)
+    best = int(mean.argmax())
     n_folds = sum(f"split{fold}_test_{name}" in results for fold in range(len(results)))
     if default is None or n_folds == 1:
         return best
