@@ -109,10 +109,10 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         epochs; ``partial_fit`` takes a 40th of it. A number is used unchanged.
     batch_size : int or "auto", default="auto"
         Largest number of samples of a training batch; "auto" is a tenth of the samples, but at
-        least 32 and at most 256. The batches of an epoch are as equal in size as possible.
+        least 32 and at most 256, or 512 above 100,000 samples. Batches are as equal as possible.
     max_iter : int or "auto", default="auto"
         Number of epochs. "auto" is 40; for tables of more than 4,000 samples it is multiplied by
-        (4,000 / samples) to the power of 2/5, but is at least 5.
+        (4,000 / samples) to the power of 0.45, but is at least 4.
     n_init : int or "auto", default="auto"
         Number of random starts. The mixture that ends with the highest score is kept: for linear
         experts the likelihood of the training samples less the penalties on weights, for others
