@@ -252,7 +252,7 @@ _MANY_SAMPLES = 100_000
 
 
 def automatic_batch_size(recipe: dict[str, Any], n_samples: int) -> int:
-    """Return that of a recipe, or a tenth of the samples, but at least 32 and at most 256 or 512."""
+    """Return that of a recipe, or a tenth of the samples, at least 32 and at most 256 or 512."""
     most = 256 if n_samples <= _MANY_SAMPLES else 512
     return recipe.get("batch_size", min(max(n_samples // 10, 32), most))
 
