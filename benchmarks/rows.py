@@ -55,10 +55,10 @@ def parts(name, folder, n_rows, n_test, seed):
     """Return X_train, X_test, y_train, y_test."""
     if name in MADE:
         X, y = MADE[name](n_rows + n_test, np.random.RandomState(seed))
-    else:
-        X, y = tables(folder)[name]()
-        if name == "bank_marketing":
-            X = X.drop(columns="duration")  # known only after the call
+        return X[:n_rows], X[n_rows:], y[:n_rows], y[n_rows:]
+    X, y = tables(folder)[name]()
+    if name == "bank_marketing":
+        X = X.drop(columns="duration")  # known only after the call
     return split(X, y, seed, n_rows, n_test)[1:]
 
 
