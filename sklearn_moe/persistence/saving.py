@@ -100,6 +100,13 @@ def save(
     if type(clf) not in (MoEClassifier, MixtureEnsemble):
         raise TypeError(_advice(clf))
     check_is_fitted(clf)
+    members = getattr(clf, "members_", [])
+    if names := [name for each in members for name in getattr(each, "named_experts_", [])]:
+        raise TypeError(
+            f"The ensemble has the classifiers {sorted(set(names))} among its experts, of which a "
+            "file can't hold the state. Pickle it or save it with skops. An ensemble without them "
+            "comes from tune(..., space=suggest_parameters, refit='ensemble')."
+        )
     writer = _Writer(as_custom(custom))
     mixture = writer.write(flatten(clf), type(clf).__name__)
     content = json.dumps(
