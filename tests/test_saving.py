@@ -27,6 +27,7 @@ from sklearn_moe import (
     GATES,
     REGULARIZERS,
     AttentiveGate,
+    FittedExpert,
     MixtureEnsemble,
     MoEClassifier,
     MoESearchCV,
@@ -276,6 +277,8 @@ def test_refusals(fitted, table, path):
     search = GridSearchCV(make(), {"n_experts": [2]}, cv=2).fit(X, y)
     trees = make(experts=[("trees", HistGradientBoostingClassifier(max_iter=2)), ("mlp", "mlp")])
     trees.fit(X, y)
+    former = FittedExpert(make().fit(X, y), 0)
+    reused = make(experts=[("old", former), ("mlp", "mlp")]).fit(X, y)
     for value, error, message in (
         (pipeline, TypeError, r"save\(pipeline\[-1\], path\)"),
         (search, TypeError, r"save\(search.best_estimator_, path\)"),
@@ -284,6 +287,7 @@ def test_refusals(fitted, table, path):
         (None, TypeError, "NoneType is not a mixture"),
         (make(), NotFittedError, "not fitted"),
         (trees, TypeError, "is HistGradientBoostingClassifier.*Pickle"),
+        (reused, TypeError, r"The expert 'old' is FittedExpert\("),
     ):
         with pytest.raises(error, match=message):
             save(value, path)

@@ -100,13 +100,7 @@ def save(
     if type(clf) not in (MoEClassifier, MixtureEnsemble):
         raise TypeError(_advice(clf))
     check_is_fitted(clf)
-    members = getattr(clf, "members_", [])
-    if names := [name for each in members for name in getattr(each, "named_experts_", [])]:
-        raise TypeError(
-            f"The ensemble has the classifiers {sorted(set(names))} among its experts, of which a "
-            "file can't hold the state. Pickle it or save it with skops. An ensemble without them "
-            "comes from tune(..., space=suggest_parameters, refit='ensemble')."
-        )
+    _check_no_classifiers(clf)
     writer = _Writer(as_custom(custom))
     mixture = writer.write(flatten(clf), type(clf).__name__)
     content = json.dumps(
@@ -155,6 +149,28 @@ def _advice(clf):
     if isinstance(clf, type):
         return f"save needs a fitted mixture, got the class {clf.__name__}."
     return f"save needs a fitted MoEClassifier or MixtureEnsemble, but {kind}. skops may save it."
+
+
+def _check_no_classifiers(clf):
+    """Raise an error if classifiers answer beside a net: a file holds nets alone."""
+    members = getattr(clf, "members_", [clf])
+    found = {
+        name: expert
+        for each in members
+        for name, expert in getattr(each, "named_experts_", {}).items()
+    }
+    if found and members == [clf]:
+        name, expert = next(iter(found.items()))
+        raise TypeError(
+            f"The expert {name!r} is {expert!r}, of which a file can't hold the state. Pickle the "
+            "mixture or save it with skops."
+        )
+    if found:
+        raise TypeError(
+            f"The ensemble has the classifiers {sorted(found)} among its experts, of which a file "
+            "can't hold the state. Pickle it or save it with skops. An ensemble without them "
+            "comes from tune(..., space=suggest_parameters, refit='ensemble')."
+        )
 
 
 def as_custom(custom):
