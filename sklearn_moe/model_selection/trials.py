@@ -142,8 +142,8 @@ class Evaluation:
                 f"The ensemble has no mixture with experts='strong', as it failed: {error}",
                 stacklevel=3,
             )
-        for models in kept:
-            library.add(models)
+        else:
+            library.add(*kept)
 
     def _evaluate(self, trial, parameters, X, y, kept, *, stays):
         # An unknown name raises at once.
