@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sklearn_moe.containers import SparseRows
+from sklearn_moe.shapes import ShapeFunctions
 from sklearn_moe.training.batches import as_tensor, spaced
 from sklearn_moe.training.defaults import usual_defaults
 from sklearn_moe.training.prediction import threads_for
@@ -52,9 +53,9 @@ def column_importances(
         with torch.no_grad():
             batch = as_tensor(X, "cpu").index_select(0, rows)
             encoded = module.table(batch.to(device)).float()
-        slopes = _slopes(module, encoded)
         sources = np.arange(encoded.shape[1]) if net.table is None else net.table.sources_
         sources = torch.from_numpy(sources).to(device)
+        slopes, encoded, sources = _slopes(module, encoded, sources)
         squares = torch.zeros(net.input_shape[0], dtype=torch.float64, device=device)
         generator, weight = torch.Generator().manual_seed(0), weight.to(device).double()
         for _ in range(N_OTHERS):
@@ -67,14 +68,28 @@ def column_importances(
     return importances / (importances.sum() or 1.0)
 
 
-def _slopes(module, encoded):
-    """Return the gradient of the log-odds of each sample's two most probable classes."""
-    encoded.requires_grad_(True)
+def _slopes(module, encoded, sources):
+    """Return the gradient of the log-odds of each sample's two most probable classes.
+
+    Return also the columns that it belongs to, and their sources: the encoded columns, and the
+    values of shape functions. These are too steep to be taken for linear.
+    """
+    columns, sources = [encoded.requires_grad_(True)], [sources]
+    read = module.for_experts(sources[0][None])[0]
+
+    def take(shapes, inputs, values):
+        columns.append(values.detach().requires_grad_(True))
+        sources.append(read[shapes.position])
+        return columns[-1]
+
+    shapes = [part for part in module.experts.modules() if isinstance(part, ShapeFunctions)]
+    hooks = [part.register_forward_hook(take) for part in shapes]
     log_proba = module.soft_log_proba(encoded.clone())  # experts may change their input
+    for hook in hooks:
+        hook.remove()
     best = log_proba.detach().topk(2, dim=1).indices
     log_odds = log_proba.gather(1, best)
-    (slopes,) = torch.autograd.grad(
-        (log_odds[:, 0] - log_odds[:, 1]).sum(), encoded, allow_unused=True
+    slopes = torch.autograd.grad(
+        (log_odds[:, 0] - log_odds[:, 1]).sum(), columns, materialize_grads=True
     )
-    encoded.requires_grad_(False)
-    return torch.zeros_like(encoded) if slopes is None else slopes
+    return torch.cat(slopes, dim=1), torch.cat(columns, dim=1).detach(), torch.cat(sources)

@@ -274,8 +274,11 @@ class StackedMLP(nn.Module):
             out = layer.run_some(active, networks)
         return out
 
-    def backward(self, trail: list[LayerTrail], upstream: Tensor) -> None:
-        """Set the gradients of all parameters from that of the last output (E, O, N)."""
+    def backward(self, trail: list[LayerTrail], upstream: Tensor) -> Tensor:
+        """Set the gradients of all parameters from that of the last output (E, O, N).
+
+        Return the gradient of the output of the first layer.
+        """
         for i in reversed(range(len(trail))):
             layer, (active, keep, x, _) = self.layers[i], trail[i]
             layer.backward(x, upstream)
@@ -285,6 +288,7 @@ class StackedMLP(nn.Module):
                     upstream = upstream * keep
                 gradient = ACTIVATIONS[self.activation].gradient
                 upstream = gradient(upstream, trail[i - 1].output, active)
+        return upstream
 
 
 class LayerTrail(NamedTuple):

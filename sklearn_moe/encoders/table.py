@@ -33,6 +33,11 @@ class TableEncoder(Encoder):
     quantiles fall on one frequent value, it has one hat function, and the others go to the rest of
     the column.
 
+    If the table is large, fully connected experts (``MLPExperts``, ``MPOExperts``) also read a
+    learned function of each of these columns, its *shape function*. It is piecewise linear, with
+    more knots than there are hat functions, so that it can have sharp thresholds. All experts
+    share it, and the gate does not read it.
+
     Parameters
     ----------
     n_knots : int, "auto" or None, default="auto"
@@ -43,10 +48,15 @@ class TableEncoder(Encoder):
     max_categories : int or None, default=100
         Largest number of encoded columns for a column of categories. If there are more categories,
         the rarest of them share one column. None keeps all apart.
+    n_shape_knots : int, "auto" or None, default="auto"
+        Largest number of knots of a shape function, at least 2; None uses none. "auto" is 32 for
+        tables with at least 6,000 rows, where they pay, and none otherwise. A column has a shape
+        function if it has hat functions, but fewer than that function would have knots, of which
+        each needs 25 of the less frequent values.
     squash : bool, default=True
         Whether outliers are squashed into (-3, 3). If not, the columns are only standardised, so
         that linear experts are linear in them; values beyond 100 standard deviations count as
-        100.
+        100. There are no shape functions then.
 
     Examples
     --------
@@ -57,6 +67,7 @@ class TableEncoder(Encoder):
     _parameter_constraints: dict = {
         "n_knots": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left"), None],
         "max_categories": [Interval(Integral, 2, None, closed="left"), None],
+        "n_shape_knots": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left"), None],
         "squash": ["boolean"],
     }
 
@@ -67,16 +78,18 @@ class TableEncoder(Encoder):
         *,
         n_knots: int | str | None = "auto",
         max_categories: int | None = 100,
+        n_shape_knots: int | str | None = "auto",
         squash: bool = True,
     ):
         self.n_knots = n_knots
         self.max_categories = max_categories
+        self.n_shape_knots = n_shape_knots
         self.squash = squash
 
     def make_transformer(self) -> TableTransformer:
         """Return a transformer with these parameters, to be fitted on a table."""
         self._validate_params()
-        return TableTransformer(self.n_knots, self.max_categories, self.squash)
+        return TableTransformer(self.n_knots, self.max_categories, self.squash, self.n_shape_knots)
 
     def build(self, input_shape: tuple[int, ...], generator: torch.Generator) -> nn.Module:
         """Return an identity, as the layer of the transformer has encoded the table already."""

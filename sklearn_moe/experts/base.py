@@ -30,12 +30,16 @@ class Experts(Documented, BaseEstimator):
         Whether it reads images only.
     is_list : bool, default=False
         Whether it is a list of named experts, as :class:`EstimatorExperts` is.
+    reads_shapes : bool, default=False
+        Whether the modules have an attribute ``shapes``, for the ``ShapeFunctions`` of a table,
+        and read them after the columns. ``input_shape`` then counts both.
     """
 
     is_linear = False
     n_outside = 0
     needs_images = False
     is_list = False
+    reads_shapes = False
 
     def build(
         self,

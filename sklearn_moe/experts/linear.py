@@ -111,9 +111,10 @@ class LinearExpertsModule(MLPExpertsModule):
         penalty = self.l2 * self.weight.square().sum(dim=(1, 2))
         return penalty + self.l1 * self.weight.abs().sum(dim=(1, 2)) if self.l1 else penalty
 
-    def backward(self, trail: list, upstream: Tensor) -> None:
+    def backward(self, trail: list, upstream: Tensor) -> Tensor:
         super().backward(trail, upstream)
         weight: Any = self.weight
         weight.grad.add_(weight, alpha=2 * self.l2)
         if self.l1:
             weight.grad.add_(weight.sign(), alpha=self.l1)
+        return upstream

@@ -24,6 +24,7 @@ from sklearn_moe.layers import (
     dropout_mask,
     fill_like_linear,
 )
+from sklearn_moe.shapes import ShapeFunctions, with_shapes
 
 # Steps of the optimization that finds the tensors for given matrices.
 FIT_STEPS = 100
@@ -96,6 +97,8 @@ class MPOExperts(Experts):
     >>> clf.score(X, y) > 0.9
     True
     """
+
+    reads_shapes = True
 
     _parameter_constraints: dict = {
         **MLPExperts._parameter_constraints,
@@ -182,6 +185,7 @@ class MPOExpertsModule(ExpertsModule):
         self.multiply_adds = sum(math.prod(layer.size) for layer in layers)
         self.multiply_adds += self.hidden_size * n_classes
         self.widest = max(*(layer.size[0] for layer in layers), n_classes)
+        self.shapes: ShapeFunctions | None = None
 
     @property
     def costs(self) -> tuple[int, ...]:
@@ -196,7 +200,7 @@ class MPOExpertsModule(ExpertsModule):
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         is_masked = self.training and self._draw(generator)
-        x = x.flatten(1)
+        x = with_shapes(self.shapes, x.flatten(1))
         for layer in self.layers:
             hidden = apply_stacked(layer.weight(is_masked=is_masked), layer.bias, x)
             x = ACTIVATIONS[self.activation].function(hidden)
@@ -211,7 +215,7 @@ class MPOExpertsModule(ExpertsModule):
         return torch.rand((), generator=generator, device=device).item() < self.mask_probability
 
     def run_some(self, x: list[Tensor], experts: list[int]) -> list[Tensor]:
-        out = [own.flatten(1) for own in x]
+        out = [with_shapes(self.shapes, own.flatten(1)) for own in x]
         for layer in self.layers:
             weights = layer.weight(experts)
             out = [
@@ -276,6 +280,7 @@ def compress_mlp(
             x, gate_proba = (each.double() for each in inputs)
             roots = [_root(each.x, gate_proba) for each in mlp.run(x.flatten(1))[:-1]]
         module.head.load_state_dict(head.state_dict())
+        module.shapes = deepcopy(experts.shapes)
         for own, layer in zip(module.layers, layers, strict=True):
             own.bias.copy_(layer.bias)
     pairs = zip(module.layers, layers, roots, strict=True)

@@ -19,6 +19,7 @@ from sklearn_moe.experts.grown import GrownExpertsModule, grow_experts
 from sklearn_moe.gates import GateModule, build_gate
 from sklearn_moe.gates.grown import GrownGateModule, grow_gate
 from sklearn_moe.mixture import MixtureOfExperts
+from sklearn_moe.shapes import ShapeFunctions
 
 if TYPE_CHECKING:
     from sklearn_moe.training.net import MoENet
@@ -94,7 +95,31 @@ def build_experts_of(
             experts = copy(experts)
             experts.image_shape = own_shape
         own_shape = (math.prod(own_shape) + n_outside * n_classes,)
-    return build_experts(experts, own_shape, n_experts, n_classes, generator)
+    shapes = _shapes(net) if getattr(experts, "reads_shapes", False) else None
+    if shapes is None:
+        return build_experts(experts, own_shape, n_experts, n_classes, generator)
+    own_shape = (own_shape[0] + len(shapes.value),)
+    module = build_experts(experts, own_shape, n_experts, n_classes, generator)
+    module.shapes = shapes
+    return module
+
+
+def _shapes(net):
+    """Return the shape functions of the columns that the experts read, or None if there are none.
+
+    The columns of numbers come first among those that are encoded.
+    """
+    if net.table is None or not _is_direct(net):
+        return None
+    knots = net.table.shape_knots_
+    read = range(len(knots)) if net.expert_columns is None else net.expert_columns
+    bent = {i: knots[j] for i, j in enumerate(read) if j < len(knots) and len(knots[j])}
+    return ShapeFunctions([*bent], [*bent.values()]) if bent else None
+
+
+def _is_direct(net):
+    """Whether gate and experts read the encoded columns of a table, not what a network makes."""
+    return net.encoder is None or net.encoder.needs_tables
 
 
 def add_experts(
@@ -145,8 +170,7 @@ def build_gate_of(
 def _sources(net: MoENet, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
     """Return from which column of a table each encoded number comes, if from a single one."""
     if net.table is not None:
-        is_direct = net.encoder is None or net.encoder.needs_tables
-        return net.table.sources_ if is_direct else None
+        return net.table.sources_ if _is_direct(net) else None
     return np.arange(*shape) if net.encoder is None and len(shape) == 1 else None
 
 

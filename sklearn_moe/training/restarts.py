@@ -168,6 +168,7 @@ def can_be_stacked(net: MoENet) -> bool:
     gate = net.module_.gate
     return (
         ClosedForm().takes(net)
+        and getattr(net.module_.experts, "shapes", None) is None  # all experts share them
         and gate.top_k is None
         and gate.noise == 0
         and all(

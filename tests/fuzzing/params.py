@@ -228,7 +228,7 @@ PARAMS = {
         [
             None,
             "table",
-            TableEncoder(n_knots=3, max_categories=2),
+            TableEncoder(n_knots=3, max_categories=2, n_shape_knots=8),
             TableEncoder(n_knots=None, max_categories=None),
             MoELayers(1, n_experts=3, hidden_size=4),
             MoELayers(n_experts=4, hidden_size=3, gate="softmax", experts="zero_computation"),
