@@ -108,7 +108,7 @@ class MLPExpertsModule(StackedMLP, ExpertsModule):
         upstream = super().backward(trail, upstream)
         if self.shapes is not None:
             weight = self.layers[0].weight.flatten(0, 1)[:, -len(self.shapes.value) :]
-            self.shapes.backward(trail[0].x, upstream.flatten(0, 1).mT @ weight)
+            self.shapes.backward(trail[0].x, (weight.mT @ upstream.flatten(0, 1)).mT)
         return upstream
 
     def merge(self, groups: list[list[int]], shares: list[list[float]], x: Tensor) -> None:
