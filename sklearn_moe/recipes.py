@@ -130,9 +130,9 @@ More hat functions help where boosting is better, and harm covertype and letter.
 each column, 32 more that are multiplied by 0.03 lower the mean error of ten tables with 4,000 rows
 and two splits by 1.7 % and the log loss by 1.2 %, but a fit takes three times as long, and so
 would a prediction. The shape functions, one of each column for all experts (see ``TableEncoder``),
-make a fit 1.05 to 1.3 times as long. With 4,000 rows they change the two means by -0.2 and -0.2 %
-(eleven tables, one split), which may be chance; with 8,000 by -1.9 and -0.5 % (eight tables). With
-more rows, on the splits of ``benchmarks/rows.py``:
+make a fit 1.05 to 1.3 times as long. With 4,000 rows they change the two means by -0.3 and 0.0 %
+(eleven tables, three splits), which is chance; with 8,000 by -1.9 and -0.5 % (eight tables, one
+split). With more rows, on the splits of ``benchmarks/rows.py``:
 
 ======================= ====== ============= ============= =============
 table                     rows without       with          boosting
@@ -153,10 +153,10 @@ rules                  500,000  7.63  0.275   7.31  0.270  12.38  0.381
 ======================= ====== ============= ============= =============
 
 In a second split of the six tables with 15,000 rows, the two means fall by 4.2 and 2.4 %. With
-two or three functions of each column, or a ``SCALE`` of 0.2, the gain is about the same, and with
-34,000 rows and more also with 64 knots. Where the steps between knots are learned in place of the
-values at them, a third of the gain is left. Half of the weight decay raises the log loss by 5.9 %;
-twice of it lowers the error of rules by 9 % and raises that of covertype by 8 %.
+two or three functions of each column, or a scale of 0.2 in place of 0.06, the gain is about the
+same, and with 34,000 rows and more also with 64 knots. Where the steps between knots are learned
+in place of the values at them, a third of the gain is left. Half of the weight decay raises the
+log loss by 5.9 %; twice of it lowers the error of rules by 9 % and raises covertype's by 8 %.
 
 In a stream (``partial_fit``), the weight decay is that of one epoch instead of 40. After 24 chunks
 of 1,000 rows of covertype, the error is 21.9, 20.7 and 20.6 with 2, 0.3 and 0.05; after 12 chunks
