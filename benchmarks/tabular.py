@@ -237,8 +237,10 @@ def report(results, picture):
         print(means.round(4).to_markdown())
         if measure == "error" and picture is not None:
             draw(means.iloc[:-2].drop(columns=VARIANTS, errors="ignore"), picture)
-    print("\nElo of the errors, with 95 % intervals over tables; a random forest has 1000\n")
-    print(elo(results[~results.model.isin(VARIANTS)]).to_markdown())
+    peers = results[~results.model.isin(VARIANTS)]
+    if {"random forest"} < set(peers.model):
+        print("\nElo of the errors, with 95 % intervals over tables; a random forest has 1000\n")
+        print(elo(peers).to_markdown())
     print("\nmedian seconds, and the least usage of the experts (H_u as a part of its maximum)\n")
     print(results.groupby("model")[["fit", "predict"]].median().round(2).to_markdown())
     print(results.dropna(subset="usage").groupby("model")["usage"].min().round(3).to_markdown())
