@@ -112,7 +112,7 @@ class MoEClassifier(FittedMixture, ClassifierMixin, CallbackSupportMixin, BaseEs
         least 32 and at most 256, or 512 above 100,000 samples. Batches are as equal as possible.
     max_iter : int or "auto", default="auto"
         Number of epochs. "auto" is 40; for tables of more than 4,000 samples it is multiplied by
-        (4,000 / samples) to the power of 0.45, but is at least 4.
+        (4,000 / samples) to the power of 0.45. It is at most 1.5e6 / samples, and at least 3.
     n_init : int or "auto", default="auto"
         Number of random starts. The mixture that ends with the highest score is kept: for linear
         experts the likelihood of the training samples less the penalties on weights, for others
