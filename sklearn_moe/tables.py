@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from sklearn_moe.categories import as_category, number_of, places_of, sort_key
 from sklearn_moe.containers import (
     SparseRows,
     Table,
@@ -234,7 +235,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         self.categories_, self.has_infrequent_ = [], []
         for codes, levels in zip(table.codes.T, table.levels, strict=True):
             counts = np.bincount(codes, minlength=len(levels))
-            used = sorted(np.flatnonzero(counts).tolist(), key=lambda code: _key(levels[code]))
+            used = sorted(np.flatnonzero(counts).tolist(), key=lambda code: sort_key(levels[code]))
             most = self.max_categories
             self.has_infrequent_.append(most is not None and len(used) > most)
             if self.has_infrequent_[-1]:
@@ -338,7 +339,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         unknown = len(categories) if has_infrequent else -1
         found = np.full(len(levels), unknown, dtype=np.float32)
         for i, level in enumerate(levels):
-            number = _number_of(level)
+            number = number_of(level)
             of_number = unknown if number is None else place.get(number, unknown)
             found[i] = place.get(level, of_number)
         return found
@@ -476,37 +477,3 @@ def _exponent(lowest, highest):
     is_extreme = np.isfinite(lowest) & (np.abs(exponent) > LARGEST_EXPONENT)
     # A factor with a larger exponent than 1000 would overflow, and none is needed.
     return np.where(is_extreme, np.clip(exponent, -1000, 1000), 0)
-
-
-def _key(level):
-    """Sort numbers before text, and a missing value last."""
-    return (2, 0) if level is None else (isinstance(level, str), level)
-
-
-def as_category(level):
-    """Return a level as it is kept: float32 as the shortest number that rounds to it."""
-    return float(str(level)) if isinstance(level, np.floating) else level
-
-
-def places_of(categories, kinds=()):
-    """Return the positions of categories, also of the numbers that text stands for.
-
-    ``kinds`` are types of numbers, beside float, in which the categories are found, too.
-    """
-    place = {category: i for i, category in enumerate(categories)}
-    for i, category in enumerate(categories):
-        number = _number_of(category)
-        if number is not None:
-            with np.errstate(over="ignore"):
-                for kind in (float, *kinds):
-                    place.setdefault(kind(number), i)
-    return place
-
-
-def _number_of(level):
-    """Return a number, or the number that a text stands for; None for anything else."""
-    try:
-        number = float(level) if isinstance(level, str) else level
-    except ValueError:
-        return None
-    return number if number == number else None

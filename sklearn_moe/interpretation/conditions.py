@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_moe.categories import as_category
 from sklearn_moe.containers import (
     as_dense,
     as_eager,
@@ -16,7 +17,6 @@ from sklearn_moe.containers import (
     read_table,
 )
 from sklearn_moe.interpretation.words import MISSING, in_words
-from sklearn_moe.tables import as_category
 
 # A short text names at most this many categories.
 SHORT = 2

@@ -6,8 +6,8 @@ import math
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
+from sklearn_moe.categories import places_of
 from sklearn_moe.persistence.linear import linear_mixture
-from sklearn_moe.tables import places_of
 
 if TYPE_CHECKING:
     from sklearn_moe.estimator import MoEClassifier
