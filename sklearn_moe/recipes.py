@@ -98,27 +98,27 @@ decay is therefore multiplied by 16 / steps: the weights then remember the same 
 as X. Wang and L. Aitchison advise (How to set AdamW's weight decay as you scale model and dataset
 size, 2024, arXiv 2405.13698). Above 4,000 rows it is also multiplied by (4,000 / rows) to the
 power of 1/4, and the 40 epochs by the same to the power of 0.45: more rows need less of both. From
-about 400,000 rows on it is 3 epochs. The table shows error in percent and log loss of one split.
-Before, all tables had 40 epochs, and the first power was 3/4. Boosting is
-HistGradientBoostingClassifier with l2_regularization=1:
+about 400,000 rows on it is 3 epochs. The table shows error in percent and log loss of one split:
+with 40 epochs and a first power of 3/4, as it was before; with fewer epochs; with shape functions,
+too (see below); and of HistGradientBoostingClassifier with l2_regularization=1:
 
-======================= ====== ============= ============= =============
-table                     rows before        now           boosting
-======================= ====== ============= ============= =============
-adult                   15,000 13.94  0.326  13.71  0.306  13.02  0.289
-bank_marketing          15,000 10.96  0.315  10.80  0.295  10.71  0.289
-covertype               15,000 15.93  0.454  16.26  0.417  17.63  0.442
-letter                  15,000  3.10  0.099   3.10  0.101   4.12  0.139
-rules                   15,000 18.47  0.484  15.51  0.407  15.49  0.404
-thresholds              15,000 22.63  0.482  22.29  0.470  21.63  0.461
-adult                   36,631               13.22  0.289  12.26  0.273
-bank_marketing          33,908               10.52  0.284  10.31  0.282
-covertype               50,000 10.61  0.305  11.99  0.291  16.00  0.383
-rules                   45,000 14.58  0.499  10.77  0.337  12.91  0.382
-thresholds              45,000               21.21  0.449  20.49  0.439
-covertype              200,000                8.08  0.205  13.57  0.345
-rules                  500,000                7.63  0.275  12.38  0.381
-======================= ====== ============= ============= =============
+================ ======= ============= ============= ============= =============
+table               rows before        fewer epochs  with shapes   boosting
+================ ======= ============= ============= ============= =============
+adult             15,000 13.94  0.326  13.71  0.306  13.08  0.295  13.02  0.289
+bank_marketing    15,000 10.96  0.315  10.80  0.295  10.71  0.294  10.71  0.289
+covertype         15,000 15.93  0.454  16.26  0.417  16.13  0.420  17.63  0.442
+letter            15,000  3.10  0.099   3.10  0.101   2.94  0.097   4.12  0.139
+rules             15,000 18.77  0.484  15.66  0.399  14.59  0.390  15.35  0.403
+thresholds        15,000 21.82  0.470  21.67  0.460  20.78  0.445  20.93  0.450
+adult             36,631               13.22  0.289  12.52  0.276  12.26  0.273
+bank_marketing    33,908               10.52  0.284  10.30  0.283  10.31  0.282
+covertype         50,000 10.61  0.305  11.99  0.291  11.22  0.284  16.00  0.383
+rules             50,000 14.26  0.502  10.75  0.332  10.18  0.326  13.28  0.382
+thresholds        50,000 21.80  0.471  20.66  0.443  19.83  0.429  20.24  0.436
+covertype        200,000                8.08  0.205   7.59  0.194  13.57  0.345
+rules            500,000                7.63  0.275   7.38  0.273  12.38  0.381
+================ ======= ============= ============= ============= =============
 
 (``python benchmarks/rows.py``.) Where labels are noisy, more weight decay and fewer epochs are
 better; where they are not, the reverse. Of electricity with 30,000 rows, the error after 40 epochs
@@ -133,34 +133,15 @@ and two splits by 1.7 % and the log loss by 1.2 %, but a fit takes three times a
 would a prediction. The shape functions, one of each column for all experts (see ``TableEncoder``),
 make a fit 1.05 to 1.3 times as long. With 4,000 rows they change the two means by -0.3 and 0.0 %
 (eleven tables, three splits), which is chance; with 8,000 by -1.9 and -0.5 % (eight tables, one
-split). With more rows, on the splits of ``benchmarks/rows.py``:
-
-======================= ====== ============= ============= =============
-table                     rows without       with          boosting
-======================= ====== ============= ============= =============
-adult                   15,000 13.71  0.306  13.08  0.295  13.02  0.289
-bank_marketing          15,000 10.80  0.295  10.71  0.294  10.71  0.289
-covertype               15,000 16.26  0.417  16.13  0.420  17.63  0.442
-letter                  15,000  3.10  0.101   2.94  0.097   4.12  0.139
-rules                   15,000 15.66  0.399  14.59  0.390  15.35  0.403
-thresholds              15,000 21.67  0.460  20.78  0.445  20.93  0.450
-adult                   36,631 13.22  0.289  12.52  0.276  12.26  0.273
-bank_marketing          33,908 10.52  0.284  10.30  0.283  10.31  0.282
-covertype               50,000 11.99  0.291  11.22  0.284  16.00  0.383
-rules                   50,000 10.75  0.332  10.18  0.326  13.28  0.382
-thresholds              50,000 20.66  0.443  19.83  0.429  20.24  0.436
-covertype              200,000  8.08  0.205   7.59  0.194  13.57  0.345
-rules                  500,000  7.63  0.275   7.38  0.273  12.38  0.381
-======================= ====== ============= ============= =============
-
-The last line is after 4 epochs without and 3 with; a fourth leads to 7.31 and 0.270. Over five
-splits of the six tables with 15,000 rows, the two means fall by 3.5 and 2.0 %. With two or three
-functions of each column, or a scale of 0.2 in place of 0.06, the gain is about the same, and with
-34,000 rows and more also with 64 knots. Where the steps between knots are learned in place of the
-values at them, a third of the gain is left, and up to three quarters where the functions are added
-to their columns. Half of the weight decay raises the log loss by 5.9 %; twice of it lowers the
-error of rules by 9 % and raises covertype's by 8 %. With five hat functions in place of seven,
-rules and letter gain 14 and 9 %, and covertype loses 4 %, with 50,000 rows 9 %.
+split). With more rows they help, as the table shows; its last line is after 4 epochs without them
+and 3 with, and a fourth leads to 7.31 and 0.270. Over five splits of the six tables with 15,000
+rows, the two means fall by 3.5 and 2.0 %. With two or three functions of each column, or a scale
+of 0.2 in place of 0.06, the gain is about the same, and with 34,000 rows and more also with 64
+knots. Where the steps between knots are learned in place of the values at them, a third of the
+gain is left, and up to three quarters where the functions are added to their columns. Half of the
+weight decay raises the log loss by 5.9 %; twice of it lowers the error of rules by 9 % and raises
+covertype's by 8 %. With five hat functions in place of seven, rules and letter gain 14 and 9 %,
+and covertype loses 4 %, with 50,000 rows 9 %.
 
 In a stream (``partial_fit``), the weight decay is that of one epoch instead of 40. After 24 chunks
 of 1,000 rows of covertype, the error is 21.9, 20.7 and 20.6 with 2, 0.3 and 0.05; after 12 chunks

@@ -192,10 +192,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):
         n_columns = numbers.shape[1]
         self.knots_, self.shape_knots_ = [np.empty(0)] * n_columns, [np.empty(0)] * n_columns
         n_knots, least, bent = self.n_knots, 0, set()
+        share = ROWS_PER_KNOT / len(numbers)
         if n_knots is not None:
             bent = {i for i in range(n_columns) if _has_many(column_of(numbers, i))}
         if n_knots == "auto":
-            n_knots, least = 7, ROWS_PER_KNOT / len(numbers)
+            n_knots, least = 7, share
             if len(bent) > min(COLUMNS_FOR_HATS, len(numbers) / ROWS_PER_COLUMN):
                 bent = set()
         n_shape_knots = self.n_shape_knots if self.squash else None
@@ -213,8 +214,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):
                 values = self._standardised(values, column)
                 self.knots_[column] = choose_knots(values, weights, n_knots, least)
                 if n_shape_knots is not None:
-                    least_of_shape = ROWS_PER_KNOT / len(numbers)
-                    knots = choose_knots(values, weights, n_shape_knots, least_of_shape)
+                    knots = choose_knots(values, weights, n_shape_knots, share)
                     if len(knots) > len(self.knots_[column]):
                         self.shape_knots_[column] = knots
 
